@@ -1,0 +1,122 @@
+"""Pretrain the small DiffractionNet that ships with the package on BPM simulations.
+
+python -m examples.color_router.pretrain --train build/train.npz --test build/test.npz --out build/demo.safetensors
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ray_ft.models.diffraction_net import DiffractionNet
+from ray_ft.symmetry import OPERATIONS, Operation, apply_operation, generate_group
+
+NETWORK = {
+    "n_blocks": (1, 1, 1, 1),
+    "widths": (8, 16, 32, 64, 96),
+    "d_model": 64,
+    "n_decoder_blocks": 2,
+    "n_wavelengths": 61,
+    "wav_kernel": 7,
+    "dropout_cnn": 0.0,  # 32 images of each of many simulations: there is nothing to overfit to
+    "dropout_decoder": 0.0,
+    "dropout_head": 0.0,
+}
+
+
+def main() -> None:
+    args = parse_args()
+    torch.manual_seed(args.seed)
+    train, test = load_samples(args.train), load_samples(args.test)
+    network = DiffractionNet(**NETWORK)  # type: ignore[arg-type]  # a table of literals
+    with torch.no_grad():  # start from the mean spectrum, so that all of the training goes into structure
+        network.spec_bias.copy_(torch.logit(torch.from_numpy(train[1].mean(0))).reshape(1, 4, -1))
+    averaged = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
+    )
+    n_steps = args.epochs * (len(train[0]) // args.batch_size)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=n_steps, pct_start=0.1)
+    rng, started = np.random.default_rng(args.seed), time.monotonic()
+    for epoch in range(1, args.epochs + 1):
+        loss = train_epoch(network, averaged, optimizer, schedule, train, args.batch_size, rng)
+        scores = evaluate(averaged.module, *test)
+        print(
+            json.dumps(
+                {"epoch": epoch, "train_nmse": round(loss, 4), **scores, "s": round(time.monotonic() - started)}
+            ),
+            flush=True,
+        )
+        save_file({k: v.contiguous() for k, v in averaged.module.state_dict().items()}, args.out)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, required=True, help="simulations by make_dataset to learn from")
+    parser.add_argument("--test", type=Path, required=True, help="simulations of another seed to score on")
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file, rewritten after each epoch")
+    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def load_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read packed structures (n, 128, 16) uint8 and spectra (n, 2, 2, 61) float32."""
+    with np.load(path, allow_pickle=False) as archive:
+        return archive["structure"], archive["spectra"].astype(np.float32)
+
+
+def train_epoch(
+    network: nn.Module,
+    averaged: torch.optim.swa_utils.AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    samples: tuple[np.ndarray, np.ndarray],
+    batch_size: int,
+    rng: np.random.Generator,
+) -> float:
+    """Pass once over the samples, each batch under a random one of the 32 operations; return the mean loss."""
+    group, scale, losses = generate_group(list(OPERATIONS)), float(samples[1].var()), []
+    network.train()
+    for batch in np.array_split(rng.permutation(len(samples[0])), len(samples[0]) // batch_size):
+        x, y = build_batch(samples[0][batch], samples[1][batch], group[rng.integers(len(group))])
+        loss = nn.functional.mse_loss(network(x), y) / scale
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        if schedule.last_epoch < schedule.total_steps - 1:  # array_split may deal a batch more than planned
+            schedule.step()
+        averaged.update_parameters(network)
+        losses.append(loss.item())
+    return float(np.mean(losses))
+
+
+def build_batch(packed: np.ndarray, spectra: np.ndarray, operation: Operation) -> tuple[Tensor, Tensor]:
+    structures = apply_operation(operation, np.unpackbits(packed, axis=-1), (-2, -1))
+    x = torch.from_numpy(np.ascontiguousarray(structures)).float().mul_(2).sub_(1).unsqueeze(1)
+    return x, torch.from_numpy(np.ascontiguousarray(apply_operation(operation, spectra, (-3, -2))))
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, packed: np.ndarray, spectra: np.ndarray) -> dict[str, float]:
+    """Score on held-out samples: mse, and R2 per quadrant and wavelength about the mean, averaged."""
+    network.eval()
+    starts = range(0, len(packed), 250)
+    predicted = torch.cat(
+        [network(build_batch(packed[i : i + 250], spectra[i : i + 250], Operation())[0]) for i in starts]
+    )
+    error = ((predicted.numpy() - spectra) ** 2).mean(0)
+    r2 = 1 - error / spectra.var(0)
+    return {"mse": float(error.mean()), "r2": round(float(r2.mean()), 4), "r2_worst": round(float(r2.min()), 4)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Cross-validate fine-tuning strategies of a pretrained network on about 100 samples, and keep the ensemble."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray_ft.config import Config as Config
+    from ray_ft.config import load_config as load_config
+    from ray_ft.cross_validation import cross_validate as cross_validate
+    from ray_ft.ensemble import Ensemble as Ensemble
+    from ray_ft.errors import RayFTError as RayFTError
+    from ray_ft.models import DiffractionNet as DiffractionNet
+    from ray_ft.models import load_network as load_network
+
+__version__ = "0.1.0"
+__all__ = ["Config", "DiffractionNet", "Ensemble", "RayFTError", "cross_validate", "load_config", "load_network"]
+
+_OWNERS = {
+    "Config": "config",
+    "DiffractionNet": "models",
+    "Ensemble": "ensemble",
+    "RayFTError": "errors",
+    "cross_validate": "cross_validation",
+    "load_config": "config",
+    "load_network": "models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OWNERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_OWNERS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

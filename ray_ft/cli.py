@@ -1,0 +1,245 @@
+"""The command line; each command imports what it runs inside its function, so help is instant."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ray_ft.errors import ConfigError, RayFTError
+
+if TYPE_CHECKING:
+    from ray_ft.config import Config
+
+app = typer.Typer(
+    name="ray-ft",
+    help="Which parts of a pretrained network should learn from about 100 samples? Cross-validate and see.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file; the embedded demo where it is left out.", show_default=False),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Run folder; runs/NAME of the config where left out.", show_default=False),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Override of a config value, such as training.lr=3e-4; may be repeated.",
+        metavar="KEY=VALUE",
+        show_default=False,
+    ),
+]
+FoldsOption = Annotated[int | None, typer.Option(help="Folds of the cross-validation (cv.folds).", show_default="5")]
+SeedsOption = Annotated[int | None, typer.Option(help="Seeds of each fold (cv.seeds).", show_default="3")]
+RepeatsOption = Annotated[int | None, typer.Option(help="Re-deals of the folds (cv.repeats).", show_default="1")]
+StrategiesOption = Annotated[
+    str | None, typer.Option(help="Names, comma-separated (cv.strategies).", show_default="all")
+]
+CandidatesOption = Annotated[
+    int | None, typer.Option(help="Draws of the hyperparameters by strategy (cv.candidates).", show_default="2")
+]
+GroupsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Column file (.npy, .npz::key): samples of a group stay together (data.groups).", show_default=False
+    ),
+]
+StratifyOption = Annotated[
+    str | None, typer.Option(help="Column file to spread evenly over the folds (data.stratify).", show_default=False)
+]
+
+
+@app.command()
+def cv(
+    config: ConfigOption = None,
+    folds: FoldsOption = None,
+    seeds: SeedsOption = None,
+    repeats: RepeatsOption = None,
+    strategies: StrategiesOption = None,
+    candidates: CandidatesOption = None,
+    groups: GroupsOption = None,
+    stratify: StratifyOption = None,
+    out: OutOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to join: auto, or host:port; a local Ray where left out.", show_default=False),
+    ] = None,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="Train in this process, without Ray: for a debugger.")
+    ] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Cross-validate the strategies, compare them, and build the winner's ensemble.
+
+    On the folder of an unfinished run the same command goes on; on that of a finished one it shows the table again.
+    """
+    options = collect(folds, seeds, repeats, strategies, candidates, groups, stratify)
+    if address is not None:
+        options["compute.address"] = address
+    loaded = load(config, options, overrides)
+    with starting():
+        from rich.console import Console
+
+        from ray_ft.cross_validation import cross_validate
+        from ray_ft.paths import RunFolder
+        from ray_ft.report import render_summary
+    console = Console(highlight=False)
+    folder = out or Path("runs") / loaded.name
+    try:
+        summary = cross_validate(loaded, folder, inline, console)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last checkpoints", err=True)
+        raise typer.Exit(130) from None
+    show(render_summary(summary, RunFolder(folder)))
+
+
+@app.command()
+def plan(
+    config: ConfigOption = None,
+    folds: FoldsOption = None,
+    seeds: SeedsOption = None,
+    repeats: RepeatsOption = None,
+    strategies: StrategiesOption = None,
+    candidates: CandidatesOption = None,
+    groups: GroupsOption = None,
+    stratify: StratifyOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Print what a config would train, without training: folds, candidates, members, parameters by part."""
+    loaded = load(config, collect(folds, seeds, repeats, strategies, candidates, groups, stratify), overrides)
+    from ray_ft.cross_validation import prepare
+    from ray_ft.report import render_plan
+
+    prepared = prepare(loaded, Path("unused"))
+    cv_section, splits = loaded.cv, prepared.task.splits
+    sizes = sorted({len(splits.held_out(r, k)) for r in range(splits.n_repeats) for k in range(splits.n_folds)})
+    shape = (
+        f"{loaded.name}: {splits.n_samples} samples in {splits.n_folds} folds of {'/'.join(map(str, sizes))} held out, "
+        f"{cv_section.repeats} repeats, {cv_section.seeds} seeds; splits {splits.hash}"
+    )
+    n_members = cv_section.folds * cv_section.seeds * cv_section.repeats
+    show(render_plan(prepared.plan, prepared.parts, n_members, shape))
+
+
+@app.command()
+def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Validate a config against its data and checkpoint."""
+    loaded = load(config, {}, overrides)
+    from ray_ft.cross_validation import prepare
+
+    prepared = prepare(loaded, Path("unused"))
+    dataset = prepared.task.dataset
+    typer.echo(f"config      {config or 'embedded demo'}: valid")
+    typer.echo(
+        f"data        {len(dataset)} samples, inputs {dataset.inputs.shape[1:]}, targets {dataset.targets.shape[1:]}"
+    )
+    for note in dataset.notes:
+        typer.echo(f"note        {note}")
+    typer.echo(f"checkpoint  {loaded.checkpoint or 'none: the weights of the factory'}: fits the network")
+    for name, count in prepared.n_trained.items():
+        typer.echo(f"strategy    {name}: {count:,} trained parameters")
+
+
+@app.command()
+def ensemble(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Rebuild the ensemble of a run from its members."""
+    from ray_ft.cross_validation import rebuild_ensemble
+
+    result = rebuild_ensemble(run)
+    typer.echo(f"ensemble  {result['n_members']} members in {result['path']}; score {result['score']:.4g} by the "
+               f"{result['n_blind']} of them that never saw a sample")  # fmt: skip
+
+
+@app.command()
+def predict(
+    source: Annotated[Path, typer.Argument(metavar="RUN_OR_ENSEMBLE", help="Folder of a run or of an ensemble.")],
+    inputs: Annotated[str, typer.Option(help="Inputs: .npy, .npz or .npz::key.")],
+    output: Annotated[Path, typer.Option(help="Where to write mean and std: .npz.")],
+) -> None:
+    """Predict with an ensemble: mean and standard deviation of its members."""
+    from ray_ft.data import prepare_inputs, read_array
+    from ray_ft.ensemble import Ensemble
+    from ray_ft.errors import DataError
+    from ray_ft.paths import write_arrays
+
+    if output.suffix != ".npz":
+        raise DataError(f"--output must end in .npz, got {output}")
+    loaded = Ensemble.load(source)
+    prediction = loaded.predict(prepare_inputs(read_array(inputs), loaded.card["layout"], inputs))
+    try:
+        write_arrays(output, mean=prediction.mean, std=prediction.std)
+    except OSError as error:
+        raise DataError(f"--output must be writable, got {output}: {error.strerror}") from error
+    typer.echo(
+        f"{len(prediction.mean)} samples by {len(loaded.states)} members: mean and std "
+        f"{prediction.mean.shape} in {output}"
+    )
+
+
+def collect(
+    folds: int | None, seeds: int | None, repeats: int | None, strategies: str | None, candidates: int | None,
+    groups: str | None, stratify: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write options as overrides of config keys."""
+    given = {
+        "cv.folds": folds,
+        "cv.seeds": seeds,
+        "cv.repeats": repeats,
+        "cv.strategies": strategies.split(",") if strategies else None,
+        "cv.candidates": candidates,
+        "data.groups": groups,
+        "data.stratify": stratify,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def load(path: Path | None, options: dict[str, Any], overrides: Sequence[str] | None) -> "Config":
+    import yaml
+
+    from ray_ft.config import load_config
+
+    for override in overrides or ():
+        key, equals, value = override.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--set takes KEY=VALUE, got {override}")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the value of --set must be YAML, got {override}") from error
+    return load_config(path, options)
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Say that something happens while the heavy packages load."""
+    if sys.stderr.isatty():
+        typer.echo("starting …\r", nl=False, err=True)
+    yield
+
+
+def show(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)  # a pipe has no width; do not fold the table
+    console.print(renderable)
+
+
+def main() -> None:
+    """Run the command; a user's error shows its text alone."""
+    try:
+        app()
+    except RayFTError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,258 @@
+"""The main path: config → plan → trials → reduce → report, each step a file in the run folder."""
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float
+from rich.console import Console
+from torch import nn
+
+from ray_ft.baselines import score_baselines
+from ray_ft.candidate import Task
+from ray_ft.config import Config, read_yaml
+from ray_ft.data import load_dataset
+from ray_ft.ensemble import reduce_members
+from ray_ft.errors import DataError, RunError, RunFolderError, UserError, WeightsError, first_few
+from ray_ft.folds import deal_folds
+from ray_ft.models import build_network, read_weights
+from ray_ft.paths import RunFolder, write_json, write_text
+from ray_ft.plan import CandidateSpec, build_plan
+from ray_ft.progress import Display
+from ray_ft.provenance import describe_environment, hash_arrays, hash_tensors
+from ray_ft.report import build_summary, write_summary
+from ray_ft.results import Verdict, load_verdicts, score_strategies
+from ray_ft.runner import run_trials
+from ray_ft.scores import pick_winner
+from ray_ft.strategies import count_by_part, select_trained, set_head_dropout
+
+__all__ = ["Prepared", "cross_validate", "open_run", "prepare", "rebuild_ensemble", "reduce_run"]
+
+OWN_FILES = (".lock", "config.yaml", "splits.json", "plan.json")  # what a run that was cut off at its start leaves
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked config with all that it names, ready to train."""
+
+    task: Task
+    plan: tuple[CandidateSpec, ...]
+    trained: Mapping[str, tuple[str, ...]]
+    parts: Mapping[str, Mapping[str, tuple[int, int]]]
+    zero_shot: Float[np.ndarray, "sample *target"]
+
+    @property
+    def n_trained(self) -> dict[str, int]:
+        return {name: sum(learning for learning, _ in parts.values()) for name, parts in self.parts.items()}
+
+
+def cross_validate(config: Config, out: Path, inline: bool = False, console: Console | None = None) -> dict[str, Any]:
+    """Cross-validate every strategy and build the winner's ensemble; on a run folder in progress, go on.
+
+    Args:
+        config: What to run.
+        out: The run folder.
+        inline: Train in this process, without Ray.
+        console: Where to show progress.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        UserError: Something in the config, its data or its checkpoint breaks a rule, or the folder holds another run.
+        RunError: No strategy has a completed candidate.
+    """
+    started = time.monotonic()
+    prepared = prepare(config, out)
+    run = prepared.task.run
+    with open_run(prepared), forget_on_user_error(run):
+        if run.summary.exists():
+            summary: dict[str, Any] = json.loads(run.summary.read_text())
+            return summary
+        n_members = config.cv.folds * config.cv.seeds * config.cv.repeats
+        console = console or Console(quiet=True)
+        with Display(console, prepared.plan, n_members, config.cv.metric) as display:
+            verdicts = run_trials(prepared.task, prepared.plan, inline, display)
+        return reduce_run(prepared, verdicts, started)
+
+
+def prepare(config: Config, out: Path) -> Prepared:
+    """Check a config against its data, checkpoint and network; write nothing.
+
+    Raises:
+        UserError: It breaks a rule.
+    """
+    data, cv = config.data, config.cv
+    dataset = load_dataset(data.inputs, data.targets, config.layout, data.groups, data.stratify)
+    splits = deal_folds(dataset.groups, cv.folds, cv.repeats, cv.seed, dataset.strata)
+    weights = read_weights(Path(config.checkpoint)) if config.checkpoint else None
+    torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
+    network = build_network(config.model.factory, config.model.params, weights)
+    trained, parts = match_strategies(config, network)
+    zero_shot = predict_zero_shot(network, dataset.inputs)
+    if zero_shot.shape != dataset.targets.shape:
+        raise DataError(
+            f"the network's outputs must have the shape of the targets, got {zero_shot.shape[1:]} for "
+            f"{dataset.targets.shape[1:]}; check data.targets and model.checkpoint"
+        )
+    if not np.isfinite(zero_shot).all():
+        raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")
+    task = Task(config, network.state_dict(), dataset, splits, RunFolder(out))
+    return Prepared(task, build_plan(config.selected, cv.candidates, cv.seed), trained, parts, zero_shot)
+
+
+def match_strategies(
+    config: Config, network: nn.Module
+) -> tuple[dict[str, tuple[str, ...]], dict[str, Mapping[str, tuple[int, int]]]]:
+    names = [name for name, _ in network.named_parameters()]
+    trained, parts = {}, {}
+    for strategy, settings in config.selected.items():
+        (stage,) = settings.stages
+        trained[strategy] = select_trained(strategy, stage, names)
+        parts[strategy] = count_by_part(network, trained[strategy])
+        if stage.head_dropout is not None:
+            set_head_dropout(network, stage.head_dropout[0])  # in evaluation, as here, it has no effect
+    return trained, parts
+
+
+@torch.no_grad()
+def predict_zero_shot(
+    network: nn.Module, inputs: Float[np.ndarray, "sample *input"]
+) -> Float[np.ndarray, "sample *target"]:
+    try:
+        parts = [network(part) for part in torch.split(torch.from_numpy(inputs), 64)]
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(f"the network must take the inputs, got shape {inputs.shape}: {reason}") from error
+    predicted: np.ndarray = torch.cat(parts).numpy()
+    return predicted
+
+
+@contextmanager
+def forget_on_user_error(run: RunFolder) -> Iterator[None]:
+    """Remove a run folder in which nothing was trained when it turns out that the run cannot start."""
+    try:
+        yield
+    except UserError:
+        if not run.candidates.exists():
+            shutil.rmtree(run.root)
+        raise
+
+
+@contextmanager
+def open_run(prepared: Prepared) -> Iterator[None]:
+    """Make the run folder, or make sure that it holds this very run; keep others out while it is open.
+
+    Raises:
+        RunFolderError: It cannot be written, is in use, or holds another run.
+    """
+    task = prepared.task
+    run = task.run
+    record = {
+        "config": task.config.identity(),
+        "splits_hash": task.splits.hash,
+        "data_hash": hash_arrays(task.dataset.inputs, task.dataset.targets),
+        "weights_hash": hash_tensors(task.weights),
+    }
+    check_record(run, record)
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+        lock = run.lock.open("w")
+    except OSError as error:
+        raise RunFolderError(f"the run folder must be writable, got {run.root}: {error.strerror}; set --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
+        except OSError as error:
+            raise RunFolderError(
+                f"one command at a time may use a run folder, got {run.root}, which is in use"
+            ) from error
+        if not run.provenance.exists():
+            write_text(run.config, yaml.safe_dump(task.config.model_dump(mode="json"), sort_keys=False))
+            write_json(run.splits, {"hash": task.splits.hash, "seed": task.splits.seed, "fold_of": task.splits.fold_of})
+            write_json(run.plan, [spec.as_dict() for spec in prepared.plan])
+            write_json(run.provenance, record | {"environment": describe_environment()})
+        yield
+
+
+def check_record(run: RunFolder, record: Mapping[str, Any]) -> None:
+    if not run.provenance.exists():
+        strangers = (
+            [path.name for path in run.root.iterdir() if path.name not in OWN_FILES] if run.root.is_dir() else []
+        )
+        if strangers:
+            raise RunFolderError(
+                f"a new run needs an empty folder, got {run.root} with {first_few(strangers)}; choose another --out"
+            )
+        return
+    old = json.loads(run.provenance.read_text())
+    changes = list(compare(old["config"], record["config"], ""))
+    for key, what in (
+        ("data_hash", "the data"),
+        ("weights_hash", "the pretrained weights"),
+        ("splits_hash", "the splits"),
+    ):
+        if not changes and old[key] != record[key]:
+            changes.append(f"{what} have changed since")
+    if changes:
+        listed = "\n".join(f"  {change}" for change in changes)
+        raise RunFolderError(
+            f"a run folder goes on with the config that it was made with, but {run.root} differs\n{listed}\n"
+            "choose another --out, or remove the folder"
+        )
+
+
+def compare(old: Any, new: Any, key: str) -> Iterator[str]:
+    """List the keys whose values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            yield from compare(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield f"{key}: {json.dumps(old)} there, {json.dumps(new)} here"
+
+
+def reduce_run(prepared: Prepared, verdicts: dict[str, Verdict], started: float) -> dict[str, Any]:
+    """Score the strategies, build the winner's ensemble, and write the summary."""
+    task, plan = prepared.task, prepared.plan
+    scores = score_strategies(task.run, plan, verdicts, task.splits)
+    winner = pick_winner(scores)
+    if winner is None:
+        reasons = {verdict.reason for verdict in verdicts.values() if verdict.reason}
+        listed = "\n".join(f"  {reason}" for reason in sorted(reasons))
+        raise RunError(
+            f"no strategy has a completed candidate\n{listed}\n"
+            f"the logs are {task.run.candidates}/*/error.txt; remove a candidate's folder to try it again"
+        )
+    score = scores[winner]
+    assert score is not None
+    baselines = score_baselines(prepared.zero_shot, task.dataset.targets, task.splits, task.config.cv.metric)
+    summary = build_summary(task, plan, verdicts, scores, baselines, prepared.n_trained) | {
+        "winner": winner,
+        "ensemble": reduce_members(task, plan, winner, score, prepared.trained[winner]),
+        "wall_s": time.monotonic() - started,
+    }
+    write_summary(task.run, summary)
+    return summary
+
+
+def rebuild_ensemble(root: Path) -> dict[str, Any]:
+    """Build the ensemble of a finished run again, from its members and the data and weights that it names.
+
+    Raises:
+        RunFolderError: The folder is no finished run, or its data or weights have changed.
+    """
+    run = RunFolder(root)
+    verdicts = load_verdicts(run)
+    prepared = prepare(Config.model_validate(read_yaml(run.config)), root)
+    with open_run(prepared):
+        result: dict[str, Any] = reduce_run(prepared, verdicts, time.monotonic())["ensemble"]
+        return result

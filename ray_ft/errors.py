@@ -1,0 +1,77 @@
+"""The errors that a user can cause; each states the rule, the value, and the remedy.
+
+RayFTError
+├── UserError            something given is wrong: exit code 2, nothing was changed
+│   ├── ConfigError      a config file, an option or an override
+│   ├── DataError        structures, spectra, groups
+│   ├── WeightsError     a file of weights, or a network that does not fit it
+│   ├── StrategyError    a strategy that does not fit the network
+│   ├── RunFolderError   a run folder: of another config, in use, unwritable, incomplete
+│   └── EnsembleError    an ensemble folder: foreign, damaged, of a newer version
+└── RunError             the run itself failed: exit code 1
+    ├── FrozenDriftError a frozen parameter or buffer moved
+    └── DivergedError    a loss is no longer a number
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class RayFTError(Exception):
+    """Base of the errors whose text alone is shown to the user."""
+
+    exit_code = 1
+
+
+class UserError(RayFTError):
+    """Something that the user gave is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A config file, an option or an override is not valid."""
+
+
+class DataError(UserError):
+    """Inputs, targets or a column beside them are not usable."""
+
+
+class WeightsError(UserError):
+    """A file of weights is not one, or does not fit the network."""
+
+
+class StrategyError(UserError):
+    """A strategy does not fit the network."""
+
+
+class RunFolderError(UserError):
+    """A run folder cannot be used."""
+
+
+class EnsembleError(UserError):
+    """An ensemble folder cannot be used."""
+
+
+class RunError(RayFTError):
+    """The run failed."""
+
+
+class FrozenDriftError(RunError):
+    """A frozen parameter or buffer changed during training."""
+
+
+class DivergedError(RunError):
+    """A loss became infinite or not a number."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Write `; did you mean X?`, or nothing where no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def first_few(names: Sequence[str], n: int = 4) -> str:
+    """Write the first names of a list and how many more there are."""
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(names[:n]) + more

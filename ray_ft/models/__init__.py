@@ -1,0 +1,141 @@
+"""The network: DiffractionNet read off its checkpoint, or any module that a factory builds."""
+
+import importlib
+import inspect
+import pickle
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ray_ft.errors import ConfigError, WeightsError, first_few
+from ray_ft.models.diffraction_net import DiffractionNet, read_params
+
+__all__ = ["DiffractionNet", "build_network", "load_network", "read_weights"]
+
+
+def load_network(checkpoint_path: str | Path, **params: Any) -> DiffractionNet:
+    """Load a DiffractionNet whose size is read off its checkpoint.
+
+    Args:
+        checkpoint_path: `.safetensors`, or `.pt`/`.pth` by `torch.save`: a state dict, bare or under "model".
+        params: Arguments of `DiffractionNet` that shapes do not show (dropouts, `n_heads`).
+
+    Raises:
+        WeightsError: The file is missing, is no weights file, or holds another network.
+    """
+    network = build_network(None, params, read_weights(Path(checkpoint_path)))
+    assert isinstance(network, DiffractionNet)
+    return network
+
+
+def build_network(factory: str | None, params: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
+    """Build a network and load its pretrained weights, every name and shape of them.
+
+    Args:
+        factory: `package.module:callable`; DiffractionNet, sized by the weights, where it is None.
+        params: Keyword arguments of the factory.
+        weights: A state dict; without one the factory's own weights stay.
+
+    Raises:
+        ConfigError: The factory cannot be imported or called with `params`.
+        WeightsError: Names or shapes differ.
+    """
+    if factory is None:
+        assert weights is not None, "the config asks for a checkpoint where there is no factory"
+        params = read_sizes(weights) | dict(params)
+    network = call_factory(factory, params)
+    if weights is not None:
+        check_fit(network, weights)
+        network.load_state_dict(weights)
+    return network.eval()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict; no code in the file is run.
+
+    Raises:
+        WeightsError: The file is missing or is no weights file.
+    """
+    if not path.is_file():
+        raise WeightsError(f"a checkpoint must be a file, got {path}; check model.checkpoint")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else load_pickled(path)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to trust the file, which is not ours
+            reason = "it holds more than tensors, or is damaged"
+        raise WeightsError(
+            f"a checkpoint must be weights alone (safetensors, or tensors by torch.save), got {path}: {reason}"
+        ) from error
+    weights = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise WeightsError(f'a checkpoint must hold a state dict, bare or under "model", got {path} without one')
+    return weights
+
+
+def load_pickled(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickles by another protocol, which are then refused
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    try:
+        return read_params({name: tuple(tensor.shape) for name, tensor in weights.items()})
+    except (KeyError, IndexError) as error:
+        raise WeightsError(
+            f"a DiffractionNet checkpoint must name {error}, got {first_few(list(weights))}; "
+            "for another network set model.factory"
+        ) from error
+
+
+def call_factory(factory: str | None, params: Mapping[str, Any]) -> nn.Module:
+    build = DiffractionNet if factory is None else import_factory(factory)
+    try:
+        inspect.signature(build).bind(**params)
+    except TypeError as error:
+        name = factory or "DiffractionNet"
+        raise ConfigError(f"model.params must be keyword arguments of {name}, got {dict(params)}: {error}") from error
+    network = build(**params)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"model.factory must build a torch.nn.Module, got {type(network).__name__} from {factory}")
+    return network
+
+
+def import_factory(factory: str) -> Any:
+    module_name, _, name = factory.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a command, unlike `python -m`, does not see the user's own folder
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"model.factory must be importable, got {factory}: {error}") from error
+
+
+def check_fit(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes both ways before any weight is loaded."""
+    own = network.state_dict()
+    missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    reshaped = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+        for name in own.keys() & weights.keys()
+        if weights[name].shape != own[name].shape
+    ]
+    lines = [
+        f"  {what}: {first_few(names)}"
+        for what, names in (
+            ("the checkpoint lacks", missing),
+            ("the network lacks", foreign),
+            ("shapes differ (checkpoint for network)", sorted(reshaped)),
+        )
+        if names
+    ]
+    if lines:
+        raise WeightsError("names and shapes of checkpoint and network must agree, but\n" + "\n".join(lines))

@@ -1,0 +1,144 @@
+"""The files of a run: one class owns every name, and each file is written whole or not at all."""
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["CandidateFolder", "EnsembleFolder", "RunFolder", "replace_file", "write_arrays", "write_json", "write_text"]
+
+
+@dataclass(frozen=True)
+class CandidateFolder:
+    """Files of one candidate; `result.json` is written last, so where it stands the candidate is done."""
+
+    root: Path
+
+    @property
+    def history(self) -> Path:
+        return self.root / "history.npz"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint.pt"
+
+    @property
+    def members(self) -> Path:
+        return self.root / "members.safetensors"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "oof.npz"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def error(self) -> Path:
+        return self.root / "error.txt"
+
+
+@dataclass(frozen=True)
+class EnsembleFolder:
+    """Files of an ensemble; `card.json` is written last."""
+
+    root: Path
+
+    @property
+    def card(self) -> Path:
+        return self.root / "card.json"
+
+    @property
+    def backbone(self) -> Path:
+        return self.root / "backbone.safetensors"
+
+    @property
+    def members(self) -> Path:
+        return self.root / "members.safetensors"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Files of a run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.root / "provenance.json"
+
+    @property
+    def splits(self) -> Path:
+        return self.root / "splits.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    @property
+    def verdicts(self) -> Path:
+        return self.root / "verdicts.json"
+
+    @property
+    def tune(self) -> Path:
+        return self.root / "tune"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def leaderboard(self) -> Path:
+        return self.root / "leaderboard.csv"
+
+    @property
+    def ensemble(self) -> EnsembleFolder:
+        return EnsembleFolder(self.root / "ensemble")
+
+    @property
+    def candidates(self) -> Path:
+        return self.root / "candidates"
+
+    def candidate(self, name: str) -> CandidateFolder:
+        return CandidateFolder(self.candidates / name)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; what stands there at the end takes the name of `path` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replace_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
+    write_text(path, json.dumps(content, indent=2, default=default) + "\n")
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    with replace_file(path) as partial:
+        np.savez(partial, allow_pickle=False, **arrays)

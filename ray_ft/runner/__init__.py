@@ -1,0 +1,130 @@
+"""Trials: a plan's candidates trained by Ray Tune, or one after the other in this process, under the same verdicts."""
+
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ray_ft.candidate import Task, run_candidate, write_failure
+from ray_ft.errors import RunError
+from ray_ft.folds import Splits
+from ray_ft.paths import RunFolder, write_json
+from ray_ft.plan import CandidateSpec, resolve_grace
+from ray_ft.progress import Display
+from ray_ft.results import Verdict, load_history, load_result
+from ray_ft.scores import average_folds
+
+if TYPE_CHECKING:
+    from ray_ft.runner.judge import Judge
+
+__all__ = ["run_trials"]
+
+QUIET_RAY = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0; the new output prints a banner all the same
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a user's factory is imported from the working folder
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+class StopCandidate(Exception):  # noqa: N818  # no error: it ends a candidate
+    """Ends a candidate in this process, as Ray Tune ends a trial."""
+
+
+def run_trials(task: Task, plan: Sequence[CandidateSpec], inline: bool, display: Display) -> dict[str, Verdict]:
+    """Train what is left of a plan and write the verdict on each candidate.
+
+    Args:
+        task: What the candidates share.
+        plan: All candidates; those done in the run folder are only judged.
+        inline: Train in this process, without starting Ray.
+        display: Shows the progress.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted; the same call goes on.
+    """
+    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET_RAY.items()})
+    from ray_ft.runner.judge import Judge  # after the settings above, which Ray reads when it is imported
+
+    judge = Judge(plan, build_rungs(task), task.config.search.reduction_factor)
+    replay(task, plan, judge, display)
+    left = [spec for spec in plan if judge.stopped_at(spec.name) is None and load_result(task.run, spec) is None]
+    if left and inline:
+        seconds = run_inline(task, left, judge, display)
+    elif left:
+        from ray_ft.runner.tune import run_on_ray
+
+        seconds = run_on_ray(task, plan, left, judge, display)
+    else:
+        seconds = {}
+    verdicts = {spec.name: pass_verdict(task, spec, judge, seconds.get(spec.name, 0.0)) for spec in plan}
+    write_json(task.run.verdicts, {name: verdict.as_dict() for name, verdict in verdicts.items()})
+    return verdicts
+
+
+def build_rungs(task: Task) -> dict[str, tuple[int, int]]:
+    """First rung and longest schedule of each strategy."""
+    return {
+        name: (resolve_grace(task.config.search, strategy), sum(stage.epochs[1] for stage in strategy.stages))
+        for name, strategy in task.config.selected.items()
+    }
+
+
+def replay(task: Task, plan: Sequence[CandidateSpec], judge: "Judge", display: Display) -> None:
+    """Tell the judge what an earlier call of the run has seen."""
+    for spec in plan:
+        means = read_means(task.run, spec, task.splits)
+        result = load_result(task.run, spec)
+        for epoch, mean in enumerate(means, start=1):
+            judge.hear(spec.name, epoch, mean, final=result is not None and epoch == len(means))
+            display.show_epoch(spec.name, epoch, mean)
+        if result is not None:
+            judge.end(spec.name)
+            display.show_end(spec.name, result["state"])
+
+
+def read_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
+    losses = load_history(run, spec)
+    if losses is None:
+        return []
+    return [float(mean) for mean in average_folds(losses, splits).mean((1, 2, 3))]
+
+
+def run_inline(task: Task, left: Sequence[CandidateSpec], judge: "Judge", display: Display) -> dict[str, float]:
+    seconds = {}
+    name = task.config.compute.device
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    torch.set_num_threads(task.config.compute.cpus_per_candidate)  # sums in the order that a trial's process has
+    for spec in left:
+        started = time.monotonic()
+
+        def report(epoch: int, mean: float, final: bool, name: str = spec.name) -> None:
+            judge.hear(name, epoch, mean, final)
+            display.show_epoch(name, epoch, mean)
+            if judge.stopped_at(name):
+                raise StopCandidate
+
+        try:
+            run_candidate(task, spec, report, device)
+        except StopCandidate:
+            pass
+        except Exception:  # the border of a candidate: the others go on, as on Ray
+            write_failure(task.run.candidate(spec.name), spec, task, traceback.format_exc())
+        judge.end(spec.name)
+        seconds[spec.name] = time.monotonic() - started
+        display.show_end(spec.name, pass_verdict(task, spec, judge, 0.0).state)
+    return seconds
+
+
+def pass_verdict(task: Task, spec: CandidateSpec, judge: "Judge", seconds: float) -> Verdict:
+    stopped, result = judge.stopped_at(spec.name), load_result(task.run, spec)
+    if stopped is not None:
+        return Verdict("stopped", stopped, "", seconds)
+    if result is None:
+        raise RunError(f"candidate {spec.name} ended without a result; repeat the command to go on with it")
+    return Verdict(result["state"], result["n_epochs"], result.get("reason", ""), seconds)

@@ -1,0 +1,114 @@
+"""The command as a user types it: what it prints, and errors of one screen with exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def ray_ft(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ray_ft", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["cv", "--set", "cv.fold=3", "--set", "cv.folds=1"],
+            "error: the demo with these options is not a valid config\n"
+            "  cv.folds: it should be greater than or equal to 2, got 1\n"
+            "  cv.fold: unknown key; did you mean folds?\n",
+        ),
+        (
+            ["check", "-c", "nope.yaml"],
+            "error: a config file must be readable, got nope.yaml: No such file or directory; check the path\n",
+        ),
+        (["cv", "--set", "nonsense"], "error: --set takes KEY=VALUE, got nonsense\n"),
+    ],
+)  # fmt: skip
+def test_errors_are_word_for_word(words: list[str], text: str, toy_folder: Path) -> None:
+    result = ray_ft(*words)
+    assert (result.returncode, result.stderr) == (2, text)
+    assert not (toy_folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--set", "data.inputs=nan.npy"], "got NaN or infinity in 1 of 30 samples of nan.npy (samples 4)"),
+        (["--set", "data.targets=short.npy"], "got 30 in x.npy and 7 in short.npy"),
+        (["--set", "data.inputs=x.txt"], "a data file must be .npy or .npz, got x.txt"),
+        (["--set", "data.inputs=object.npy"], "must hold plain arrays"),
+        (["--folds", "31"], "30 samples in 30 groups for 31 folds"),
+        (["--strategies", "topp"], "unknown strategy topp; did you mean top?"),
+        (["--set", "strategies.top.train=[haed.*]"], "got haed.*; did you mean head.*?"),
+        (["--set", 'strategies.top.freeze=["*"]'], "some parameter must learn"),
+        (["--set", "model.checkpoint=evil.pt"], "it holds more than tensors"),
+        (["--set", "model.factory=toy_network:Toyy"], "model.factory must be importable"),
+        (["--set", "model.params={widht: 3}"], "widht"),
+        (["--out", "/proc/x"], "the run folder must be writable"),
+        (["--address", "127.0.0.1:9"], "where nobody answers"),
+    ],
+)
+def test_bad_input_states_the_rule_and_leaves_nothing(words: list[str], text: str, toy_folder: Path) -> None:
+    x = np.load("x.npy")
+    np.save("short.npy", x[:7])
+    np.save("object.npy", np.array([print], dtype=object), allow_pickle=True)
+    x[4, 0] = np.nan
+    np.save("nan.npy", x)
+    Path("evil.pt").write_bytes(b"\x80\x04\x8c\x08builtins\x8c\x05print\x93.")
+    strategies = [] if "--strategies" in words else ["--strategies", "top"]
+    result = ray_ft("cv", "-c", "toy.yaml", *strategies, *words)
+    assert result.returncode == 2
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (toy_folder / "runs" / "toy").exists()
+
+
+def test_a_run_then_predict_and_ensemble(toy_folder: Path) -> None:
+    words = ["cv", "-c", "toy.yaml", "--strategies", "top,last", "--inline"]
+    first = ray_ft(*words)
+    assert first.returncode == 0, first.stderr
+    assert "winner    top" in first.stdout
+    again = ray_ft(*words)  # a finished run shows its table
+    assert first.stdout.endswith(again.stdout)
+    predicted = ray_ft("predict", "runs/toy", "--inputs", "x.npy", "--output", "y.npz")
+    assert predicted.returncode == 0, predicted.stderr
+    with np.load("y.npz") as archive:
+        assert archive["mean"].shape == archive["std"].shape == (30, 3)
+        assert (archive["std"] > 0).all()
+    card = (toy_folder / "runs/toy/ensemble/card.json").read_text()
+    assert ray_ft("ensemble", "runs/toy").returncode == 0
+    assert (toy_folder / "runs/toy/ensemble/card.json").read_text() == card
+
+
+def test_a_damaged_ensemble_is_refused(toy_folder: Path) -> None:
+    ray_ft("cv", "-c", "toy.yaml", "--strategies", "last", "--candidates", "1", "--inline")
+    members = toy_folder / "runs/toy/ensemble/members.safetensors"
+    content = bytearray(members.read_bytes())
+    content[-1] ^= 1
+    members.write_bytes(content)
+    result = ray_ft("predict", "runs/toy", "--inputs", "x.npy", "--output", "y.npz")
+    assert result.returncode == 2
+    assert "it was changed" in result.stderr
+    assert not Path("y.npz").exists()
+
+
+def test_the_users_own_keys_mean_what_they_say(toy_folder: Path) -> None:
+    from ray_ft.config import load_config
+
+    training = {"epochs": 100, "lr": 0.0003, "weight_decay": 0.01, "warmup_ratio": 0.0, "resume": "net.pt"}
+    flags = {"freeze_encoder": True, "freeze_decoder": False}
+    data = {"inputs": "x.npy", "targets": "y.npy"}
+    Path("own.yaml").write_text(
+        str({"data": data, "training": training | flags}).replace("True", "true").replace("False", "false")
+    )
+    config = load_config(Path("own.yaml"))
+    assert config.checkpoint == "net.pt"
+    (stage,) = config.selected["as_written"].stages
+    assert (stage.lr, stage.epochs, stage.weight_decay) == ((3e-4, 3e-4), (100, 100), (0.01, 0.01))
+    assert list(config.selected) == ["as_written"]
+    assert set(load_config(Path("own.yaml"), {"cv.strategies": ["head"]}).selected) == {"head"}

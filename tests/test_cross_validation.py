@@ -1,0 +1,173 @@
+"""Whole runs on the toy: the same table however it is run, and frozen parts that do not move."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_ft.config import Config, load_config
+from ray_ft.cross_validation import cross_validate
+from ray_ft.ensemble import Ensemble
+from ray_ft.errors import RunError, RunFolderError, StrategyError
+
+
+def table(summary: dict) -> dict:
+    """What must not depend on how a run was carried out."""
+    kept = ("score_mean", "score_std", "best_epoch_mean", "candidates", "stop_epochs", "scores")
+    rows = {name: {key: row[key] for key in kept} for name, row in summary["strategies"].items()}
+    return rows | {"winner": summary["winner"], "ensemble": summary["ensemble"]["score"]}
+
+
+def test_repeats_itself(toy_config: Config, tmp_path: Path) -> None:
+    first, second = (cross_validate(toy_config, tmp_path / name, inline=True) for name in ("a", "b"))
+    assert table(first) == table(second)
+    assert first["strategies"]["top"]["n_members"] == 6
+    states = first["strategies"]["top"]["candidates"]
+    assert sum(states.values()) == 3
+    assert states["completed"] >= 1
+    assert first["strategies"]["top"]["score_mean"] < first["baselines"]["zero_shot"]["score_mean"]
+
+
+def test_goes_on_after_an_interruption_as_if_there_had_been_none(toy_config: Config, tmp_path: Path) -> None:
+    whole = cross_validate(toy_config, tmp_path / "whole", inline=True)
+    run = tmp_path / "cut"
+    command = [
+        sys.executable,
+        "-m",
+        "ray_ft",
+        "cv",
+        "-c",
+        "toy.yaml",
+        "--strategies",
+        "top,last",
+        "--inline",
+        "-o",
+        run,
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(run.glob("candidates/*/checkpoint.pt")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "summary.json").exists()
+    assert table(cross_validate(toy_config, run, inline=True)) == table(whole)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_ray_gives_the_table_of_the_inline_run(toy_config: Config, tmp_path: Path) -> None:
+    inline = cross_validate(toy_config, tmp_path / "inline", inline=True)
+    on_ray = cross_validate(toy_config, tmp_path / "ray")
+    assert table(on_ray) == table(inline)
+
+
+KILLED_ONCE = """
+    import os, pathlib, sys
+    marker = pathlib.Path("killed")
+    if "default_worker" in sys.argv[0] and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), 9)
+"""
+BROKEN = """
+    if self.training:
+        raise RuntimeError("out of luck")
+"""
+
+
+def break_toy(folder: Path, anchor: str, code: str) -> None:
+    """Put code behind a line of the toy's module."""
+    path = folder / "toy_network.py"
+    indented = "".join(f"    {line}\n" if line else "" for line in code.strip("\n").split("\n"))
+    path.write_text(path.read_text().replace(anchor, f"{anchor}\n{indented}"))
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_a_candidate_whose_process_dies_is_tried_again(toy_config: Config, toy_folder: Path) -> None:
+    inline = cross_validate(toy_config, toy_folder / "inline", inline=True)
+    break_toy(toy_folder, "        super().__init__()", KILLED_ONCE)
+    assert table(cross_validate(toy_config, toy_folder / "ray")) == table(inline)
+    assert (toy_folder / "killed").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_candidates_that_keep_failing_are_shown_as_failed(toy_folder: Path) -> None:
+    break_toy(toy_folder, "    def forward(self, x):", BROKEN)
+    options = {"cv.strategies": ["top"], "cv.candidates": 1, "compute.max_failures": 1}
+    config = load_config(toy_folder / "toy.yaml", options)
+    with pytest.raises(RunError, match="out of luck"):
+        cross_validate(config, toy_folder / "run")
+    assert "out of luck" in (toy_folder / "run/candidates/top-000/error.txt").read_text()
+
+
+COUNTER = """
+    self.body[0].register_buffer("calls", torch.zeros(()))
+"""
+COUNT = """
+    self.body[0].calls.add_(1)
+"""
+
+
+def test_a_frozen_buffer_that_moves_fails_the_candidate(toy_folder: Path) -> None:
+    break_toy(
+        toy_folder, "        self.body = nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Tanh())", COUNTER
+    )
+    break_toy(toy_folder, "    def forward(self, x):", COUNT)
+    config = load_config(toy_folder / "toy.yaml", {"cv.strategies": ["top"], "cv.candidates": 1})
+    with pytest.raises(RunError, match="FrozenDriftError: frozen parameters and buffers must not move"):
+        cross_validate(config, toy_folder / "run", inline=True)
+
+
+def test_refuses_the_folder_of_another_config(toy_config: Config, tmp_path: Path) -> None:
+    cross_validate(toy_config, tmp_path / "run", inline=True)
+    other = load_config(Path("toy.yaml"), {"cv.strategies": ["top", "last"], "cv.seeds": 3})
+    with pytest.raises(RunFolderError, match=r"cv\.seeds: 2 there, 3 here"):
+        cross_validate(other, tmp_path / "run", inline=True)
+
+
+def test_refuses_a_folder_with_other_files(toy_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match=r"thesis\.tex"):
+        cross_validate(toy_config, tmp_path / "run", inline=True)
+
+
+def test_a_diverging_candidate_fails_alone_and_never_wins(toy_folder: Path) -> None:
+    wild = {"train": ["*"], "lr": 1e30, "epochs": 3}
+    config = load_config(toy_folder / "toy.yaml", {"strategies.wild": wild, "cv.strategies": ["wild", "top"]})
+    summary = cross_validate(config, toy_folder / "run", inline=True)
+    assert summary["winner"] == "top"
+    assert summary["strategies"]["wild"]["candidates"]["failed"] == 3
+    assert summary["strategies"]["wild"]["score_mean"] is None
+
+
+def test_a_pattern_that_matches_nothing_leaves_nothing_behind(toy_folder: Path) -> None:
+    config = load_config(
+        toy_folder / "toy.yaml", {"strategies.x": {"train": ["haed.*"], "lr": 1, "epochs": 1}, "cv.strategies": ["x"]}
+    )
+    with pytest.raises(StrategyError, match=r"got haed\.\*; did you mean head\.\*\?"):
+        cross_validate(config, toy_folder / "run", inline=True)
+    assert not (toy_folder / "run").exists()
+
+
+def test_the_ensemble_score_is_that_of_the_blind_members(toy_config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    summary = cross_validate(toy_config, run, inline=True)
+    ensemble = Ensemble.load(run)
+    x, y = np.load("x.npy"), np.load("y.npy")
+    fold_of = np.array(json.loads((run / "splits.json").read_text())["fold_of"][0])
+    blind = np.empty_like(y)
+    for fold in range(3):
+        states = [s for s, m in zip(ensemble.states, ensemble.card["members"], strict=True) if m["fold"] == fold]
+        held_out = fold_of == fold
+        blind[held_out] = Ensemble(ensemble.card, ensemble.split, states).predict(x[held_out]).mean
+    assert summary["ensemble"]["score"] == pytest.approx(((blind - y) ** 2).mean(), rel=1e-5)
+    assert summary["ensemble"]["n_blind"] == 2

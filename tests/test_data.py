@@ -1,0 +1,87 @@
+"""Reading and checking samples, and moving them with their targets."""
+
+import numpy as np
+import pytest
+
+from ray_ft.data import build_views, load_dataset
+from ray_ft.errors import DataError
+from ray_ft.folds import deal_folds
+
+
+@pytest.fixture
+def structures() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2, (6, 1, 128, 128), dtype=np.uint8)
+
+
+def save(folder, **arrays) -> list[str]:
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return [str(folder / f"{name}.npy") for name in arrays]
+
+
+def test_rgb_becomes_quadrants_and_empty_rows_are_left_out(tmp_path, structures) -> None:
+    rgb = -np.random.default_rng(1).random((6, 3, 5)).astype(np.float32) / 2
+    rgb[2, 1] = 0
+    dataset = load_dataset(*save(tmp_path, x=structures, y=rgb), "diffraction")
+    assert len(dataset) == 5
+    np.testing.assert_array_equal(dataset.targets[0], [[-rgb[0, 0], -rgb[0, 1]], [-rgb[0, 1], -rgb[0, 2]]])
+    assert dataset.notes == ("1 samples with an empty row of spectra are left out",)
+
+
+def test_packed_and_plain_structures_are_the_same(tmp_path, structures) -> None:
+    y = np.full((6, 2, 2, 5), 0.1)
+    x, packed, spectra = save(tmp_path, x=structures, packed=np.packbits(structures[:, 0], axis=-1), y=y)
+    plain, unpacked = (load_dataset(name, spectra, "diffraction").inputs for name in (x, packed))
+    np.testing.assert_array_equal(plain, unpacked)
+    assert set(np.unique(plain)) == {-1.0, 1.0}
+
+
+def test_images_of_one_another_share_a_fold(tmp_path, structures) -> None:
+    structures[3] = np.rot90(structures[0], axes=(-2, -1))
+    structures[5] = np.roll(structures[1], 64, axis=-1)
+    dataset = load_dataset(*save(tmp_path, x=structures, y=np.full((6, 2, 2, 5), 0.1)), "diffraction")
+    assert dataset.groups[3] == dataset.groups[0]
+    assert dataset.groups[5] == dataset.groups[1]
+    assert len(set(dataset.groups)) == 4
+    (fold_of,) = deal_folds(dataset.groups, 4, 1, 0).fold_of
+    assert (fold_of[3], fold_of[5]) == (fold_of[0], fold_of[1])
+
+
+def test_a_groups_column_joins_and_a_strata_column_spreads(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    x, y, plate, kind = save(
+        tmp_path, x=rng.random((24, 3)), y=rng.random((24, 2)), plate=np.arange(24) // 2, kind=np.arange(24) // 12
+    )
+    dataset = load_dataset(x, y, "raw", plate, kind)
+    assert len(set(dataset.groups)) == 12
+    splits = deal_folds(dataset.groups, 3, 1, 0, dataset.strata)
+    for fold in range(3):
+        held_out = splits.held_out(0, fold)
+        assert abs((held_out < 12).sum() - (held_out >= 12).sum()) <= 2
+        assert not set(held_out // 2) & set(splits.training(0, fold) // 2)
+
+
+def test_views_move_targets_along(tmp_path, structures) -> None:
+    spectra = np.random.default_rng(0).random((6, 2, 2, 5)).astype(np.float32)
+    dataset = load_dataset(*save(tmp_path, x=structures, y=spectra), "diffraction")
+    inputs, targets = build_views(dataset, ["rot180"])
+    np.testing.assert_array_equal(inputs[0], dataset.inputs)
+    np.testing.assert_array_equal(inputs[1], dataset.inputs[:, :, ::-1, ::-1])
+    np.testing.assert_array_equal(targets[1], spectra[:, ::-1, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda x, y: (x * 2, y), "structures must be 0 and 1, got values from 0 to 2"),
+        (lambda x, y: (x[:, :, :64], y), r"structures must have shape"),
+        (lambda x, y: (x, y + 3), "shares of the incident power"),
+        (lambda x, y: (x, y[:, 0]), "spectra must have shape"),
+        (lambda x, y: (x, y[:0]), "none empty"),
+        (lambda x, y: (x, y.astype(complex)), "real numbers"),
+    ],
+)
+def test_bad_samples_are_refused(change, text, tmp_path, structures) -> None:
+    x, y = change(structures, np.full((6, 2, 2, 5), 0.1))
+    with pytest.raises(DataError, match=text):
+        load_dataset(*save(tmp_path, x=x, y=y), "diffraction")

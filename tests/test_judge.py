@@ -1,0 +1,35 @@
+"""Verdicts of successive halving do not depend on the order of arrival."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_ft.plan import CandidateSpec
+from ray_ft.runner.judge import Judge
+
+PLAN = [CandidateSpec("s", i, ()) for i in range(4)]
+N_EPOCHS = 9
+
+
+def judge_in_order(curves: list[list[float]], order: list[int]) -> dict[str, int | None]:
+    judge, heard = Judge(PLAN, {"s": (2, N_EPOCHS)}, 2.0), [0] * len(PLAN)
+    for i in [*order, *(i for i in range(4) for _ in range(N_EPOCHS))]:
+        name = PLAN[i].name
+        if heard[i] < N_EPOCHS and judge.stopped_at(name) is None:
+            heard[i] += 1
+            judge.hear(name, heard[i], curves[i][heard[i] - 1], final=heard[i] == N_EPOCHS)
+    return {spec.name: judge.stopped_at(spec.name) for spec in PLAN}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(0, 1), min_size=N_EPOCHS, max_size=N_EPOCHS), min_size=4, max_size=4),
+    st.lists(st.integers(0, 3), max_size=40),
+)
+def test_any_order_of_arrival_gives_the_verdicts_of_candidate_order(curves: list, order: list) -> None:
+    assert judge_in_order(curves, order) == judge_in_order(curves, [])
+
+
+def test_the_worse_of_two_is_stopped_at_the_first_rung_even_if_it_arrives_first() -> None:
+    curves = [[0.1] * N_EPOCHS, [0.9] * N_EPOCHS, [0.05] * N_EPOCHS, [0.8] * N_EPOCHS]
+    stopped = judge_in_order(curves, [1] * N_EPOCHS)
+    assert stopped == {"s-000": None, "s-001": 2, "s-002": None, "s-003": 2}
