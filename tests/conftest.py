@@ -1,5 +1,6 @@
 """A toy run: a small network of the user's own on a linear problem, so that a whole cross-validation takes seconds."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ def toy_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "toy.yaml").write_text(TOY_CONFIG)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "toy_network", raising=False)  # another test's, out of another folder
     torch.set_num_threads(1)
     return tmp_path
 
