@@ -17,10 +17,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, partial)
 
 
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """Read a checkpoint; one that is missing or damaged is none, and the candidate starts anew."""
     try:
-        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
         return None
     return content

@@ -151,6 +151,9 @@ class TrainingSection(Section):
     grad_clip: Positive = 1.0
     n_noisy_views: Count = Field(default=4, description="noisy copies of each view to draw from")
     checkpoint_every: Count = Field(default=5, description="epochs between checkpoints of a candidate")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        default="auto", description="of the products; auto: bf16 where the device gains from it"
+    )
 
 
 class SearchSection(Section):
@@ -167,8 +170,17 @@ class ComputeSection(Section):
 
     address: str | None = Field(default=None, description="Ray cluster to join; a local one where left out")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    cpus_per_candidate: Count = 1
-    gpus_per_candidate: NonNegative | None = None
+    cpus_per_candidate: Count | None = Field(
+        default=None, description="chosen from what the cluster has and how many candidates wait, where left out"
+    )
+    gpus_per_candidate: NonNegative | None = Field(default=None, description="the same; a share of one, or several")
+    workers_per_candidate: Count | None = Field(
+        default=None, description="processes that share a candidate's members; one a GPU where left out"
+    )
+    packing: Literal["auto", "packed", "looped"] = Field(
+        default="auto",
+        description="members in one step or one after the other; auto: what a few steps show to be faster",
+    )
     max_failures: Whole = Field(default=2, description="retries of a candidate whose process dies")
 
 

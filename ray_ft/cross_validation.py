@@ -18,7 +18,6 @@ from rich.console import Console
 from torch import nn
 
 from ray_ft.baselines import score_baselines
-from ray_ft.candidate import Task
 from ray_ft.config import Config, read_yaml
 from ray_ft.data import load_dataset
 from ray_ft.ensemble import reduce_members
@@ -33,7 +32,8 @@ from ray_ft.report import build_summary, write_summary
 from ray_ft.results import Verdict, load_verdicts, score_strategies
 from ray_ft.runner import run_trials
 from ray_ft.scores import pick_winner
-from ray_ft.strategies import count_by_part, select_trained, set_head_dropout
+from ray_ft.strategies import count_by_part, find_head_dropouts, select_trained
+from ray_ft.task import Task
 
 __all__ = ["Prepared", "cross_validate", "open_run", "prepare", "rebuild_ensemble", "reduce_run"]
 
@@ -120,7 +120,7 @@ def match_strategies(
         trained[strategy] = select_trained(strategy, stage, names)
         parts[strategy] = count_by_part(network, trained[strategy])
         if stage.head_dropout is not None:
-            set_head_dropout(network, stage.head_dropout[0])  # in evaluation, as here, it has no effect
+            find_head_dropouts(network)  # raises if there is none
     return trained, parts
 
 

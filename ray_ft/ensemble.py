@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ray_ft.candidate import Task
 from ray_ft.errors import EnsembleError
 from ray_ft.features import SplitNetwork, split_network
 from ray_ft.metrics import score_predictions
@@ -24,6 +23,7 @@ from ray_ft.plan import CandidateSpec, list_members
 from ray_ft.provenance import hash_arrays
 from ray_ft.results import load_members, load_predictions
 from ray_ft.scores import StrategyScore
+from ray_ft.task import Task
 
 __all__ = ["Ensemble", "Prediction", "reduce_members"]
 

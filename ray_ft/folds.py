@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int, Shaped
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from ray_ft.errors import DataError
 
@@ -77,6 +76,8 @@ def deal_folds(
 def deal_once(
     groups: Int[np.ndarray, " sample"], n_folds: int, seed: int, strata: Shaped[np.ndarray, " sample"] | None
 ) -> tuple[int, ...]:
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold  # a second, which only the dealer pays
+
     splitter = (GroupKFold if strata is None else StratifiedGroupKFold)(n_folds, shuffle=True, random_state=seed)
     fold_of = np.empty(len(groups), int)
     for fold, (_, held_out) in enumerate(splitter.split(groups, strata, groups)):

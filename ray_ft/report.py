@@ -13,11 +13,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ray_ft.candidate import Task
 from ray_ft.paths import RunFolder, write_json, write_text
 from ray_ft.plan import CandidateSpec
 from ray_ft.results import Verdict, load_result
 from ray_ft.scores import StrategyScore
+from ray_ft.task import Task
 
 __all__ = ["build_summary", "render_plan", "render_summary", "write_summary"]
 

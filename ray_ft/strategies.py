@@ -9,7 +9,7 @@ from torch import nn
 from ray_ft.config import StageConfig
 from ray_ft.errors import StrategyError, first_few, suggest
 
-__all__ = ["count_by_part", "select_trained", "set_head_dropout"]
+__all__ = ["count_by_part", "find_head_dropouts", "select_trained"]
 
 
 def select_trained(strategy: str, stage: StageConfig, names: Sequence[str]) -> tuple[str, ...]:
@@ -52,18 +52,17 @@ def count_by_part(network: nn.Module, trained: Iterable[str]) -> Mapping[str, tu
     return {part: (learning[part], total[part]) for part in total}
 
 
-def set_head_dropout(network: nn.Module, share: float) -> None:
-    """Set the dropout inside the module `head`.
+def find_head_dropouts(network: nn.Module) -> tuple[str, ...]:
+    """Name the dropout modules inside the module `head`.
 
     Raises:
-        StrategyError: There is no dropout inside a module of that name.
+        StrategyError: There is none.
     """
-    dropouts = [
-        module
+    names = tuple(
+        name
         for name, module in network.named_modules()
         if name.split(".")[0] == "head" and isinstance(module, nn.Dropout)
-    ]
-    if not dropouts:
+    )
+    if not names:
         raise StrategyError("head_dropout needs a torch.nn.Dropout inside a module named head; set head_dropout: null")
-    for dropout in dropouts:
-        dropout.p = share
+    return names

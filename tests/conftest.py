@@ -30,6 +30,7 @@ model: {factory: "toy_network:Toy"}
 data: {inputs: x.npy, targets: y.npy}
 cv: {folds: 3, seeds: 2, candidates: 3}
 training: {checkpoint_every: 2}
+compute: {packing: looped}
 strategies:
   top: {train: ["head.*"], lr: [1.0e-3, 1.0e-1], epochs: [6, 8], head_dropout: 0.1, patience: 20}
   last: {train: ["head.3.*"], lr: [1.0e-3, 1.0e-1], epochs: [6, 8], patience: 20}

@@ -11,11 +11,13 @@ ROWS = {
     1: ("config", "folds", "metrics", "paths", "provenance"),
     2: ("strategies", "models", "data", "plan", "checkpoint", "features", "scores"),
     3: ("training", "results", "baselines"),
-    4: ("candidate", "progress"),
-    5: ("runner", "ensemble", "report"),
-    6: ("cross_validation",),
-    7: ("cli", "__init__"),
-    8: ("__main__",),
+    4: ("task", "progress"),
+    5: ("squad",),
+    6: ("candidate", "ensemble", "report"),
+    7: ("runner",),
+    8: ("cross_validation",),
+    9: ("cli", "__init__"),
+    10: ("__main__",),
 }
 ROW_OF = {module: row for row, modules in ROWS.items() for module in modules}
 

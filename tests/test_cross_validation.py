@@ -69,9 +69,10 @@ def test_ray_gives_the_table_of_the_inline_run(toy_config: Config, tmp_path: Pat
 
 
 KILLED_ONCE = """
-    import os, pathlib, sys
+    import os, pathlib
     marker = pathlib.Path("killed")
-    if "default_worker" in sys.argv[0] and not marker.exists():
+    # The sum keeps the network whole, so that this is run at each step; a trial's process is known by Ray's title.
+    if x.sum() < 1e30 and "ImplicitFunc" in pathlib.Path("/proc/self/cmdline").read_text() and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), 9)
 """
@@ -91,8 +92,8 @@ def break_toy(folder: Path, anchor: str, code: str) -> None:
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
 def test_a_candidate_whose_process_dies_is_tried_again(toy_config: Config, toy_folder: Path) -> None:
+    break_toy(toy_folder, "    def forward(self, x):", KILLED_ONCE)
     inline = cross_validate(toy_config, toy_folder / "inline", inline=True)
-    break_toy(toy_folder, "        super().__init__()", KILLED_ONCE)
     assert table(cross_validate(toy_config, toy_folder / "ray")) == table(inline)
     assert (toy_folder / "killed").exists()
 

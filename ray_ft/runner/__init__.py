@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ray_ft.candidate import Task, run_candidate, write_failure
+from ray_ft.candidate import command, run_candidate, write_failure
 from ray_ft.errors import RunError
 from ray_ft.folds import Splits
 from ray_ft.paths import RunFolder, write_json
-from ray_ft.plan import CandidateSpec, resolve_grace
+from ray_ft.plan import CandidateSpec, list_members, resolve_grace
 from ray_ft.progress import Display
 from ray_ft.results import Verdict, load_history, load_result
 from ray_ft.scores import average_folds
+from ray_ft.squad import Squad
+from ray_ft.task import Part, Task, prepare_part
 
 if TYPE_CHECKING:
     from ray_ft.runner.judge import Judge
@@ -97,9 +99,14 @@ def read_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[floa
 
 def run_inline(task: Task, left: Sequence[CandidateSpec], judge: "Judge", display: Display) -> dict[str, float]:
     seconds = {}
-    name = task.config.compute.device
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    torch.set_num_threads(task.config.compute.cpus_per_candidate)  # sums in the order that a trial's process has
+    compute, cv = task.config.compute, task.config.cv
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if compute.device == "auto" else compute.device
+    )
+    torch.set_num_threads(1)  # one a member, so that sums are taken in the same order whatever there is
+    n_threads = compute.cpus_per_candidate or os.cpu_count() or 1
+    keys = list_members(cv.repeats, cv.folds, cv.seeds)
+    parts: dict[str, Part] = {}
     for spec in left:
         started = time.monotonic()
 
@@ -110,7 +117,10 @@ def run_inline(task: Task, left: Sequence[CandidateSpec], judge: "Judge", displa
                 raise StopCandidate
 
         try:
-            run_candidate(task, spec, report, device)
+            if spec.strategy not in parts:
+                parts[spec.strategy] = prepare_part(task, spec.strategy, device)
+            squad = Squad(task, parts[spec.strategy], spec, keys, device, n_threads, compute.packing)
+            run_candidate(task, spec, report, command([squad]))
         except StopCandidate:
             pass
         except Exception:  # the border of a candidate: the others go on, as on Ray

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from ray_ft.candidate import Task, run_candidate, write_failure
+from ray_ft.candidate import run_candidate, write_failure
 from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError, RunError
 from ray_ft.paths import RunFolder
@@ -22,6 +23,8 @@ from ray_ft.plan import CandidateSpec
 from ray_ft.progress import Display
 from ray_ft.results import load_result
 from ray_ft.runner.judge import Judge
+from ray_ft.runner.shares import Share, choose_share, prepare_parts, raise_squads
+from ray_ft.task import Task, count_trained, prepare_part
 
 __all__ = ["run_on_ray"]
 
@@ -37,29 +40,39 @@ def run_on_ray(
         ConfigError: The cluster cannot be reached, or no node has what a candidate needs.
         KeyboardInterrupt: Ctrl-C came in between.
     """
-    scheduler = OrderedHalving(judge)
     watcher = Watcher(task, plan, judge, display)
-    with connect(task.config.compute):
-        resources = choose_resources(task.config.compute)
-        trainable = tune.with_resources(tune.with_parameters(train_trial, task=task, plan=tuple(plan)), resources)
-        tuner = tune.Tuner(
-            trainable,
-            param_space={"candidate": tune.grid_search([spec.name for spec in left])},
-            tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True, trial_name_creator=name_trial),
-            run_config=tune.RunConfig(
-                name=name_attempt(task.run),
-                storage_path=str(task.run.tune.absolute()),
-                verbose=0,
-                callbacks=[watcher],
-                failure_config=tune.FailureConfig(max_failures=task.config.compute.max_failures),
-            ),
-        )
-        grid = tuner.fit()
+    left = start_longest_first(task, left)
+    strategies = list(dict.fromkeys(spec.strategy for spec in left))
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        first = pool.submit(prepare_part, task, strategies[0], torch.device("cpu"))  # while Ray starts
+        with connect(task.config.compute):
+            share = choose_share(task, len(left))
+            parts = prepare_parts(task, strategies, share, first)
+            train = tune.with_parameters(train_trial, task=task, plan=tuple(plan), parts=parts, share=share)
+            trainable = tune.with_resources(train, share.request())
+            grid = build_tuner(trainable, task, left, OrderedHalving(judge), watcher).fit()
     if any(load_result(task.run, spec) is None and judge.stopped_at(spec.name) is None for spec in left):
         if not grid.errors:
             raise KeyboardInterrupt  # Tune swallows it and returns what it has
         raise RunError("Ray Tune ended before all candidates did; repeat the command to go on")
     return watcher.seconds
+
+
+def build_tuner(
+    trainable: Any, task: Task, left: Sequence[CandidateSpec], scheduler: TrialScheduler, watcher: tune.Callback
+) -> tune.Tuner:
+    return tune.Tuner(
+        trainable,
+        param_space={"candidate": tune.grid_search([spec.name for spec in left])},
+        tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True, trial_name_creator=name_trial),
+        run_config=tune.RunConfig(
+            name=name_attempt(task.run),
+            storage_path=str(task.run.tune.absolute()),
+            verbose=0,
+            callbacks=[watcher],
+            failure_config=tune.FailureConfig(max_failures=task.config.compute.max_failures),
+        ),
+    )
 
 
 @contextlib.contextmanager
@@ -109,34 +122,26 @@ def check_reachable(address: str) -> None:
         ) from error
 
 
-def choose_resources(compute: ComputeSection) -> dict[str, float]:
-    """One GPU a candidate where the cluster has any, unless the config says otherwise."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
-    has_gpu = any(node["Alive"] and node["Resources"].get("GPU", 0) > 0 for node in nodes) and compute.device != "cpu"
-    gpus = compute.gpus_per_candidate if compute.gpus_per_candidate is not None else float(has_gpu)
-    asked = {"CPU": float(compute.cpus_per_candidate), "GPU": gpus}
-    for name, amount in asked.items():
-        largest = max((node["Resources"].get(name, 0) for node in nodes if node["Alive"]), default=0)
-        if amount > largest and compute.address is None:  # to a cluster, nodes may yet be added
-            raise ConfigError(
-                f"one node must hold a candidate, but it asks for {amount:g} {name} and the largest node has "
-                f"{largest:g}; lower compute.{name.lower()}s_per_candidate"
-            )
-    if compute.device == "cuda" and not gpus:
-        raise ConfigError("compute.device: cuda needs GPUs, but no node of the cluster has any; set device: auto")
-    return asked
-
-
-def train_trial(params: dict[str, Any], task: Task, plan: Sequence[CandidateSpec]) -> None:
+def train_trial(
+    params: dict[str, Any], task: Task, plan: Sequence[CandidateSpec], parts: Mapping[str, Any], share: Share
+) -> None:
     """Train one candidate in a worker of Ray."""
     (spec,) = (spec for spec in plan if spec.name == params["candidate"])
-    torch.set_num_threads(task.config.compute.cpus_per_candidate)
-    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
 
     def report(epoch: int, mean: float, final: bool) -> None:
         tune.report({"epoch": epoch, "loss": mean, "final": final})
 
-    run_candidate(task, spec, report, device)
+    with raise_squads(task, spec, parts, share) as broadcast:
+        run_candidate(task, spec, report, broadcast)
+
+
+def start_longest_first(task: Task, left: Sequence[CandidateSpec]) -> list[CandidateSpec]:
+    """Order the strategies by trained parameters x epochs, so that no long one is left over at the end."""
+    cost = {
+        spec.strategy: count_trained(task, spec.strategy) * task.config.selected[spec.strategy].stages[0].epochs[1]
+        for spec in left
+    }
+    return sorted(left, key=lambda spec: -cost[spec.strategy])
 
 
 def name_trial(trial: Any) -> str:

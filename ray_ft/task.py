@@ -1,0 +1,110 @@
+"""What the candidates of a run share: its data, weights and splits, and by strategy the split network and features."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ray_ft.config import Config
+from ray_ft.data import Dataset, build_views
+from ray_ft.features import SplitNetwork, split_network
+from ray_ft.folds import Splits
+from ray_ft.models import build_network
+from ray_ft.paths import RunFolder
+from ray_ft.strategies import find_head_dropouts, select_trained
+
+__all__ = ["Part", "Task", "count_trained", "prepare_part"]
+
+ANY_DROPOUT = 0.5  # while the network is traced, so that its dropout is seen; each candidate sets its own
+N_PROBED = 16  # samples of the batch whose operations are counted
+FLOPS_PER_OPERATION = 10e6  # in smaller steps, casting costs a CPU more than the faster products save
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all candidates of a run share; it reaches their processes by the object store."""
+
+    config: Config
+    weights: Mapping[str, Tensor]
+    dataset: Dataset
+    splits: Splits
+    run: RunFolder
+
+    def build_network(self) -> nn.Module:
+        return build_network(self.config.model.factory, self.config.model.params, self.weights)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the candidates of a strategy share.
+
+    Attributes:
+        split: The network, split where the strategy's trained parameters begin.
+        features: Of each view and sample, without noise.
+        head_dropouts: The dropout modules in the network's head, which a candidate sets.
+        dtype: Of the products in training.
+    """
+
+    split: SplitNetwork
+    features: tuple[Tensor, ...]
+    head_dropouts: tuple[str, ...]
+    dtype: torch.dtype
+
+
+def count_trained(task: Task, strategy: str) -> int:
+    """Count the parameters that learn in a strategy."""
+    (stage,) = task.config.selected[strategy].stages
+    return sum(task.weights[name].numel() for name in select_trained(strategy, stage, list(task.weights)))
+
+
+def prepare_part(task: Task, strategy: str, device: torch.device) -> Part:
+    """Split the network and run its backbone over all views, once for all candidates of a strategy."""
+    network = task.build_network()
+    (stage,) = task.config.selected[strategy].stages
+    trained = select_trained(strategy, stage, [name for name, _ in network.named_parameters()])
+    head_dropouts = find_head_dropouts(network) if stage.head_dropout is not None else ()
+    for name in head_dropouts:
+        network.get_submodule(name).p = ANY_DROPOUT  # type: ignore[assignment]  # of a dropout
+    inputs = torch.from_numpy(build_views(task.dataset, task.config.symmetry)[0]).flatten(0, 1).to(device)
+    split = split_network(network.to(device), trained, inputs[:4])
+    dtype = choose_dtype(task.config.training.precision, split, inputs)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32):
+        features = split.compute_features(inputs)
+    widened = tuple(feature.float() if feature.dtype == torch.bfloat16 else feature for feature in features)
+    return Part(split, widened, head_dropouts, dtype)
+
+
+def choose_dtype(precision: Literal["auto", "float32", "bf16"], split: SplitNetwork, inputs: Tensor) -> torch.dtype:
+    """Take bf16 if asked to, or where the device multiplies it natively and products dominate a step."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+    if inputs.is_cuda:
+        gains = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        gains = native and count_flops_per_operation(split, inputs) >= FLOPS_PER_OPERATION
+    return torch.bfloat16 if gains else torch.float32
+
+
+def count_flops_per_operation(split: SplitNetwork, inputs: Tensor) -> float:
+    """Average the floating-point operations of a forward pass over the kernels that it starts."""
+    features = split.compute_features(inputs[:N_PROBED])
+    taken = split.take(features, torch.arange(len(inputs[:N_PROBED])))
+    with torch.no_grad(), FlopCounterMode(display=False) as flops, CallCounter() as calls:  # type: ignore[no-untyped-call]
+        split.apply_tail(split.state, taken, training=False)
+    n_flops: float = flops.get_total_flops() / max(1, calls.n_calls)
+    return n_flops
+
+
+class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that are called."""
+
+    n_calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n_calls += 1
+        return func(*args, **(kwargs or {}))
