@@ -105,7 +105,7 @@ def create_progress(task: Task) -> Progress:
 
 def look(
     task: Task,
-    answers: dict[MemberKey, Float[np.ndarray, "held_out *target"]],
+    answers: dict[MemberKey, Float[np.ndarray, "_ *target"]],
     progress: Progress,
     broadcast: Broadcast,
 ) -> float:

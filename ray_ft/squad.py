@@ -90,6 +90,7 @@ class Squad:
         alone = self.time_steps(self.enlist(self.keys[:1]))
         if self.bank.targets.device.type == "cpu" and alone > LONG_STEP_S:
             return 1
+        torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # that it is slow is what is measured
         try:
             packed = self.time_steps(self.enlist(self.keys[:evenly])) / evenly
         except (RuntimeError, NotImplementedError):  # an operation that `vmap` cannot pack
@@ -107,7 +108,7 @@ class Squad:
             times.append(time.perf_counter() - started)
         return min(times[1:])
 
-    def train(self, epoch: int) -> dict[MemberKey, Float[np.ndarray, "held_out *target"]]:
+    def train(self, epoch: int) -> dict[MemberKey, Float[np.ndarray, "_ *target"]]:
         """Train an epoch, from 0, and return what each member predicts of its held-out samples.
 
         Raises:
@@ -121,7 +122,7 @@ class Squad:
                 predictions = list(pool.map(self.train_pack, packs, [epoch] * len(packs)))
         return dict(zip(self.keys, (own for of_pack in predictions for own in of_pack), strict=True))
 
-    def train_pack(self, pack: Pack, epoch: int) -> list[Float[np.ndarray, "held_out *target"]]:
+    def train_pack(self, pack: Pack, epoch: int) -> list[Float[np.ndarray, "_ *target"]]:
         self.pack_size = min(self.pack_size, train_epoch(pack, self.split, self.bank, self.recipe, epoch))
         predicted = predict_held_out(pack, self.split, self.bank, self.recipe, self.held_out)
         return [own.cpu().numpy() for own in predicted]

@@ -140,7 +140,7 @@ def create_pack(
     entropy: tuple[int, ...],
     split: SplitNetwork,
     hyper: Hyperparameters,
-    samples: Sequence[Int[np.ndarray, " training"]],
+    samples: Sequence[Int[np.ndarray, " _"]],
 ) -> Pack:
     """Start members from the pretrained weights.
 
@@ -294,7 +294,8 @@ def clip_stacked(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
     """Do for each member, along the first axis, what `torch.nn.utils.clip_grad_norm_` does for one."""
     norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-    return [gradient * factors.view(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients]
+    # The fused optimizer takes a gradient for laid out as its weight is, whatever its strides say.
+    return [(gradient * factors.view(-1, *[1] * (gradient.dim() - 1))).contiguous() for gradient in gradients]
 
 
 def update(member: Member, lr: float) -> None:
@@ -321,8 +322,8 @@ def predict_held_out(
     split: SplitNetwork,
     bank: ViewBank,
     recipe: Recipe,
-    samples: Callable[[MemberKey], Int[np.ndarray, " held_out"]],
-) -> list[Float[Tensor, "held_out *target"]]:
+    samples: Callable[[MemberKey], Int[np.ndarray, " _"]],
+) -> list[Float[Tensor, "_ *target"]]:
     """Predict samples as they are, without augmentation or dropout, by each member its own.
 
     Args:

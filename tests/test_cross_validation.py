@@ -68,6 +68,14 @@ def test_ray_gives_the_table_of_the_inline_run(toy_config: Config, tmp_path: Pat
     assert table(on_ray) == table(inline)
 
 
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_a_candidate_over_two_workers_gives_the_table_of_one(toy_config: Config, tmp_path: Path) -> None:
+    inline = cross_validate(toy_config, tmp_path / "inline", inline=True)
+    spread = load_config(Path("toy.yaml"), {"cv.strategies": ["top", "last"], "compute.workers_per_candidate": 2})
+    assert table(cross_validate(spread, tmp_path / "ray")) == table(inline)
+
+
 KILLED_ONCE = """
     import os, pathlib
     marker = pathlib.Path("killed")

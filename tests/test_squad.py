@@ -1,0 +1,117 @@
+"""A member is the same whatever stands beside it: packed or looped, alone or among others, on one squad or three."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ray_ft.config import load_config
+from ray_ft.cross_validation import prepare
+from ray_ft.features import SplitNetwork
+from ray_ft.plan import CandidateSpec, MemberKey, list_members
+from ray_ft.squad import Squad
+from ray_ft.task import Part, Task, choose_dtype, prepare_part
+
+CPU = torch.device("cpu")
+KEYS = list_members(1, 4, 2)
+NO_GRADIENT = "body.0.bias"  # before batch norm, so that it would have but rounding, which Adam blows up
+
+Parts = tuple[Task, Part, CandidateSpec]
+
+
+def build_parts(folder: Path, strategy: str, **overrides: object) -> Parts:
+    """Four folds of thirty samples: unequal, so that last batches differ in size and members in their steps."""
+    own = {"train": ["*"], "freeze": [NO_GRADIENT], "lr": 1e-2, "epochs": 6, "batch_size": 5, "head_dropout": 0.3}
+    values = {"strategies.all": own, "cv.folds": 4, "cv.strategies": [strategy], "cv.candidates": 1}
+    config = load_config(folder / "toy.yaml", values | {key.replace("__", "."): v for key, v in overrides.items()})
+    prepared = prepare(config, folder / "run")
+    return prepared.task, prepare_part(prepared.task, strategy, CPU), prepared.plan[0]
+
+
+def train(parts: Parts, keys: tuple[MemberKey, ...], packing: str, n_threads: int = 1) -> dict:
+    squad = Squad(*parts, keys, CPU, n_threads, packing)
+    for epoch in range(3):
+        predicted = squad.train(epoch)
+    assert not squad.has_drifted()
+    states = {member.key: {n: t.detach() for n, t in member.state.items()} for member in squad.whole.members}
+    return {key: (predicted[key], states[key]) for key in keys}
+
+
+def assert_same(found: dict, expected: dict, tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for key, (predicted, state) in expected.items():
+        np.testing.assert_allclose(found[key][0], predicted, rtol=tolerance, atol=tolerance)
+        for name, tensor in state.items():
+            torch.testing.assert_close(found[key][1][name], tensor, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("strategy", ["top", "all"])
+def test_packed_members_equal_looped_ones_with_dropout_and_batch_norm(toy_folder: Path, strategy: str) -> None:
+    parts = build_parts(toy_folder, strategy)
+    assert parts[1].split.sites
+    assert_same(train(parts, KEYS, "packed"), train(parts, KEYS, "looped"), 1e-5)
+
+
+def test_a_member_is_bit_identical_alone_in_squads_and_in_threads(toy_folder: Path) -> None:
+    parts = build_parts(toy_folder, "all")
+    together = train(parts, KEYS, "looped")
+    dealt = {key: value for i in range(3) for key, value in train(parts, KEYS[i::3], "looped").items()}
+    assert_same({key: dealt[key] for key in KEYS}, together, 0)
+    assert_same(train(parts, KEYS, "looped", n_threads=3), together, 0)
+    assert_same(train(parts, KEYS[5:6], "looped"), {KEYS[5]: together[KEYS[5]]}, 0)
+
+
+def test_a_squad_goes_on_from_what_another_saved(toy_folder: Path) -> None:
+    parts = build_parts(toy_folder, "all")
+    whole = Squad(*parts, KEYS, CPU, 1, "looped")
+    whole.train(0)
+    late = Squad(*parts, KEYS[1::2], CPU, 1, "packed")
+    late.load(whole.save())
+    assert late.pack_size == 1, "it goes on as it was begun"
+    expected = whole.train(1)
+    for key, predicted in late.train(1).items():
+        np.testing.assert_array_equal(predicted, expected[key])
+
+
+class Tight(SplitNetwork):
+    """A network on a device that has no memory for more than three members at once."""
+
+    def take_stacked(self, features, index):
+        if len(index) > 3:
+            raise torch.OutOfMemoryError("no more memory")
+        return super().take_stacked(features, index)
+
+
+def test_a_pack_that_does_not_fit_is_halved_until_it_does(toy_folder: Path) -> None:
+    task, part, spec = build_parts(toy_folder, "all")
+    squad = Squad(task, part, spec, KEYS, CPU, 1, "packed")
+    squad.split = Tight(**vars(squad.split))
+    squad.train(0)
+    assert squad.pack_size == 2
+    calm = Squad(task, part, spec, KEYS, CPU, 1, "looped")
+    calm.train(0)
+    for found, expected in zip(squad.whole.members, calm.whole.members, strict=True):
+        for name, tensor in expected.state.items():
+            torch.testing.assert_close(found.state[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_bf16_keeps_float32_weights_and_nearly_the_predictions(toy_folder: Path) -> None:
+    parts = build_parts(toy_folder, "all", training__precision="bf16")
+    assert parts[1].dtype == torch.bfloat16
+    found = train(parts, KEYS, "looped")
+    expected = train(build_parts(toy_folder, "all", training__precision="float32"), KEYS, "looped")
+    for key, (predicted, state) in found.items():
+        assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in state.values())
+        assert np.abs(predicted - expected[key][0]).mean() < 0.05
+    assert not np.array_equal(found[KEYS[0]][0], expected[KEYS[0]][0])
+
+
+def test_small_products_stay_in_float32_on_a_cpu(toy_folder: Path) -> None:
+    task, part, _ = build_parts(toy_folder, "all")
+    assert choose_dtype("auto", part.split, torch.from_numpy(task.dataset.inputs)) == torch.float32
+
+
+def test_the_timed_choice_changes_nothing_but_the_packing(toy_folder: Path) -> None:
+    parts = build_parts(toy_folder, "top")
+    assert_same(train(parts, KEYS, "auto"), train(parts, KEYS, "looped"), 1e-5)
