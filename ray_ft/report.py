@@ -43,6 +43,7 @@ def build_summary(
         name: describe_score(score, cv.folds * cv.seeds * cv.repeats)
         | {"n_trained_params": n_trained[name], "trained_share": n_trained[name] / n_params}
         | describe_candidates({s.name: verdicts[s.name] for s in plan if s.strategy == name})
+        | {"training": sorted(find_results(task.run, [s for s in plan if s.strategy == name], "training"))}
         for name, score in scores.items()
     }
     return {
@@ -65,10 +66,17 @@ def build_summary(
 
 def find_notes(run: RunFolder, plan: Sequence[CandidateSpec]) -> list[str]:
     """Collect what training said, once a strategy."""
-    notes = {
-        f"{spec.strategy}: {result['note']}" for spec in plan if (result := load_result(run, spec) or {}).get("note")
-    }
-    return sorted(notes)
+    strategies = dict.fromkeys(spec.strategy for spec in plan)
+    return [
+        f"{name}: {note}"
+        for name in strategies
+        for note in find_results(run, [spec for spec in plan if spec.strategy == name], "note")
+    ]
+
+
+def find_results(run: RunFolder, plan: Sequence[CandidateSpec], key: str) -> set[str]:
+    """Collect what completed candidates recorded under a key."""
+    return {result[key] for spec in plan if (result := load_result(run, spec) or {}).get(key)}
 
 
 def describe_score(score: StrategyScore | None, n_expected: int) -> dict[str, Any]:
@@ -178,12 +186,22 @@ def describe_outcome(summary: Mapping[str, Any], run: RunFolder, unit: tuple[flo
         f"winner    {winner} (lowest mean score, {verdict} the best baseline; how sure is not tested yet)",
         f"ensemble  {ensemble['n_members']} members in {ensemble['path']}; score {score} by the "
         f"{ensemble['n_blind']} of them that never saw a sample",
-        f"time      {summary['wall_s']:.0f} s",
+        f"time      {summary['wall_s']:.0f} s; members trained {describe_training(summary)}",
         "",
         "next:",
         f"  ray-ft predict {folder} --inputs x.npy --output y.npz",
         f"  ray-ft ensemble {folder}",
     ]
+
+
+def describe_training(summary: Mapping[str, Any]) -> str:
+    by_way: dict[str, list[str]] = {}
+    for name, row in summary["strategies"].items():
+        for way in row["training"]:
+            by_way.setdefault(way, []).append(name)
+    if len(by_way) == 1:
+        return next(iter(by_way))
+    return "; ".join(f"{way} ({', '.join(names)})" for way, names in by_way.items())
 
 
 def render_plan(

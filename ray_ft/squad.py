@@ -66,10 +66,8 @@ class Squad:
         self.split = part.split.set_dropout(dict.fromkeys(part.head_dropouts, hyper.head_dropout or 0.0))
         inputs, targets = (torch.from_numpy(a).to(device) for a in build_views(task.dataset, task.config.symmetry))
         clean = ViewBank(tuple(feature.to(device) for feature in part.features), targets)
-        with self.recipe.autocast(device):
-            self.bank = add_noisy_copies(
-                clean, self.split, inputs, hyper.noise_std, training.n_noisy_views, task.config.cv.seed
-            )
+        noise = (hyper.noise_std, training.n_noisy_views, task.config.cv.seed)
+        self.bank = add_noisy_copies(clean, self.split, inputs, *noise, part.dtype, n_threads)
         self.frozen_hash = hash_tensors(self.split.frozen)
         self.entropy = (task.config.cv.seed, zlib.crc32(spec.name.encode()))
         self.whole = self.enlist(self.keys)
@@ -90,7 +88,7 @@ class Squad:
         alone = self.time_steps(self.enlist(self.keys[:1]))
         if self.bank.targets.device.type == "cpu" and alone > LONG_STEP_S:
             return 1
-        torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # that it is slow is what is measured
+        torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]  # it is timed
         try:
             packed = self.time_steps(self.enlist(self.keys[:evenly])) / evenly
         except (RuntimeError, NotImplementedError):  # an operation that `vmap` cannot pack

@@ -61,7 +61,7 @@ def count_trained(task: Task, strategy: str) -> int:
     return sum(task.weights[name].numel() for name in select_trained(strategy, stage, list(task.weights)))
 
 
-def prepare_part(task: Task, strategy: str, device: torch.device) -> Part:
+def prepare_part(task: Task, strategy: str, device: torch.device, n_threads: int = 1) -> Part:
     """Split the network and run its backbone over all views, once for all candidates of a strategy."""
     network = task.build_network()
     (stage,) = task.config.selected[strategy].stages
@@ -72,8 +72,7 @@ def prepare_part(task: Task, strategy: str, device: torch.device) -> Part:
     inputs = torch.from_numpy(build_views(task.dataset, task.config.symmetry)[0]).flatten(0, 1).to(device)
     split = split_network(network.to(device), trained, inputs[:4])
     dtype = choose_dtype(task.config.training.precision, split, inputs)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32):
-        features = split.compute_features(inputs)
+    features = split.compute_features(inputs, dtype=dtype, n_threads=n_threads)
     widened = tuple(feature.float() if feature.dtype == torch.bfloat16 else feature for feature in features)
     return Part(split, widened, head_dropouts, dtype)
 

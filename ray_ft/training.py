@@ -120,6 +120,8 @@ def add_noisy_copies(
     noise_std: float,
     n_noisy: int,
     seed: int,
+    dtype: torch.dtype = torch.float32,
+    n_threads: int = 1,
 ) -> ViewBank:
     """Run the backbone over `n_noisy` copies of each view with Gaussian noise; without noise, there are none."""
     if not noise_std:
@@ -127,7 +129,8 @@ def add_noisy_copies(
     flat = inputs.flatten(0, 1)
     generator = torch.Generator().manual_seed(seed)
     noises = (torch.randn(flat.shape, generator=generator).to(flat.device) for _ in range(n_noisy))
-    copies = [bank.features, *(split.compute_features(flat + noise_std * noise) for noise in noises)]
+    compute = partial(split.compute_features, dtype=dtype, n_threads=n_threads)
+    copies = [bank.features, *(compute(flat + noise_std * noise) for noise in noises)]
     features = tuple(
         parts[0] if axis is None else torch.cat(parts, axis)
         for parts, axis in zip(zip(*copies, strict=True), split.batch_axes, strict=True)

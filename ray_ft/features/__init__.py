@@ -14,6 +14,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -72,11 +73,34 @@ class SplitNetwork:
             self, sites=tuple(replace(site, share=shares.get(site.module, site.share)) for site in self.sites)
         )
 
-    def compute_features(self, inputs: Shaped[Tensor, " sample *input"], batch_size: int = 64) -> Features:
-        """Run the backbone without gradients, `batch_size` samples at a time, on the parameters' device."""
+    def compute_features(
+        self,
+        inputs: Shaped[Tensor, " sample *input"],
+        batch_size: int = 32,
+        dtype: torch.dtype = torch.float32,
+        n_threads: int = 1,
+    ) -> Features:
+        """Run the backbone without gradients on the parameters' device.
+
+        Args:
+            inputs: As the network takes them.
+            batch_size: Samples at a time.
+            dtype: Of the products.
+            n_threads: Batches at a time.
+        """
         device = next(iter(self.state.values())).device
-        with torch.no_grad():
-            slices = [self._backbone(part.to(device)) for part in torch.split(inputs, batch_size)]
+
+        @torch.no_grad()
+        def run(part: Tensor) -> Features:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32):
+                return self._backbone(part.to(device))
+
+        parts = torch.split(inputs, batch_size)
+        if n_threads == 1:
+            slices = list(map(run, parts))
+        else:
+            with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                slices = list(pool.map(run, parts))
         return tuple(
             parts[0] if axis is None else torch.cat(parts, axis)
             for axis, parts in zip(self.batch_axes, zip(*slices, strict=True), strict=True)

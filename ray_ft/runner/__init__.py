@@ -118,7 +118,7 @@ def run_inline(task: Task, left: Sequence[CandidateSpec], judge: "Judge", displa
 
         try:
             if spec.strategy not in parts:
-                parts[spec.strategy] = prepare_part(task, spec.strategy, device)
+                parts[spec.strategy] = prepare_part(task, spec.strategy, device, n_threads)
             squad = Squad(task, parts[spec.strategy], spec, keys, device, n_threads, compute.packing)
             run_candidate(task, spec, report, command([squad]))
         except StopCandidate:
