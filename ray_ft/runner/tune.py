@@ -44,9 +44,8 @@ def run_on_ray(
     left = start_longest_first(task, left)
     strategies = list(dict.fromkeys(spec.strategy for spec in left))
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        first = pool.submit(
-            prepare_part, task, strategies[0], torch.device("cpu"), os.cpu_count() or 1
-        )  # while Ray starts
+        cpu, n_threads = torch.device("cpu"), os.cpu_count() or 1
+        first = pool.submit(prepare_part, task, strategies[0], cpu, n_threads)  # while Ray starts
         with connect(task.config.compute):
             share = choose_share(task, len(left))
             parts = prepare_parts(task, strategies, share, first)
