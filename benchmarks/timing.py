@@ -27,7 +27,7 @@ class Timing:
     peak_gb: float
 
 
-def time_command(command: Sequence[str], env: Mapping[str, str] | None = None) -> Timing:
+def time_command(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Timing:
     """Run a command to its end; its output is shown if it fails."""
     mark = uuid.uuid4().hex
     peaks, done = [0.0], threading.Event()
@@ -35,9 +35,8 @@ def time_command(command: Sequence[str], env: Mapping[str, str] | None = None) -
     started = time.perf_counter()
     watcher.start()
     try:
-        result = subprocess.run(
-            command, env={**os.environ, **(env or {}), MARKER: mark}, capture_output=True, text=True, check=False
-        )
+        env = {**os.environ, **(env or {}), MARKER: mark}
+        result = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
     finally:
         done.set()

@@ -80,7 +80,8 @@ def cross_validate(config: Config, out: Path, inline: bool = False, console: Con
             return summary
         n_members = config.cv.folds * config.cv.seeds * config.cv.repeats
         console = console or Console(quiet=True)
-        with Display(console, prepared.plan, n_members, config.cv.metric) as display:
+        # An epoch costs roughly in proportion to what learns.
+        with Display(console, prepared.plan, n_members, config.cv.metric, prepared.n_trained) as display:
             verdicts = run_trials(prepared.task, prepared.plan, inline, display)
         return reduce_run(prepared, verdicts, started)
 

@@ -30,6 +30,6 @@ def score_predictions(
     metric: str, predicted: Float[np.ndarray, "sample *target"], target: Float[np.ndarray, "sample *target"]
 ) -> Float[np.ndarray, " sample"]:
     """Do the same on arrays, in double precision."""
-    pair: list[Any] = [torch.from_numpy(np.asarray(array, np.float64)) for array in (predicted, target)]
+    pair: list[Any] = [torch.from_numpy(np.array(array, np.float64)) for array in (predicted, target)]
     losses: np.ndarray = compute_losses(metric, *pair).numpy()
     return losses

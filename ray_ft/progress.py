@@ -24,10 +24,18 @@ class Display:
         plan: All candidates.
         n_members: Members of a candidate, folds x seeds x repeats.
         metric: What `best so far` is.
+        cost: Of an epoch by strategy, in any unit; for the estimate of the time left.
     """
 
-    def __init__(self, console: Console, plan: Sequence[CandidateSpec], n_members: int, metric: str) -> None:
-        self.console, self.n_members, self.metric = console, n_members, metric
+    def __init__(
+        self,
+        console: Console,
+        plan: Sequence[CandidateSpec],
+        n_members: int,
+        metric: str,
+        cost: Mapping[str, int],
+    ) -> None:
+        self.console, self.n_members, self.metric, self.cost = console, n_members, metric, cost
         self.specs: Mapping[str, CandidateSpec] = {spec.name: spec for spec in plan}
         self.epochs = dict.fromkeys(self.specs, 0)
         self.planned = {spec.name: sum(stage.epochs for stage in spec.stages) for spec in plan}
@@ -79,9 +87,9 @@ class Display:
 
     def estimate_left(self, elapsed: float) -> float | None:
         """Extend the pace so far over the epochs that are left, as if no more were stopped."""
-        ended = {name for name in self.states}
-        done = sum(self.epochs.values())
-        left = sum(self.planned[name] - self.epochs[name] for name in self.specs if name not in ended)
+        costs = {name: self.cost[spec.strategy] for name, spec in self.specs.items()}
+        done = sum(costs[name] * epochs for name, epochs in self.epochs.items())
+        left = sum(costs[n] * (self.planned[n] - self.epochs[n]) for n in self.specs if n not in self.states)
         return elapsed * left / done if done and elapsed > 5 else None
 
     def render(self) -> Table:

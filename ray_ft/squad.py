@@ -136,19 +136,19 @@ class Squad:
 
     def collect(self) -> dict[MemberKey, dict[str, Tensor]]:
         """Return the members' snapshots."""
-        return dict(zip(self.keys, (copy_to_cpu(snapshot) for snapshot in self.snapshots), strict=True))
+        return dict(zip(self.keys, (to_cpu(snapshot) for snapshot in self.snapshots), strict=True))
 
     def has_drifted(self) -> bool:
         """Whether a frozen parameter or buffer has moved."""
         return hash_tensors(self.split.frozen) != self.frozen_hash
 
     def save(self) -> dict[MemberKey, dict[str, Any]]:
-        """Return all that the next epoch depends on."""
+        """Return all that the next epoch depends on, in the memory that it will change where that is the CPU's."""
         return {
             member.key: {
-                "state": copy_to_cpu(member.state),
+                "state": to_cpu(member.state),
                 "optimizer": save_optimizer(member.optimizer),
-                "snapshot": copy_to_cpu(snapshot),
+                "snapshot": to_cpu(snapshot),
                 "pack_size": self.pack_size,
             }
             for member, snapshot in zip(self.whole.members, self.snapshots, strict=True)
@@ -171,10 +171,10 @@ class Squad:
         return self.split.reason, f"{how}, {str(self.recipe.dtype).removeprefix('torch.')}"
 
 
-def copy_to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+def to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     content = optimizer.state_dict()
-    return content | {"state": {index: copy_to_cpu(slots) for index, slots in content["state"].items()}}
+    return content | {"state": {index: to_cpu(slots) for index, slots in content["state"].items()}}

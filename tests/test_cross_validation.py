@@ -60,12 +60,23 @@ def test_goes_on_after_an_interruption_as_if_there_had_been_none(toy_config: Con
     assert table(cross_validate(toy_config, run, inline=True)) == table(whole)
 
 
+LOGGED = """
+    import pathlib
+    with open("builds", "a") as log:
+        log.write(pathlib.Path("/proc/self/cmdline").read_text() + "\\n")
+"""
+
+
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
-def test_ray_gives_the_table_of_the_inline_run(toy_config: Config, tmp_path: Path) -> None:
-    inline = cross_validate(toy_config, tmp_path / "inline", inline=True)
-    on_ray = cross_validate(toy_config, tmp_path / "ray")
+def test_ray_gives_the_table_of_the_inline_run(toy_config: Config, toy_folder: Path) -> None:
+    inline = cross_validate(toy_config, toy_folder / "inline", inline=True)
+    break_toy(toy_folder, "        super().__init__()", LOGGED)
+    on_ray = cross_validate(toy_config, toy_folder / "ray")
     assert table(on_ray) == table(inline)
+    builders = (toy_folder / "builds").read_text().splitlines()
+    assert any("Preparer" in builder for builder in builders)
+    assert not any("ImplicitFunc" in builder for builder in builders), "trials take the split network as it was shared"
 
 
 @pytest.mark.ray

@@ -3,9 +3,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.linear_model import Ridge
 
-from ray_ft.baselines import fit_gain_offset
 from ray_ft.folds import deal_folds
 from ray_ft.scores import average_folds, crossfit
 
@@ -33,35 +31,9 @@ def test_a_fold_does_not_choose_its_own_epoch(seed: int, n_folds: int) -> None:
     assert crossfit({0: curves}).epoch[0, 0] == crossfit({0: changed}).epoch[0, 0]
 
 
-@given(st.integers(0, 1000), st.integers(2, 6), st.integers(1, 3))
-def test_folds_are_disjoint_complete_and_keep_groups_together(seed: int, n_folds: int, n_repeats: int) -> None:
-    groups = np.random.default_rng(seed).integers(0, 20, 40)
-    splits = deal_folds(np.unique(groups, return_inverse=True)[1], n_folds, n_repeats, seed)
-    for r in range(n_repeats):
-        held_out = [splits.held_out(r, k) for k in range(n_folds)]
-        assert sorted(np.concatenate(held_out)) == list(range(40))
-        for k in range(n_folds):
-            assert not set(groups[held_out[k]]) & set(groups[splits.training(r, k)])
-
-
 def test_fold_means_are_means_over_held_out_samples() -> None:
     splits = deal_folds(np.arange(10), 3, 2, 0)
     losses = np.random.default_rng(0).random((4, 2, 3, 10))
     means = average_folds(losses, splits)
     assert means.shape == (4, 2, 3, 3)
     assert means[1, 1, 2, 0] == losses[1, 1, 0, splits.held_out(1, 2)].mean()
-
-
-def test_gain_and_offset_are_ridge_regression() -> None:
-    rng = np.random.default_rng(1)
-    x = rng.normal(2, 3, (40, 5))
-    y = x * rng.normal(1, 0.3, 5) + rng.normal(size=5) + rng.normal(0, 2, (40, 5))
-    gain, offset = fit_gain_offset(x, y)
-    z = (x - x.mean(0)) / x.std(0)
-    fits = [
-        [Ridge(alpha=alpha).fit(z[:, [j]], (y - x)[:, j]) for j in range(5)]
-        for alpha in (1e-9, *np.logspace(-2, 4, 25))
-    ]
-    slopes = np.array([[fit.coef_[0] for fit in row] for row in fits]) / x.std(0)
-    assert np.abs(slopes + 1 - gain).max(1).min() < 1e-6
-    np.testing.assert_allclose((gain * x + offset).mean(0), y.mean(0))

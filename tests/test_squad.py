@@ -1,5 +1,6 @@
 """A member is the same whatever stands beside it: packed or looped, alone or among others, on one squad or three."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_a_squad_goes_on_from_what_another_saved(toy_folder: Path) -> None:
     whole = Squad(*parts, KEYS, CPU, 1, "looped")
     whole.train(0)
     late = Squad(*parts, KEYS[1::2], CPU, 1, "packed")
-    late.load(whole.save())
+    late.load(deepcopy(whole.save()))
     assert late.pack_size == 1, "it goes on as it was begun"
     expected = whole.train(1)
     for key, predicted in late.train(1).items():
@@ -105,6 +106,8 @@ def test_bf16_keeps_float32_weights_and_nearly_the_predictions(toy_folder: Path)
         assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in state.values())
         assert np.abs(predicted - expected[key][0]).mean() < 0.05
     assert not np.array_equal(found[KEYS[0]][0], expected[KEYS[0]][0])
+    for key, (predicted, _) in train(parts, KEYS, "packed").items():
+        assert np.abs(predicted - found[key][0]).mean() < 0.05
 
 
 def test_small_products_stay_in_float32_on_a_cpu(toy_folder: Path) -> None:

@@ -1,0 +1,39 @@
+"""Packed against looped members of the `head` strategy, full-size network: `python -m benchmarks.packing`.
+
+Fifteen members train whole epochs in this process on the GPU where there is one, else on one thread of the CPU.
+"""
+
+import argparse
+import json
+import time
+
+import torch
+
+from benchmarks.setting import build_squad, prepare_row
+from benchmarks.timing import Timing, alternate, compare
+
+N_MEMBERS = 15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prepared = prepare_row("head", "auto")
+    packed, looped = (build_squad(prepared, N_MEMBERS, how, device) for how in ("packed", "looped"))
+
+    def time_epoch(squad: object) -> Timing:
+        started = time.perf_counter()
+        squad.train(0)
+        return Timing(time.perf_counter() - started, 0.0)
+
+    time_epoch(packed), time_epoch(looped)
+    rounds = alternate(lambda: time_epoch(packed), lambda: time_epoch(looped), options.rounds)
+    result = compare(f"15 heads on {device}", rounds)
+    print(json.dumps({"device": str(device), "ratio": result["ratio"]}))
+
+
+if __name__ == "__main__":
+    main()

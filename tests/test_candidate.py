@@ -1,0 +1,88 @@
+"""A candidate against a plain loop over its recorded losses, and what it leaves on disk."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from ray_ft.candidate import command, run_candidate
+from ray_ft.config import load_config
+from ray_ft.cross_validation import prepare
+from ray_ft.folds import Splits
+from ray_ft.plan import list_members
+from ray_ft.squad import Squad
+from ray_ft.task import prepare_part
+
+CPU = torch.device("cpu")
+KEYS = list_members(1, 3, 2)
+
+
+def run(folder: Path, out: str, n_squads: int = 1, stop_after: int = 99, **overrides: object) -> tuple[list, Path]:
+    """Run the first candidate of `top`; return what it reported and its folder."""
+    values = {"cv.strategies": ["top"], "cv.candidates": 1} | {k.replace("__", "."): v for k, v in overrides.items()}
+    prepared = prepare(load_config(folder / "toy.yaml", values), folder / out)
+    part, spec = prepare_part(prepared.task, "top", CPU), prepared.plan[0]
+    squads = [Squad(prepared.task, part, spec, KEYS[i::n_squads], CPU, 1, "looped") for i in range(n_squads)]
+    reports = []
+
+    def report(epoch: int, mean: float, final: bool) -> None:
+        reports.append((epoch, mean, final))
+        if epoch == stop_after:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        run_candidate(prepared.task, spec, report, command(squads))
+    return reports, folder / out / "candidates" / "top-000"
+
+
+def deal(folder: Path) -> Splits:
+    return prepare(load_config(folder / "toy.yaml", {"cv.strategies": ["top"]}), folder / "other").task.splits
+
+
+def test_snapshots_stand_where_the_other_folds_are_best(toy_folder: Path) -> None:
+    reports, folder = run(toy_folder, "run")
+    losses = np.load(folder / "history.npz")["losses"]
+    fold_of = np.array(
+        prepare(load_config(Path("toy.yaml"), {"cv.strategies": ["top"]}), toy_folder / "x").task.splits.fold_of[0]
+    )
+    by_fold = np.stack([losses[:, 0][:, :, fold_of == k].mean((1, 2)) for k in range(3)], 1)  # (epoch, fold)
+    expected = [int(np.delete(by_fold, k, 1).mean(1).argmin()) + 1 for k in range(3)]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["stop_epochs"] == [expected]
+    assert [epoch for epoch, _, _ in reports] == list(range(1, len(losses) + 1))
+    assert [final for _, _, final in reports] == [False] * (len(losses) - 1) + [True]
+    np.testing.assert_allclose([mean for _, mean, _ in reports], by_fold.mean(1))
+
+
+def test_out_of_fold_predictions_are_those_of_the_snapshots(toy_folder: Path) -> None:
+    _, folder = run(toy_folder, "run")
+    predictions = np.load(folder / "oof.npz")["predictions"]
+    losses = np.load(folder / "history.npz")["losses"]
+    (stops,) = json.loads((folder / "result.json").read_text())["stop_epochs"]
+    found = ((predictions - np.load("y.npy")) ** 2).mean(-1)[0]
+    splits = deal(toy_folder)
+    for fold, stop in enumerate(stops):
+        held_out = splits.held_out(0, fold)
+        np.testing.assert_allclose(found[:, held_out], losses[stop - 1, 0][:, held_out], rtol=1e-5)
+
+
+def test_squads_together_and_an_interruption_leave_the_same_files(toy_folder: Path) -> None:
+    _, whole = run(toy_folder, "whole")
+    run(toy_folder, "cut", n_squads=2, stop_after=5)
+    assert not (toy_folder / "cut/candidates/top-000/result.json").exists()
+    reports, cut = run(toy_folder, "cut", n_squads=3)
+    assert reports[0][0] == 5, "it goes on behind the checkpoint of epoch 4"
+    for name in ("history.npz", "oof.npz"):
+        with np.load(whole / name) as one, np.load(cut / name) as other:
+            assert all(np.array_equal(one[key], other[key]) for key in one)
+    one, other = load_file(whole / "members.safetensors"), load_file(cut / "members.safetensors")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_patience_ends_it(toy_folder: Path) -> None:
+    reports, folder = run(toy_folder, "run", training__patience=1, training__lr=10.0)
+    assert reports[-1][2]
+    assert len(reports) < json.loads((folder / "result.json").read_text())["spec"]["stages"][0]["epochs"]

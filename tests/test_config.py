@@ -1,0 +1,53 @@
+"""The config: what it means, and every problem at once."""
+
+from pathlib import Path
+
+import pytest
+
+from ray_ft.config import AS_WRITTEN, load_config
+from ray_ft.errors import ConfigError
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "c.yaml").write_text("model: {checkpoint: w.pt}\ndata: {inputs: x.npy, targets: y.npy}\n" + text)
+    return folder / "c.yaml"
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "cv: {folds: 1, sedes: 3}\ncompute: {packing: both}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    text = str(caught.value)
+    assert "cv.folds: it should be greater than or equal to 2, got 1" in text
+    assert "cv.sedes: unknown key; did you mean seeds?" in text
+    assert "compute.packing: it should be 'auto', 'packed' or 'looped', got 'both'" in text
+
+
+def test_a_value_under_training_holds_for_every_strategy(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "training: {lr: 0.001, epochs: 7}\n"))
+    for strategy in config.selected.values():
+        assert (strategy.stages[0].lr, strategy.stages[0].epochs) == ((0.001, 0.001), (7, 7))
+
+
+@pytest.mark.parametrize(("decoder", "frozen"), [(True, True), (False, False)])
+def test_freeze_flags_describe_a_strategy(tmp_path: Path, decoder: bool, frozen: bool) -> None:
+    text = f"training: {{freeze_encoder: true, freeze_decoder: {str(decoder).lower()}}}\n"
+    (stage,) = load_config(write(tmp_path, text)).selected[AS_WRITTEN].stages
+    assert ("dec.*" in stage.freeze) == frozen
+    assert "*stage1*" in stage.freeze
+
+
+def test_overrides_replace_and_one_value_is_a_range(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, ""), {"strategies.head.lr": 0.01, "cv.strategies": ["head"]})
+    assert config.selected["head"].stages[0].lr == (0.01, 0.01)
+
+
+def test_a_range_runs_upwards(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"finite low <= high must hold, got \[0.1, 0.01\]"):
+        load_config(write(tmp_path, "strategies: {head: {lr: [0.1, 0.01]}}\n"))
+
+
+def test_where_it_is_computed_is_not_what_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path, "")
+    assert load_config(path).identity() == load_config(path, {"compute.cpus_per_candidate": 7}).identity()
+    assert load_config(path).identity() != load_config(path, {"training.precision": "bf16"}).identity()

@@ -1,0 +1,42 @@
+"""Folds: disjoint, complete, groups on one side, strata in equal shares, the same for the same seed."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_ft.errors import DataError
+from ray_ft.folds import deal_folds, join_groups
+
+
+@given(st.integers(0, 1000), st.integers(2, 6), st.integers(1, 3))
+def test_folds_are_disjoint_complete_and_keep_groups_together(seed: int, n_folds: int, n_repeats: int) -> None:
+    groups = np.random.default_rng(seed).integers(0, 20, 40)
+    splits = deal_folds(np.unique(groups, return_inverse=True)[1], n_folds, n_repeats, seed)
+    for r in range(n_repeats):
+        held_out = [splits.held_out(r, k) for k in range(n_folds)]
+        assert sorted(np.concatenate(held_out)) == list(range(40))
+        for k in range(n_folds):
+            assert not set(groups[held_out[k]]) & set(groups[splits.training(r, k)])
+
+
+def test_strata_are_shared_out_equally() -> None:
+    strata = np.repeat(["a", "b"], [20, 10])
+    splits = deal_folds(np.arange(30), 5, 1, 0, strata)
+    for fold in range(5):
+        assert sorted(strata[splits.held_out(0, fold)]) == ["a"] * 4 + ["b"] * 2
+
+
+def test_the_seed_names_the_deal() -> None:
+    assert deal_folds(np.arange(30), 5, 2, 1).hash == deal_folds(np.arange(30), 5, 2, 1).hash
+    assert deal_folds(np.arange(30), 5, 2, 1).hash != deal_folds(np.arange(30), 5, 2, 2).hash
+
+
+def test_samples_equal_in_any_column_are_one_group() -> None:
+    groups = join_groups([np.array([0, 1, 2, 3]), np.array(["x", "y", "x", "z"]), np.array([5, 6, 7, 6])])
+    np.testing.assert_array_equal(groups, [0, 1, 0, 1])
+
+
+def test_fewer_groups_than_folds_are_refused() -> None:
+    with pytest.raises(DataError, match="got 6 samples in 2 groups for 3 folds"):
+        deal_folds(np.array([0, 0, 0, 1, 1, 1]), 3, 1, 0)

@@ -1,0 +1,40 @@
+"""The plan: candidates are drawn from the ranges, each for itself."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_ft.config import SearchSection, StrategyConfig
+from ray_ft.plan import build_plan, list_members, resolve_grace
+
+STRATEGY = StrategyConfig.model_validate(
+    {"train": ["*"], "lr": [1e-4, 1e-2], "epochs": [10, 20], "batch_size": [8, 16], "warmup_ratio": 0.9}
+)
+
+
+def test_candidate_0_is_the_middle_of_the_ranges() -> None:
+    (hyper,) = build_plan({"a": STRATEGY}, 1, 0)[0].stages
+    assert (round(hyper.lr, 9), hyper.epochs, hyper.batch_size) == (1e-3, 15, 12)
+    assert hyper.warmup_epochs == 7, "at most half of the epochs"
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8))
+def test_draws_lie_in_their_ranges_and_do_not_depend_on_the_others(seed: int, n_candidates: int) -> None:
+    plan = build_plan({"a": STRATEGY, "b": STRATEGY}, n_candidates, seed)
+    alone = build_plan({"b": STRATEGY}, n_candidates + 1, seed)
+    assert plan[n_candidates:] == alone[:n_candidates]
+    for spec in plan:
+        (hyper,) = spec.stages
+        assert hyper.lr * 1.0000001 >= 1e-4
+        assert hyper.lr <= 1.0000001e-2
+        assert 10 <= hyper.epochs <= 20
+
+
+def test_members_are_all_folds_and_seeds_of_all_repeats() -> None:
+    keys = list_members(2, 5, 3)
+    assert len(set(keys)) == len(keys) == 30
+    assert list(keys) == sorted(keys)
+
+
+def test_candidates_are_first_compared_after_a_quarter() -> None:
+    assert resolve_grace(SearchSection(), STRATEGY) == 5
+    assert resolve_grace(SearchSection(grace_epochs=2), STRATEGY) == 2

@@ -1,0 +1,30 @@
+"""Progress without a terminal: plain lines, and a time left that goes with what is left to do."""
+
+import io
+
+from rich.console import Console
+
+from ray_ft.config import StrategyConfig
+from ray_ft.plan import build_plan
+from ray_ft.progress import Display
+
+STRATEGY = StrategyConfig.model_validate({"train": ["*"], "lr": 1e-3, "epochs": 10})
+
+
+def test_lines_name_candidate_epoch_and_best() -> None:
+    text = io.StringIO()
+    plan = build_plan({"head": STRATEGY, "full": STRATEGY}, 1, 0)
+    with Display(Console(file=text, width=200), plan, 15, "mse", {"head": 1, "full": 100}) as display:
+        display.show_epoch("head-000", 3, 0.5)
+        display.show_epoch("head-000", 4, 0.75)
+        display.show_end("head-000", "completed")
+    assert text.getvalue() == "[1/2 candidates, 0 s] head-000 completed after 4 epochs, best mse so far 0.5\n"
+
+
+def test_the_time_left_weighs_epochs_by_their_cost() -> None:
+    plan = build_plan({"head": STRATEGY, "full": STRATEGY}, 1, 0)
+    display = Display(Console(quiet=True), plan, 15, "mse", {"head": 1, "full": 4})
+    display.show_epoch("full-000", 5, 0.5)
+    assert display.estimate_left(60.0) == 60 * (4 * 5 + 10) / 20
+    display.show_end("full-000", "stopped")
+    assert display.estimate_left(60.0) == 60 * 10 / 20
