@@ -266,7 +266,6 @@ def step_pack(
 def step_alone(member: Member, split: SplitNetwork, bank: ViewBank, recipe: Recipe, batch: Batch) -> Tensor:
     features = split.take(bank.features, batch.rows)
     loss = compute_loss(split, recipe, member.state, features, batch.masks, batch.targets)
-    member.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     torch.nn.utils.clip_grad_norm_([member.state[name] for name in split.trained_names], recipe.grad_clip)
     update(member, batch.lr)
@@ -304,6 +303,7 @@ def clip_stacked(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
 def update(member: Member, lr: float) -> None:
     member.optimizer.param_groups[0]["lr"] = lr
     member.optimizer.step()
+    member.optimizer.zero_grad()  # so that gradients take up memory for one step alone
 
 
 def compute_loss(

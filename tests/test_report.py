@@ -30,7 +30,7 @@ def test_the_table_shows_a_hole_and_how_members_trained(toy_folder: Path) -> Non
     assert "failed: wild-000 (DivergedError" in text.getvalue()
     assert "members trained looped, float32" in text.getvalue()
     assert "winner    top" in text.getvalue()
-    rows = {row["strategy"]: row for row in csv.DictReader(run.leaderboard.open())}
+    rows = {row["strategy"]: row for row in csv.DictReader(run.leaderboard.read_text().splitlines())}
     assert rows["wild"]["score_mean"] == ""
     assert float(rows["top"]["score_mean"]) == summary["strategies"]["top"]["score_mean"]
     assert {verdict.state for name, verdict in load_verdicts(run).items() if name.startswith("wild")} == {"failed"}
