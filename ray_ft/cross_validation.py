@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from ray_ft.baselines import score_baselines
+from ray_ft.comparison import compare_all
 from ray_ft.config import Config, read_yaml
 from ray_ft.data import load_dataset
 from ray_ft.ensemble import reduce_members
@@ -236,8 +237,13 @@ def reduce_run(prepared: Prepared, verdicts: dict[str, Verdict], started: float)
     score = scores[winner]
     assert score is not None
     baselines = score_baselines(prepared.zero_shot, task.dataset.targets, task.splits, task.config.cv.metric)
+    compared = compare_all(
+        {name: each.values.mean(-1) for name, each in scores.items() if each is not None}
+        | dict([min(baselines.items(), key=lambda item: item[1].mean())])
+    )
     summary = build_summary(task, plan, verdicts, scores, baselines, prepared.n_trained) | {
         "winner": winner,
+        "comparisons": [comparison.as_dict() for comparison in compared],
         "ensemble": reduce_members(task, plan, winner, score, prepared.trained[winner]),
         "wall_s": time.monotonic() - started,
     }

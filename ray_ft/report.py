@@ -21,6 +21,7 @@ from ray_ft.task import Task
 
 __all__ = ["build_summary", "render_plan", "render_summary", "write_summary"]
 
+OPPOSITES = {"better": "worse", "worse": "better"}
 BASELINE_LABELS = {
     "zero_shot": "zero-shot (the pretrained network as it is)",
     "training_mean": "mean target of the training part",
@@ -183,7 +184,8 @@ def describe_outcome(summary: Mapping[str, Any], run: RunFolder, unit: tuple[flo
         *lines,
         *failures,
         "",
-        f"winner    {winner} (lowest mean score, {verdict} the best baseline; how sure is not tested yet)",
+        f"winner    {winner} (lowest mean score, {verdict} the best baseline)",
+        *describe_comparisons(summary, unit),
         f"ensemble  {ensemble['n_members']} members in {ensemble['path']}; score {score} by the "
         f"{ensemble['n_blind']} of them that never saw a sample",
         f"time      {summary['wall_s']:.0f} s; members trained {describe_training(summary)}",
@@ -192,6 +194,33 @@ def describe_outcome(summary: Mapping[str, Any], run: RunFolder, unit: tuple[flo
         f"  ray-ft predict {folder} --inputs x.npy --output y.npz",
         f"  ray-ft ensemble {folder}",
     ]
+
+
+def describe_comparisons(summary: Mapping[str, Any], unit: tuple[float, str]) -> list[str]:
+    """Say how the winner compares with each other, in words and figures."""
+    winner, lines = summary["winner"], []
+    for pair in summary["comparisons"]:
+        if winner not in (pair["first"], pair["second"]):
+            continue
+        sign = 1 if pair["first"] == winner else -1
+        other = pair["second"] if sign == 1 else pair["first"]
+        low, high = sorted(sign * value / unit[0] for value in pair["interval"])
+        chances = ", ".join(f"{chance:.0%}" for chance in pair["probabilities"][::sign])
+        verdict = pair["verdict"] if sign == 1 else OPPOSITES.get(pair["verdict"], pair["verdict"])
+        lines.append(
+            f"          vs {other.replace('_', '-') if other in BASELINE_LABELS else other}: {verdict}, by "
+            f"{sign * pair['difference'] / unit[0]:+.3f} [{low:+.3f}, {high:+.3f}], p {pair['p_adjusted']:.2g}; "
+            f"better, equal, worse with {chances}" + describe_repeats(pair)
+        )
+    return lines
+
+
+def describe_repeats(pair: Mapping[str, Any]) -> str:
+    if pair["verdict"] != "no evidence of a difference":
+        return ""
+    if pair["n_repeats"] is None:
+        return "; more repeats would not settle it, more samples might"
+    return f"; --set cv.repeats={pair['n_repeats']} would likely settle it"
 
 
 def describe_training(summary: Mapping[str, Any]) -> str:

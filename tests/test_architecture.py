@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "ray_ft"
 ROWS = {
     0: ("errors", "symmetry"),
     1: ("config", "folds", "metrics", "paths", "provenance"),
-    2: ("strategies", "models", "data", "plan", "checkpoint", "features", "scores"),
+    2: ("strategies", "models", "data", "plan", "checkpoint", "features", "scores", "comparison"),
     3: ("training", "results", "baselines"),
     4: ("task", "progress"),
     5: ("squad",),
