@@ -54,20 +54,19 @@ def choose_share(task: Task, n_left: int) -> Share:
     """
     compute, cv = task.config.compute, task.config.cv
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
-    has = {name: [node["Resources"].get(name, 0) for node in nodes if node["Alive"]] for name in ("CPU", "GPU")}
+    has = {name: [node["Resources"].get(name, 0.0) for node in nodes if node["Alive"]] for name in ("CPU", "GPU")}
     if compute.device == "cuda" and not sum(has["GPU"]) and compute.address is None:
         raise ConfigError("compute.device: cuda needs GPUs, but no node of the cluster has any; set device: auto")
     n_members = cv.folds * cv.seeds * cv.repeats
-    if (sum(has["GPU"]) or compute.gpus_per_candidate) and compute.device != "cpu":
+    if compute.device == "cuda" or (compute.device == "auto" and (sum(has["GPU"]) or compute.gpus_per_candidate)):
         largest = max(count_trained(task, name) for name in task.config.selected)
         small = largest * BYTES_PER_WEIGHT * n_members < SMALL_BYTES
-        share = share_gpus(compute, n_left, n_members, sum(has["GPU"]), small)
+        share = share_gpus(compute, n_left, n_members, max(1.0, sum(has["GPU"])), small)
     else:
         share = share_cpus(compute, n_left, n_members, has["CPU"])
     for name, asked in (("CPU", share.cpus), ("GPU", share.gpus)):
-        if (
-            asked > (largest_node := max(has[name], default=0)) and compute.address is None
-        ):  # to a cluster, nodes may come
+        largest_node = max(has[name], default=0)
+        if asked > largest_node and compute.address is None:  # to a cluster, nodes may yet be added
             raise ConfigError(
                 f"one node must hold a candidate, but it asks for {asked:g} {name} and the largest node has "
                 f"{largest_node:g}; lower compute.{name.lower()}s_per_candidate"
