@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MARKER = "BENCHMARK_SIDE"  # an environment variable that all processes of a command inherit
-SAMPLE_EVERY_S = 0.5
+SAMPLE_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ray_ft.comparison import compare_pair
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.ensemble import Ensemble
@@ -144,6 +146,17 @@ def test_a_frozen_buffer_that_moves_fails_the_candidate(toy_folder: Path) -> Non
     config = load_config(toy_folder / "toy.yaml", {"cv.strategies": ["top"], "cv.candidates": 1})
     with pytest.raises(RunError, match="FrozenDriftError: frozen parameters and buffers must not move"):
         cross_validate(config, toy_folder / "run", inline=True)
+
+
+def test_every_pair_and_the_best_baseline_are_compared(toy_config: Config, tmp_path: Path) -> None:
+    summary = cross_validate(toy_config, tmp_path / "run", inline=True)
+    baseline = min(summary["baselines"], key=lambda name: summary["baselines"][name]["score_mean"])
+    pairs = {frozenset((pair["first"], pair["second"])) for pair in summary["comparisons"]}
+    assert pairs == {frozenset(pair) for pair in combinations(["top", "last", baseline], 2)}
+    by_fold = {name: np.mean(row["scores"], axis=-1) for name, row in summary["strategies"].items()}
+    (pair,) = (pair for pair in summary["comparisons"] if baseline not in (pair["first"], pair["second"]))
+    expected = compare_pair(pair["first"], pair["second"], by_fold[pair["first"]], by_fold[pair["second"]])
+    assert pair["p_value"] == expected.p_value
 
 
 def test_refuses_the_folder_of_another_config(toy_config: Config, tmp_path: Path) -> None:
