@@ -111,7 +111,7 @@ def compare_losses(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     spread = theirs.mean(0).std(ddof=1) if theirs.shape[1] > 1 else theirs.mean(1).std(ddof=1)
     over = "seeds" if theirs.shape[1] > 1 else "folds"
     print(
-        f"  held-out loss: ours {ours.mean():.6f}, theirs {theirs.mean():.6f}, std over {over} {spread:.6f}", flush=True
+        f"  held-out loss: ours {ours.mean():.7f}, theirs {theirs.mean():.7f}, std over {over} {spread:.1e}", flush=True
     )
     return {"ours_loss": float(ours.mean()), "theirs_loss": float(theirs.mean()), "loss_std": float(spread)}
 
