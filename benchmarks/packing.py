@@ -1,4 +1,4 @@
-"""Packed against looped members of the `head` strategy, full-size network: `python -m benchmarks.packing`.
+"""Packed against looped members, `head` of the full-size network or the demo's: `python -m benchmarks.packing`.
 
 Fifteen members train whole epochs in this process on the GPU where there is one, else on one thread of the CPU.
 """
@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from benchmarks.setting import build_squad, prepare_row
+from benchmarks.setting import build_squad, prepare_demo, prepare_row
 from benchmarks.timing import Timing, alternate, compare
 
 N_MEMBERS = 15
@@ -18,10 +18,11 @@ N_MEMBERS = 15
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--demo", metavar="STRATEGY", help="of the demo's network, instead of the full-size head")
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prepared = prepare_row("head", "auto")
+    prepared = prepare_demo(options.demo, "auto") if options.demo else prepare_row("head", "auto")
     packed, looped = (build_squad(prepared, N_MEMBERS, how, device) for how in ("packed", "looped"))
 
     def time_epoch(squad: object) -> Timing:
@@ -31,7 +32,7 @@ def main() -> None:
 
     time_epoch(packed), time_epoch(looped)
     rounds = alternate(lambda: time_epoch(packed), lambda: time_epoch(looped), options.rounds)
-    result = compare(f"15 heads on {device}", rounds)
+    result = compare(f"{N_MEMBERS} members on {device}", rounds)
     print(json.dumps({"device": str(device), "ratio": result["ratio"]}))
 
 

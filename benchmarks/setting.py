@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.vs_ray_tune import COMMON, ROWS, describe_ours, write_inputs
-from ray_ft.config import Config
+from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import Prepared, prepare
 from ray_ft.plan import list_members
 from ray_ft.squad import Packing, Squad
@@ -19,6 +19,12 @@ def prepare_row(row: str, precision: str) -> Prepared:
         write_inputs(Path(folder))
         described = describe_ours(Path(folder), row, COMMON | ROWS[row], precision)
         return prepare(Config.model_validate(described), Path(folder) / "run")
+
+
+def prepare_demo(strategy: str, precision: str) -> Prepared:
+    """Prepare the embedded demo with one strategy."""
+    config = load_config(None, {"cv.strategies": [strategy], "training.precision": precision})
+    return prepare(config, Path(tempfile.gettempdir()) / "not_written")
 
 
 def build_squad(prepared: Prepared, n_members: int, packing: Packing, device: torch.device) -> Squad:
