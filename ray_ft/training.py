@@ -230,9 +230,12 @@ def draw_batches(
     clean = rng.permutation(clean)
     copies = rng.integers(1, bank.n_noisy + 1, len(clean)) if bank.n_noisy else np.zeros(len(clean), int)
     rows = clean + copies * (bank.n_views * bank.n_samples)
-    n_batches = -(-len(rows) // hyper.batch_size)
-    for i in range(n_batches):
-        part = slice(i * hyper.batch_size, (i + 1) * hyper.batch_size)
+    bounds = list(range(0, len(rows), hyper.batch_size))
+    has_buffers = len(split.state) > len(split.trained_names)
+    if has_buffers and len(bounds) > 1 and len(rows) - bounds[-1] == 1:
+        bounds.pop()  # batch norm has no variance of one sample, which joins the batch before it
+    n_batches = len(bounds)
+    for i, part in enumerate(map(slice, bounds, [*bounds[1:], len(rows)])):
         lr = hyper.lr * scale_lr(epoch * n_batches + i, hyper.epochs * n_batches, hyper.warmup_epochs * n_batches)
         own = torch.from_numpy(rows[part]).to(device)
         masks = split.draw_masks(len(own), generator)

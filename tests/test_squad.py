@@ -1,6 +1,7 @@
 """A member is the same whatever stands beside it: packed or looped, alone or among others, on one squad or three."""
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ray_ft.features import SplitNetwork
 from ray_ft.plan import CandidateSpec, MemberKey, list_members
 from ray_ft.squad import Squad
 from ray_ft.task import Part, Task, choose_dtype, prepare_part
+from ray_ft.training import draw_batches
 
 CPU = torch.device("cpu")
 KEYS = list_members(1, 4, 2)
@@ -95,6 +97,17 @@ def test_a_pack_that_does_not_fit_is_halved_until_it_does(toy_folder: Path) -> N
     for found, expected in zip(squad.whole.members, calm.whole.members, strict=True):
         for name, tensor in expected.state.items():
             torch.testing.assert_close(found.state[name], tensor, rtol=1e-5, atol=1e-5)
+
+
+def test_a_last_batch_of_one_joins_the_one_before_it_where_there_is_batch_norm(toy_folder: Path) -> None:
+    task, part, spec = build_parts(toy_folder, "all")  # 22 and 23 samples for training
+    squad = Squad(task, part, replace(spec, stages=(replace(spec.stages[0], batch_size=7),)), KEYS, CPU, 1, "looped")
+    sizes = [
+        [len(batch.rows) for batch in draw_batches(member, squad.split, squad.bank, squad.recipe.hyper, 0)]
+        for member in squad.whole.members
+    ]
+    assert sorted(map(tuple, sizes)) == [(7, 7, 7, 2)] * 4 + [(7, 7, 8)] * 4
+    assert all(np.isfinite(predicted).all() for predicted in squad.train(0).values())
 
 
 def test_bf16_keeps_float32_weights_and_nearly_the_predictions(toy_folder: Path) -> None:

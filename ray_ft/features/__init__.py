@@ -6,7 +6,7 @@ are the backbone; the values that the tail reads from it are the features. Where
 split fails, the whole network is the tail and its inputs are the features.
 
 Limits: a tail holds every size but the batch's as it was at the split. Python that is no tensor operation is
-not in it either, such as batch norm's refusal to train on a single value per channel.
+not in it either, such as batch norm's refusal to train on a single value per channel; `training` deals no such batch.
 """
 
 import contextlib
