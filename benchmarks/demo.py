@@ -14,8 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    first = run_git("rev-list", "--max-parents=0", "HEAD").split()[0]
-    parser.add_argument("--before", default=first, help="the revision to compare with; the first of all by default")
+    parser.add_argument("--before", required=True, help="the revision to compare with")
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -75,8 +75,11 @@ def alternate(ours: Callable[[], Timing], theirs: Callable[[], Timing], n_rounds
     """Run both sides `n_rounds` times, the first one changing."""
     rounds = []
     for i in range(n_rounds):
-        pair = (ours(), theirs()) if i % 2 == 0 else tuple(reversed((theirs(), ours())))
-        rounds.append((pair[0], pair[1]))
+        if i % 2 == 0:
+            rounds.append((ours(), theirs()))
+        else:
+            second = theirs()
+            rounds.append((ours(), second))
     return rounds
 
 

@@ -72,6 +72,7 @@ class Squad:
         self.entropy = (task.config.cv.seed, zlib.crc32(spec.name.encode()))
         self.whole = self.enlist(self.keys)
         self.snapshots: list[dict[str, Tensor]] = [self.split.state for _ in self.keys]
+        self.obstacle = ""  # why the members cannot be packed
         self.pack_size = self.choose_pack_size(packing)
 
     def enlist(self, keys: Sequence[MemberKey]) -> Pack:
@@ -81,7 +82,10 @@ class Squad:
     def choose_pack_size(self, packing: Packing) -> int:
         """Time a few steps of fresh members, packed and not."""
         evenly = -(-len(self.keys) // self.n_threads)
-        if self.split.draws or evenly == 1 or packing == "looped":
+        if evenly == 1 or packing == "looped":
+            return 1
+        if self.split.draws:
+            self.obstacle = "the network may draw random numbers itself"
             return 1
         if packing == "packed":
             return evenly
@@ -91,7 +95,8 @@ class Squad:
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]  # it is timed
         try:
             packed = self.time_steps(self.enlist(self.keys[:evenly])) / evenly
-        except (RuntimeError, NotImplementedError):  # an operation that `vmap` cannot pack
+        except (RuntimeError, NotImplementedError) as error:  # an operation that `vmap` cannot pack
+            self.obstacle = str(error).strip().split("\n")[0]
             return 1
         return evenly if packed * GAIN < alone else 1
 
@@ -168,7 +173,8 @@ class Squad:
     def describe(self) -> tuple[str, str]:
         """Say why the network could not be split, if so, and how the members train."""
         how = "looped" if self.pack_size == 1 else f"packed by {self.pack_size}"
-        return self.split.reason, f"{how}, {str(self.recipe.dtype).removeprefix('torch.')}"
+        why = f" (cannot be packed: {self.obstacle})" if self.obstacle else ""
+        return self.split.reason, f"{how}, {str(self.recipe.dtype).removeprefix('torch.')}{why}"
 
 
 def to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

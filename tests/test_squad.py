@@ -128,6 +128,29 @@ def test_small_products_stay_in_float32_on_a_cpu(toy_folder: Path) -> None:
     assert choose_dtype("auto", part.split, torch.from_numpy(task.dataset.inputs)) == torch.float32
 
 
+class Unpackable(SplitNetwork):
+    """A network with an operation that `vmap` does not know."""
+
+    def take_stacked(self, features, index):
+        raise RuntimeError("vmap: no rule for frobnicate\nand more lines")
+
+
+def test_members_that_cannot_be_packed_are_looped_and_say_why(toy_folder: Path) -> None:
+    task, part, spec = build_parts(toy_folder, "top")
+    part = replace(part, split=Unpackable(**vars(part.split)))
+    how = Squad(task, part, spec, KEYS, CPU, 1, "auto").describe()[1]
+    assert how == "looped, float32 (cannot be packed: vmap: no rule for frobnicate)"
+    with pytest.raises(RuntimeError, match="frobnicate"):
+        Squad(task, part, spec, KEYS, CPU, 1, "packed").train(0)
+
+
+def test_a_network_that_runs_whole_is_looped_and_says_why(toy_folder: Path) -> None:
+    module = toy_folder / "toy_network.py"
+    module.write_text(module.read_text().replace("self.body(x))", "self.body(x)) * (x.mean().item() > -9)"))
+    how = Squad(*build_parts(toy_folder, "top"), KEYS, CPU, 1, "packed").describe()[1]
+    assert how == "looped, float32 (cannot be packed: the network may draw random numbers itself)"
+
+
 def test_the_timed_choice_changes_nothing_but_the_packing(toy_folder: Path) -> None:
     parts = build_parts(toy_folder, "top")
     assert_same(train(parts, KEYS, "auto"), train(parts, KEYS, "looped"), 1e-5)
