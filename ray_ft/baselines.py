@@ -33,7 +33,7 @@ def score_baselines(
         name: np.empty((splits.n_repeats, splits.n_folds)) for name in ("zero_shot", "training_mean", "gain_offset")
     }
     for r, k in np.ndindex(splits.n_repeats, splits.n_folds):
-        train, held_out = splits.training(r, k), splits.held_out(r, k)
+        train, held_out = splits.training_part(r, k), splits.held_out(r, k)  # they need no inner part
         gain, offset = fit_gain_offset(zero_shot[train], targets[train])
         predictions = {
             "zero_shot": zero_shot[held_out],

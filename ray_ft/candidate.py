@@ -1,7 +1,8 @@
 """One candidate end to end: all of its members, epoch by epoch, to files in its folder.
 
 Each epoch trains every member, looks at all held-out losses together, and keeps the weights of a fold's members when
-the mean of the *other* folds is at its lowest: the cross-fitted epoch needs no more than one snapshot a member.
+the fold's guide is at its lowest (the mean of the *other* folds, or of its inner part under the nested protocol): no
+more than one snapshot a member is needed.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from ray_ft.errors import DivergedError, FrozenDriftError
 from ray_ft.metrics import score_predictions
 from ray_ft.paths import CandidateFolder, replace_file, write_arrays, write_json, write_text
 from ray_ft.plan import CandidateSpec, MemberKey, list_members
-from ray_ft.scores import average_folds, average_other_folds
+from ray_ft.scores import build_curves
 from ray_ft.squad import Squad
 from ray_ft.task import Task
 
@@ -33,8 +34,9 @@ class Progress:
     """What changes from epoch to epoch beside the members."""
 
     losses: list[Float[np.ndarray, "repeat seed sample"]]
+    inner: list[Float[np.ndarray, "repeat fold seed"]]  # under the nested protocol
     predictions: Float[np.ndarray, "repeat seed sample *target"]  # of the snapshots
-    lowest: Float[np.ndarray, "repeat fold"]  # mean of the other folds at the snapshot
+    lowest: Float[np.ndarray, "repeat fold"]  # the guide at the snapshot
     stop_epoch: Int[np.ndarray, "repeat fold"]
     best_mean: float = float("inf")
     best_epoch: int = 0
@@ -73,7 +75,7 @@ def train_candidate(
     start = restore(folder, task, progress, broadcast)
     for epoch in range(start, hyper.epochs):
         mean = look(task, merge(broadcast("train", epoch)), progress, broadcast)
-        write_arrays(folder.history, losses=np.stack(progress.losses))
+        write_arrays(folder.history, **stack_history(progress))
         if epoch + 1 == hyper.epochs or epoch + 1 - progress.best_epoch >= hyper.patience:
             if any(broadcast("has_drifted")):
                 raise FrozenDriftError(f"frozen parameters and buffers must not move, but those of {spec.name} did")
@@ -97,6 +99,7 @@ def create_progress(task: Task) -> Progress:
     cv, by_fold = task.config.cv, (task.config.cv.repeats, task.config.cv.folds)
     return Progress(
         losses=[],
+        inner=[],
         predictions=np.zeros((cv.repeats, cv.seeds, *task.dataset.targets.shape), np.float32),
         lowest=np.full(by_fold, np.inf),
         stop_epoch=np.zeros(by_fold, int),
@@ -109,28 +112,41 @@ def look(
     progress: Progress,
     broadcast: Broadcast,
 ) -> float:
-    """Take the held-out losses of all members, and snapshot those whose other folds have improved."""
+    """Take the losses of all members, and snapshot those whose guide has improved; return the guides' mean."""
+    splits, nested = task.splits, bool(task.splits.inner_of)
     losses = np.empty(progress.predictions.shape[:3])
+    inner = np.empty((*progress.lowest.shape, task.config.cv.seeds))
     for key, predicted in answers.items():
-        held_out = task.splits.held_out(key.repeat, key.fold)
-        truth = task.dataset.targets[held_out]
-        losses[key.repeat, key.seed, held_out] = score_predictions(task.config.cv.metric, predicted, truth)
-    if not np.isfinite(losses).all():
-        raise DivergedError(f"a held-out loss became {losses.max()} in epoch {len(progress.losses) + 1}; lower the lr")
+        watched, n_held_out = splits.watched(key.repeat, key.fold), len(splits.held_out(key.repeat, key.fold))
+        own = score_predictions(task.config.cv.metric, predicted, task.dataset.targets[watched])
+        if not np.isfinite(own).all():
+            raise DivergedError(
+                f"the held-out loss of {key} became {own.max()} in epoch {len(progress.losses) + 1}; lower the lr"
+            )
+        losses[key.repeat, key.seed, watched[:n_held_out]] = own[:n_held_out]
+        if nested:
+            inner[key.repeat, key.fold, key.seed] = own[n_held_out:].mean()
     progress.losses.append(losses)
-    means = average_folds(losses, task.splits)
-    others = average_other_folds(means)
-    improved = others < progress.lowest
-    progress.lowest[improved] = others[improved]
+    if nested:
+        progress.inner.append(inner)
+    curves = build_curves(losses, inner if nested else None, splits)
+    improved = curves.guide < progress.lowest
+    progress.lowest[improved] = curves.guide[improved]
     progress.stop_epoch[improved] = len(progress.losses)
     for key, predicted in answers.items():
         if improved[key.repeat, key.fold]:
-            progress.predictions[key.repeat, key.seed, task.splits.held_out(key.repeat, key.fold)] = predicted
+            held_out = splits.held_out(key.repeat, key.fold)
+            progress.predictions[key.repeat, key.seed, held_out] = predicted[: len(held_out)]
     broadcast("snapshot", improved)
-    mean = float(means.mean())
+    mean = float(curves.guide.mean())
     if mean < progress.best_mean:
         progress.best_mean, progress.best_epoch = mean, len(progress.losses)
     return mean
+
+
+def stack_history(progress: Progress) -> dict[str, Float[np.ndarray, "epoch ..."]]:
+    history = {"losses": np.stack(progress.losses)}
+    return history | {"inner": np.stack(progress.inner)} if progress.inner else history
 
 
 def save_progress(folder: CandidateFolder, task: Task, progress: Progress, broadcast: Broadcast) -> None:
@@ -140,7 +156,7 @@ def save_progress(folder: CandidateFolder, task: Task, progress: Progress, broad
         folder.checkpoint,
         {
             "members": [members[key] for key in keys_of(task)],
-            "losses": torch.from_numpy(np.stack(progress.losses)),
+            "history": {name: torch.from_numpy(array) for name, array in stack_history(progress).items()},
             "best": [progress.best_mean, progress.best_epoch],
             **arrays,
         },
@@ -153,7 +169,8 @@ def restore(folder: CandidateFolder, task: Task, progress: Progress, broadcast: 
     if saved is None:
         return 0
     broadcast("load", dict(zip(keys_of(task), saved["members"], strict=True)))
-    progress.losses = list(saved["losses"].numpy())
+    progress.losses = list(saved["history"]["losses"].numpy())
+    progress.inner = list(saved["history"]["inner"].numpy()) if "inner" in saved["history"] else []
     progress.best_mean, progress.best_epoch = saved["best"]
     for name in ("predictions", "lowest", "stop_epoch"):
         setattr(progress, name, saved[name].numpy())

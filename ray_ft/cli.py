@@ -48,6 +48,10 @@ StrategiesOption = Annotated[
 CandidatesOption = Annotated[
     int | None, typer.Option(help="Draws of the hyperparameters by strategy (cv.candidates).", show_default="2")
 ]
+ProtocolOption = Annotated[
+    str | None,
+    typer.Option(help="What stops and selects: crossfit or nested (cv.protocol).", show_default="crossfit"),
+]
 GroupsOption = Annotated[
     str | None,
     typer.Option(
@@ -65,6 +69,7 @@ def cv(
     folds: FoldsOption = None,
     seeds: SeedsOption = None,
     repeats: RepeatsOption = None,
+    protocol: ProtocolOption = None,
     strategies: StrategiesOption = None,
     candidates: CandidatesOption = None,
     groups: GroupsOption = None,
@@ -83,7 +88,7 @@ def cv(
 
     On the folder of an unfinished run the same command goes on; on that of a finished one it shows the table again.
     """
-    options = collect(folds, seeds, repeats, strategies, candidates, groups, stratify)
+    options = collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify)
     if address is not None:
         options["compute.address"] = address
     loaded = load(config, options, overrides)
@@ -109,6 +114,7 @@ def plan(
     folds: FoldsOption = None,
     seeds: SeedsOption = None,
     repeats: RepeatsOption = None,
+    protocol: ProtocolOption = None,
     strategies: StrategiesOption = None,
     candidates: CandidatesOption = None,
     groups: GroupsOption = None,
@@ -116,7 +122,7 @@ def plan(
     overrides: SetOption = None,
 ) -> None:
     """Print what a config would train, without training: folds, candidates, members, parameters by part."""
-    loaded = load(config, collect(folds, seeds, repeats, strategies, candidates, groups, stratify), overrides)
+    loaded = load(config, collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify), overrides)
     from ray_ft.cross_validation import prepare
     from ray_ft.report import render_plan
 
@@ -187,14 +193,15 @@ def predict(
 
 
 def collect(
-    folds: int | None, seeds: int | None, repeats: int | None, strategies: str | None, candidates: int | None,
-    groups: str | None, stratify: str | None,
+    folds: int | None, seeds: int | None, repeats: int | None, protocol: str | None, strategies: str | None,
+    candidates: int | None, groups: str | None, stratify: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write options as overrides of config keys."""
     given = {
         "cv.folds": folds,
         "cv.seeds": seeds,
         "cv.repeats": repeats,
+        "cv.protocol": protocol,
         "cv.strategies": strategies.split(",") if strategies else None,
         "cv.candidates": candidates,
         "data.groups": groups,

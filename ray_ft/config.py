@@ -127,10 +127,15 @@ class DataSection(Section):
 class CVSection(Section):
     folds: int = Field(default=5, ge=2)
     seeds: int = Field(default=3, ge=1, description="seeds of training for each fold")
+    protocol: Literal["crossfit", "nested"] = Field(
+        default="crossfit", description="what stops and selects: the other folds, or an inner part of the training part"
+    )
+    train_size: Count | None = Field(default=None, description="use so many samples of each training part")
     repeats: int = Field(default=1, ge=1, description="re-deals of the folds")
     candidates: int = Field(default=2, ge=1, le=999, description="draws of the hyperparameters by strategy")
     strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
     metric: Literal["mse", "mae"] = "mse"
+    rope: Share = Field(default=0.01, description="difference that is none in practice, as a share of the better mean")
     seed: int = Field(default=0, ge=0, description="of the folds, the draws and the members")
 
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ray_ft.config import Config, read_yaml
 from ray_ft.data import load_dataset
 from ray_ft.ensemble import reduce_members
 from ray_ft.errors import DataError, RunError, RunFolderError, UserError, WeightsError, first_few
-from ray_ft.folds import deal_folds
+from ray_ft.folds import deal_folds, deal_inner, limit_training
 from ray_ft.models import build_network, read_weights
 from ray_ft.paths import RunFolder, write_json, write_text
 from ray_ft.plan import CandidateSpec, build_plan
@@ -96,6 +96,10 @@ def prepare(config: Config, out: Path) -> Prepared:
     data, cv = config.data, config.cv
     dataset = load_dataset(data.inputs, data.targets, config.layout, data.groups, data.stratify)
     splits = deal_folds(dataset.groups, cv.folds, cv.repeats, cv.seed, dataset.strata)
+    if cv.train_size is not None:
+        splits = limit_training(splits, dataset.groups, cv.train_size)
+    if cv.protocol == "nested":
+        splits = deal_inner(splits, dataset.groups, dataset.strata)
     weights = read_weights(Path(config.checkpoint)) if config.checkpoint else None
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
     network = build_network(config.model.factory, config.model.params, weights)
@@ -180,7 +184,7 @@ def open_run(prepared: Prepared) -> Iterator[None]:
             ) from error
         if not run.provenance.exists():
             write_text(run.config, yaml.safe_dump(task.config.model_dump(mode="json"), sort_keys=False))
-            write_json(run.splits, {"hash": task.splits.hash, "seed": task.splits.seed, "fold_of": task.splits.fold_of})
+            write_json(run.splits, {"hash": task.splits.hash, **asdict(task.splits)})
             write_json(run.plan, [spec.as_dict() for spec in prepared.plan])
             write_json(run.provenance, record | {"environment": describe_environment()})
         yield

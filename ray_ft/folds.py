@@ -1,9 +1,13 @@
-"""Held-out folds, dealt once by scikit-learn and named by a hash that every result carries."""
+"""Held-out folds, dealt once by scikit-learn and named by a hash that every result carries.
+
+A training part is what a fold leaves; its members train on it, but for an inner part that stops and selects under the
+nested protocol, and for what a learning curve does without.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,15 +15,24 @@ from jaxtyping import Int, Shaped
 
 from ray_ft.errors import DataError
 
-__all__ = ["Splits", "deal_folds", "join_groups"]
+__all__ = ["Splits", "deal_folds", "deal_inner", "join_groups", "limit_training"]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Which fold of each repeat holds out each sample: `fold_of[repeat][sample]`."""
+    """Who stands where.
+
+    Attributes:
+        fold_of: Which fold of each repeat holds out each sample: `fold_of[repeat][sample]`.
+        seed: Of the deal.
+        inner_of: Samples of the inner part, `inner_of[repeat][fold]`; empty where other folds stop and select.
+        unused_of: Samples that neither train nor stop, the same.
+    """
 
     fold_of: tuple[tuple[int, ...], ...]
     seed: int
+    inner_of: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    unused_of: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     @property
     def n_repeats(self) -> int:
@@ -35,14 +48,32 @@ class Splits:
 
     @cached_property
     def hash(self) -> str:
-        """Sixteen hexadecimal digits that name the deal."""
+        """Sixteen hexadecimal digits that name the folds."""
         return hashlib.sha256(json.dumps(self.fold_of).encode()).hexdigest()[:16]
 
     def held_out(self, repeat: int, fold: int) -> Int[np.ndarray, " held_out"]:
         return np.flatnonzero(np.array(self.fold_of[repeat]) == fold)
 
+    def inner(self, repeat: int, fold: int) -> Int[np.ndarray, " inner"]:
+        return np.array(self.inner_of[repeat][fold] if self.inner_of else (), int)
+
+    def training_part(self, repeat: int, fold: int) -> Int[np.ndarray, " part"]:
+        """What may be learned from, by training or by stopping."""
+        rest = np.flatnonzero(np.array(self.fold_of[repeat]) != fold)
+        return np.setdiff1d(rest, self.unused_of[repeat][fold]) if self.unused_of else rest
+
     def training(self, repeat: int, fold: int) -> Int[np.ndarray, " training"]:
-        return np.flatnonzero(np.array(self.fold_of[repeat]) != fold)
+        return np.setdiff1d(self.training_part(repeat, fold), self.inner(repeat, fold))
+
+    def watched(self, repeat: int, fold: int) -> Int[np.ndarray, " watched"]:
+        """What members predict after each epoch: the held-out samples, then the inner part."""
+        return np.concatenate([self.held_out(repeat, fold), self.inner(repeat, fold)])
+
+    @cached_property
+    def test_share(self) -> float:
+        """Held-out samples for each that may be learned from, n_test / n_train of the corrected tests."""
+        both = [(r, k) for r in range(self.n_repeats) for k in range(self.n_folds)]
+        return sum(len(self.held_out(*key)) for key in both) / sum(len(self.training_part(*key)) for key in both)
 
 
 def deal_folds(
@@ -71,6 +102,58 @@ def deal_folds(
             f"{n_groups} groups for {n_folds} folds; lower cv.folds or add samples"
         )
     return Splits(tuple(deal_once(groups, n_folds, seed + repeat, strata) for repeat in range(n_repeats)), seed)
+
+
+def limit_training(splits: Splits, groups: Int[np.ndarray, " sample"], size: int) -> Splits:
+    """Leave this many samples in each training part, or a few less where groups stay whole.
+
+    Smaller sizes leave subsets of what larger ones leave.
+
+    Raises:
+        DataError: A training part has fewer samples, or its first group has more.
+    """
+    smallest = min(len(splits.training_part(r, k)) for r in range(splits.n_repeats) for k in range(splits.n_folds))
+    if size > smallest:
+        raise DataError(f"cv.train_size must be at most the smallest training part, {smallest} samples, got {size}")
+
+    def choose_unused(repeat: int, fold: int) -> tuple[int, ...]:
+        part = splits.training_part(repeat, fold)
+        rng = np.random.default_rng([splits.seed, repeat, fold])
+        labels, index = np.unique(groups[part], return_inverse=True)
+        rank = rng.permutation(len(labels))[index]
+        kept = rank < np.searchsorted(np.bincount(rank).cumsum(), size, side="right")
+        if not kept.any():
+            raise DataError(f"cv.train_size must hold at least one group of samples, got {size}; raise it")
+        return tuple(part[~kept].tolist())
+
+    return replace(splits, unused_of=map_folds(choose_unused, splits))
+
+
+def deal_inner(
+    splits: Splits, groups: Int[np.ndarray, " sample"], strata: Shaped[np.ndarray, " sample"] | None = None
+) -> Splits:
+    """Set an inner part of each training part aside, as large a share of it as a fold is of all samples.
+
+    Raises:
+        DataError: A training part has fewer groups than there are folds.
+    """
+
+    def choose_inner(repeat: int, fold: int) -> tuple[int, ...]:
+        part = splits.training_part(repeat, fold)
+        if len(np.unique(groups[part])) < splits.n_folds:
+            raise DataError(
+                f"the nested protocol deals each training part again into {splits.n_folds} folds, got "
+                f"{len(np.unique(groups[part]))} groups in one; lower cv.folds, or use cv.protocol: crossfit"
+            )
+        seed = int(np.random.default_rng([splits.seed, repeat, fold]).integers(2**31))
+        dealt = deal_once(groups[part], splits.n_folds, seed, None if strata is None else strata[part])
+        return tuple(part[np.array(dealt) == 0].tolist())
+
+    return replace(splits, inner_of=map_folds(choose_inner, splits))
+
+
+def map_folds(choose: Callable[[int, int], tuple[int, ...]], splits: Splits) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    return tuple(tuple(choose(r, k) for k in range(splits.n_folds)) for r in range(splits.n_repeats))
 
 
 def deal_once(

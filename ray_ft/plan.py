@@ -50,6 +50,9 @@ class MemberKey:
     fold: int
     seed: int
 
+    def __str__(self) -> str:
+        return f"repeat {self.repeat}, fold {self.fold}, seed {self.seed}"
+
 
 def build_plan(strategies: Mapping[str, StrategyConfig], n_candidates: int, seed: int) -> tuple[CandidateSpec, ...]:
     """Draw the candidates; those of one strategy do not depend on which others run or how many.

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,13 +11,14 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ray_ft.errors import RunFolderError
+from ray_ft.errors import RunFolderError, first_few
 from ray_ft.folds import Splits
 from ray_ft.paths import RunFolder
 from ray_ft.plan import CandidateSpec
-from ray_ft.scores import StrategyScore, average_folds, crossfit
+from ray_ft.scores import StrategyScore, build_curves, score_strategy
 
 __all__ = [
+    "History",
     "Verdict",
     "load_history",
     "load_members",
@@ -42,6 +43,14 @@ class Verdict:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class History:
+    """Losses of a candidate's members after each epoch: held out by sample, and means of the inner parts if nested."""
+
+    losses: Float[np.ndarray, "epoch repeat seed sample"]
+    inner: Float[np.ndarray, "epoch repeat fold seed"] | None
+
+
 def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
     """Read the verdicts.
 
@@ -57,7 +66,11 @@ def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
 
 def load_splits(run: RunFolder) -> Splits:
     content = json.loads(run.splits.read_text())
-    return Splits(tuple(tuple(repeat) for repeat in content["fold_of"]), content["seed"])
+    by_fold = [
+        tuple(tuple(tuple(samples) for samples in repeat) for repeat in content[key])
+        for key in ("inner_of", "unused_of")
+    ]
+    return Splits(tuple(tuple(repeat) for repeat in content["fold_of"]), content["seed"], *by_fold)
 
 
 def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
@@ -69,12 +82,11 @@ def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
     return result
 
 
-def load_history(run: RunFolder, spec: CandidateSpec) -> Float[np.ndarray, "epoch repeat seed sample"] | None:
-    """Read a candidate's held-out losses; None where there are none to be read yet."""
+def load_history(run: RunFolder, spec: CandidateSpec) -> History | None:
+    """Read a candidate's losses; None where there are none to be read yet."""
     try:
         with np.load(run.candidate(spec.name).history, allow_pickle=False) as archive:
-            losses: np.ndarray = archive["losses"]
-            return losses
+            return History(archive["losses"], archive.get("inner"))
     except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # it is written again from the last checkpoint
 
@@ -91,15 +103,36 @@ def load_predictions(run: RunFolder, candidate: str) -> Float[np.ndarray, "repea
 
 
 def score_strategies(
-    run: RunFolder, plan: Sequence[CandidateSpec], verdicts: dict[str, Verdict], splits: Splits
+    run: RunFolder, plan: Sequence[CandidateSpec], verdicts: Mapping[str, Verdict], splits: Splits
 ) -> dict[str, StrategyScore | None]:
-    """Score each strategy by its completed candidates; None where it has none, so no folds x seeds."""
+    """Score each strategy by its completed candidates; None where it has none, so no folds x seeds.
+
+    Raises:
+        RunFolderError: Losses of a completed candidate are missing.
+    """
     scores: dict[str, StrategyScore | None] = {}
     for strategy in dict.fromkeys(spec.strategy for spec in plan):
-        curves = {}
-        for spec in plan:
-            losses = load_history(run, spec)
-            if spec.strategy == strategy and verdicts[spec.name].state == "completed" and losses is not None:
-                curves[spec.index] = average_folds(losses, splits)
-        scores[strategy] = crossfit(curves) if curves else None
+        specs = [spec for spec in plan if spec.strategy == strategy and verdicts[spec.name].state == "completed"]
+        histories = {spec.index: load_whole_history(run, spec, splits) for spec in specs}
+        curves = {index: build_curves(history.losses, history.inner, splits) for index, history in histories.items()}
+        scores[strategy] = score_strategy(curves) if curves else None
     return scores
+
+
+def load_whole_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History:
+    """Read the losses of a completed candidate, of which none may be missing."""
+    history, path = load_history(run, spec), run.candidate(spec.name).history
+    rule = f"a completed candidate has a loss for every fold and seed, got {path}"
+    remedy = f"remove {path.parent} and repeat the cv command"
+    if history is None:
+        raise RunFolderError(f"{rule}, which is missing or damaged; {remedy}")
+    holes = [
+        f"repeat {r}, fold {k}, seed {s}"
+        for r in range(splits.n_repeats)
+        for k in range(splits.n_folds)
+        for s in range(history.losses.shape[2])
+        if not np.isfinite(history.losses[:, r, s, splits.held_out(r, k)]).all()
+    ]
+    if holes:
+        raise RunFolderError(f"{rule} without those of {first_few(holes)}; {remedy}")
+    return history

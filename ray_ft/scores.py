@@ -1,4 +1,4 @@
-"""Cross-fitted scores: no fold chooses the epoch or the candidate by which it is scored.
+"""Scores by epochs and candidates that the scored fold did not choose: cross-fitted, or nested.
 
 Arrays of losses have the axes repeat, seed, sample (each sample is held out once a repeat), those of fold means the
 axes repeat, fold, seed; an epoch axis may stand before.
@@ -13,7 +13,29 @@ from jaxtyping import Float, Int
 
 from ray_ft.folds import Splits
 
-__all__ = ["StrategyScore", "average_folds", "average_other_folds", "crossfit", "pick_winner"]
+__all__ = ["Curves", "Spread", "StrategyScore", "average_folds", "build_curves", "pick_winner", "score_strategy"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of a score's parts: due to folds, and to seeds (None where there is one seed)."""
+
+    folds: float | None
+    seeds: float | None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A candidate over its epochs.
+
+    Attributes:
+        held_out: Fold means of the held-out losses, which score.
+        guide: What chooses epoch and candidate of each fold, averaged over seeds: the mean of the other folds, or of
+            the inner part under the nested protocol.
+    """
+
+    held_out: Float[np.ndarray, "*epoch repeat fold seed"]
+    guide: Float[np.ndarray, "*epoch repeat fold"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +55,26 @@ class StrategyScore:
     def std(self) -> float:
         """Sample standard deviation over folds x seeds."""
         return float(self.values.std(ddof=1))
+
+    @property
+    def spread(self) -> Spread:
+        return divide_spread(self.values)
+
+
+def divide_spread(values: Float[np.ndarray, "repeat fold seed"]) -> Spread:
+    """Divide the variance of the scores into the parts of folds and of seeds: a random effect of the fold.
+
+    References:
+        One-way analysis of variance with random effects: Searle, Casella & McCulloch, "Variance Components" (1992),
+        chapter 3; a negative estimate counts as 0. Repeats count as further folds.
+    """
+    by_fold = values.reshape(-1, values.shape[-1])
+    n_seeds = by_fold.shape[1]
+    if n_seeds == 1:
+        return Spread(None, None)
+    within = float(by_fold.var(axis=1, ddof=1).mean())
+    between = float(by_fold.mean(1).var(ddof=1)) - within / n_seeds
+    return Spread(max(0.0, between) ** 0.5, within**0.5)
 
 
 def average_folds(
@@ -54,28 +96,46 @@ def average_other_folds(means: Float[np.ndarray, "*epoch repeat fold seed"]) -> 
     return np.stack([by_fold[..., others[k]].mean(-1) for k in range(n_folds)], axis=-1)
 
 
-def crossfit(curves: Mapping[int, Float[np.ndarray, "epoch repeat fold seed"]]) -> StrategyScore:
-    """Choose candidate and stopping epoch of each fold on the other folds, then read the fold's score there.
+def build_curves(
+    losses: Float[np.ndarray, "*epoch repeat seed sample"],
+    inner: Float[np.ndarray, "*epoch repeat fold seed"] | None,
+    splits: Splits,
+) -> Curves:
+    """Turn a candidate's losses into what scores and what guides.
 
     Args:
-        curves: Fold means of each completed candidate, by its index; lengths may differ.
+        losses: Held out.
+        inner: Mean losses of the inner parts under the nested protocol, else None.
+        splits: The folds.
+    """
+    held_out = average_folds(losses, splits)
+    return Curves(held_out, average_other_folds(held_out) if inner is None else inner.mean(-1))
+
+
+def score_strategy(curves: Mapping[int, Curves]) -> StrategyScore:
+    """Choose candidate and stopping epoch of each fold by its guide, then read the fold's score there.
+
+    Args:
+        curves: Of each completed candidate, by its index; lengths may differ.
 
     References:
         Cross-fitting as in Chernozhukov et al., Econom. J. 21, C1 (2018), here for early stopping and selection. We
         depart from it in that the members of the other folds did see this fold in training, though their
-        held-out losses did not; `nested` protocols avoid even that.
+        held-out losses did not; the nested protocol avoids that.
     """
     indices = list(curves)
-    others = [average_other_folds(curves[index]) for index in indices]
-    lowest = np.stack([curve.min(0) for curve in others])  # (candidate, repeat, fold)
-    chosen = lowest.argmin(0)
-    epochs = np.stack([curve.argmin(0) for curve in others])  # the first of equals, as the snapshots are
+    guides = [curves[index].guide for index in indices]
+    chosen = np.stack([guide.min(0) for guide in guides]).argmin(0)  # of (candidate, repeat, fold)
+    epochs = np.stack([guide.argmin(0) for guide in guides])  # the first of equals, as the snapshots are
     epoch = np.take_along_axis(epochs, chosen[None], 0)[0]
     n_repeats, n_folds = chosen.shape
     values = np.stack(
-        [np.stack([curves[indices[chosen[r, k]]][epoch[r, k], r, k] for k in range(n_folds)]) for r in range(n_repeats)]
+        [
+            np.stack([curves[indices[chosen[r, k]]].held_out[epoch[r, k], r, k] for k in range(n_folds)])
+            for r in range(n_repeats)
+        ]
     )
-    best_epoch_mean = min(float(curve.min(0).mean()) for curve in curves.values())
+    best_epoch_mean = min(float(curve.held_out.min(0).mean()) for curve in curves.values())
     return StrategyScore(np.array(indices)[chosen], epoch + 1, values, best_epoch_mean)
 
 

@@ -22,7 +22,7 @@ from ray_ft.training import (
     add_noisy_copies,
     create_pack,
     draw_batches,
-    predict_held_out,
+    predict_watched,
     step_within_memory,
     train_epoch,
 )
@@ -112,7 +112,7 @@ class Squad:
         return min(times[1:])
 
     def train(self, epoch: int) -> dict[MemberKey, Float[np.ndarray, "_ *target"]]:
-        """Train an epoch, from 0, and return what each member predicts of its held-out samples.
+        """Train an epoch, from 0, and return what each member predicts of the samples that it is watched on.
 
         Raises:
             DivergedError: A loss is infinite or not a number.
@@ -127,11 +127,11 @@ class Squad:
 
     def train_pack(self, pack: Pack, epoch: int) -> list[Float[np.ndarray, "_ *target"]]:
         self.pack_size = min(self.pack_size, train_epoch(pack, self.split, self.bank, self.recipe, epoch))
-        predicted = predict_held_out(pack, self.split, self.bank, self.recipe, self.held_out)
+        predicted = predict_watched(pack, self.split, self.bank, self.recipe, self.watched)
         return [own.cpu().numpy() for own in predicted]
 
-    def held_out(self, key: MemberKey) -> Int[np.ndarray, " held_out"]:
-        return self.splits.held_out(key.repeat, key.fold)
+    def watched(self, key: MemberKey) -> Int[np.ndarray, " watched"]:
+        return self.splits.watched(key.repeat, key.fold)
 
     def snapshot(self, improved: Bool[np.ndarray, "repeat fold"]) -> None:
         """Keep the weights of these folds' members as they are now."""

@@ -27,7 +27,7 @@ __all__ = [
     "ViewBank",
     "add_noisy_copies",
     "create_pack",
-    "predict_held_out",
+    "predict_watched",
     "scale_lr",
     "step_within_memory",
     "train_epoch",
@@ -323,7 +323,7 @@ def compute_loss(
 
 
 @torch.no_grad()
-def predict_held_out(
+def predict_watched(
     pack: Pack,
     split: SplitNetwork,
     bank: ViewBank,

@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from ray_ft.config import Config, load_config
+
+settings.register_profile("untimed", deadline=None)  # a first call may import for seconds
+settings.load_profile("untimed")
 
 TOY_MODULE = """
 import torch

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_ft.errors import DataError
-from ray_ft.folds import deal_folds, join_groups
+from ray_ft.folds import deal_folds, deal_inner, join_groups, limit_training
 
 
 @given(st.integers(0, 1000), st.integers(2, 6), st.integers(1, 3))
@@ -40,3 +40,38 @@ def test_samples_equal_in_any_column_are_one_group() -> None:
 def test_fewer_groups_than_folds_are_refused() -> None:
     with pytest.raises(DataError, match="got 6 samples in 2 groups for 3 folds"):
         deal_folds(np.array([0, 0, 0, 1, 1, 1]), 3, 1, 0)
+
+
+@given(st.integers(0, 1000), st.integers(2, 5), st.integers(1, 2))
+def test_inner_parts_are_of_the_training_part_and_keep_groups_whole(seed: int, n_folds: int, n_repeats: int) -> None:
+    groups = np.repeat(np.arange(15), 2)
+    dealt = deal_folds(groups, n_folds, n_repeats, seed)
+    splits = deal_inner(dealt, groups)
+    assert splits.hash == dealt.hash, "the folds are the same"
+    for r, k in np.ndindex(n_repeats, n_folds):
+        parts = [splits.held_out(r, k), splits.inner(r, k), splits.training(r, k)]
+        assert sorted(np.concatenate(parts)) == list(range(30))
+        assert all(len(part) for part in parts)
+        assert sum(len(np.unique(groups[part])) for part in parts) == 15
+        np.testing.assert_array_equal(splits.training_part(r, k), dealt.training(r, k))
+
+
+@given(st.integers(0, 1000), st.integers(2, 5), st.integers(1, 10), st.integers(0, 3))
+def test_smaller_training_parts_are_subsets_of_larger_ones(seed: int, n_folds: int, size: int, more: int) -> None:
+    groups = np.arange(30) // 2
+    dealt = deal_folds(groups, n_folds, 1, seed)
+    small, large = (limit_training(dealt, groups, n) for n in (size + 1, size + 1 + more))
+    for k in range(n_folds):
+        assert set(small.training(0, k)) <= set(large.training(0, k)) <= set(dealt.training(0, k))
+        assert len(small.training(0, k)) == (size + 1) // 2 * 2, "pairs stay whole"
+        np.testing.assert_array_equal(small.held_out(0, k), dealt.held_out(0, k))
+
+
+def test_training_parts_cannot_grow_nor_vanish() -> None:
+    dealt = deal_folds(np.arange(30) // 2, 5, 1, 0)
+    with pytest.raises(DataError, match="at most the smallest training part, 24 samples, got 25"):
+        limit_training(dealt, np.arange(30) // 2, 25)
+    with pytest.raises(DataError, match="at least one group of samples, got 1"):
+        limit_training(dealt, np.arange(30) // 2, 1)
+    with pytest.raises(DataError, match="got 4 groups in one"):
+        deal_inner(deal_folds(np.arange(5), 5, 1, 0), np.arange(5))

@@ -1,18 +1,32 @@
 """Cross-fitted scores against a plain loop."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from ray_ft.folds import deal_folds
-from ray_ft.scores import average_folds, crossfit
+from ray_ft.scores import (
+    Curves,
+    Spread,
+    average_folds,
+    average_other_folds,
+    build_curves,
+    divide_spread,
+    score_strategy,
+)
+
+
+def crossfit(held_out: np.ndarray) -> Curves:
+    return Curves(held_out, average_other_folds(held_out))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(1, 3), st.integers(1, 2))
 def test_crossfit_is_the_plain_loop(seed: int, n_folds: int, n_seeds: int, n_repeats: int) -> None:
     rng = np.random.default_rng(seed)
     curves = {i: rng.random((int(rng.integers(1, 6)), n_repeats, n_folds, n_seeds)) for i in (0, 3)}
-    score = crossfit(curves)
+    score = score_strategy({i: crossfit(curve) for i, curve in curves.items()})
     for r in range(n_repeats):
         for k in range(n_folds):
             others = [other for other in range(n_folds) if other != k]
@@ -28,7 +42,8 @@ def test_a_fold_does_not_choose_its_own_epoch(seed: int, n_folds: int) -> None:
     curves = rng.random((5, 1, n_folds, 2))
     changed = curves.copy()
     changed[:, :, 0] = rng.random((5, 1, 2))
-    assert crossfit({0: curves}).epoch[0, 0] == crossfit({0: changed}).epoch[0, 0]
+    first, second = (score_strategy({0: crossfit(each)}) for each in (curves, changed))
+    assert first.epoch[0, 0] == second.epoch[0, 0]
 
 
 def test_fold_means_are_means_over_held_out_samples() -> None:
@@ -37,3 +52,29 @@ def test_fold_means_are_means_over_held_out_samples() -> None:
     means = average_folds(losses, splits)
     assert means.shape == (4, 2, 3, 3)
     assert means[1, 1, 2, 0] == losses[1, 1, 0, splits.held_out(1, 2)].mean()
+
+
+@given(st.integers(0, 1000), st.integers(2, 6))
+def test_under_the_nested_protocol_the_inner_part_alone_chooses(seed: int, n_folds: int) -> None:
+    rng = np.random.default_rng(seed)
+    splits = deal_folds(np.arange(12), n_folds, 1, seed)
+    losses, inner = rng.random((5, 1, 2, 12)), rng.random((5, 1, n_folds, 2))
+    score = score_strategy({0: build_curves(losses, inner, splits)})
+    for k in range(n_folds):
+        epoch = inner[:, 0, k].mean(-1).argmin()
+        assert score.epoch[0, k] == epoch + 1
+        expected = [losses[epoch, 0, s, splits.held_out(0, k)].mean() for s in range(2)]
+        np.testing.assert_allclose(score.values[0, k], expected)
+
+
+def test_the_spread_is_divided_as_by_the_analysis_of_variance() -> None:
+    rng = np.random.default_rng(0)
+    values = 1 + rng.normal(0, 0.3, (40, 500, 1)) + rng.normal(0, 0.2, (40, 500, 3))
+    spread = divide_spread(values)
+    assert spread.folds == pytest.approx(0.3, rel=0.02)
+    assert spread.seeds == pytest.approx(0.2, rel=0.02)
+    small = values[:1, :5]
+    within = stats.f_oneway(*small[0])  # F = (n_seeds * folds**2 + seeds**2) / seeds**2, as estimated
+    found = divide_spread(small)
+    assert (3 * found.folds**2 + found.seeds**2) / found.seeds**2 == pytest.approx(within.statistic)
+    assert divide_spread(values[..., :1]) == Spread(None, None)

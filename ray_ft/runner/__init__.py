@@ -15,7 +15,7 @@ from ray_ft.paths import RunFolder, write_json
 from ray_ft.plan import CandidateSpec, list_members, resolve_grace
 from ray_ft.progress import Display
 from ray_ft.results import Verdict, load_history, load_result
-from ray_ft.scores import average_folds
+from ray_ft.scores import build_curves
 from ray_ft.squad import Squad
 from ray_ft.task import Part, Task, prepare_part
 
@@ -91,10 +91,10 @@ def replay(task: Task, plan: Sequence[CandidateSpec], judge: "Judge", display: D
 
 
 def read_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
-    losses = load_history(run, spec)
-    if losses is None:
+    history = load_history(run, spec)
+    if history is None:
         return []
-    return [float(mean) for mean in average_folds(losses, splits).mean((1, 2, 3))]
+    return [float(guide.mean()) for guide in build_curves(history.losses, history.inner, splits).guide]
 
 
 def run_inline(task: Task, left: Sequence[CandidateSpec], judge: "Judge", display: Display) -> dict[str, float]:

@@ -1,0 +1,60 @@
+"""Ways in which a cross-validation goes wrong without a word: each is caught, or cannot happen."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ray_ft.config import load_config
+from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
+from ray_ft.errors import RunFolderError
+from ray_ft.paths import RunFolder
+from ray_ft.results import load_history, load_predictions
+
+
+def load(folder: Path, **options: object):
+    values = {"cv.strategies": ["top"], "cv.candidates": 1}
+    return load_config(folder / "toy.yaml", values | {key.replace("__", "."): value for key, value in options.items()})
+
+
+@pytest.mark.parametrize("options", [{"cv__protocol": "nested"}, {"training__epochs": 1}], ids=["nested", "one_epoch"])
+def test_held_out_labels_reach_nothing_that_predicts_them(toy_folder: Path, options: dict) -> None:
+    config = load(toy_folder, **options)
+    splits = prepare(config, toy_folder / "a").task.splits
+    cross_validate(config, toy_folder / "a", inline=True)
+    y = np.load("y.npy")
+    held_out = splits.held_out(0, 1)
+    y[held_out] = np.random.default_rng(1).normal(size=y[held_out].shape)
+    np.save("y.npy", y)
+    cross_validate(config, toy_folder / "b", inline=True)
+    first, second = (load_predictions(RunFolder(toy_folder / name), "top-000") for name in "ab")
+    np.testing.assert_array_equal(first[:, :, held_out], second[:, :, held_out])
+    assert not np.array_equal(first, second), "the other folds do learn from them"
+
+
+def test_a_fold_that_is_missing_is_named(toy_folder: Path) -> None:
+    run = RunFolder(toy_folder / "run")
+    cross_validate(load(toy_folder), run.root, inline=True)
+    config = prepare(load(toy_folder), run.root)
+    history = load_history(run, config.plan[0])
+    assert history is not None
+    history.losses[:, 0, 1, config.task.splits.held_out(0, 2)] = np.nan
+    np.savez(run.candidate("top-000").history, losses=history.losses)
+    with pytest.raises(RunFolderError, match=r"without those of repeat 0, fold 2, seed 1; remove .*top-000"):
+        rebuild_ensemble(run.root)
+    run.candidate("top-000").history.write_bytes(b"PK")
+    with pytest.raises(RunFolderError, match="missing or damaged"):
+        rebuild_ensemble(run.root)
+
+
+def test_an_image_of_a_sample_stays_on_its_side(tmp_path: Path) -> None:
+    demo = Path(load_config().data.inputs.partition("::")[0])
+    with np.load(demo) as archive:
+        structures, spectra = archive["structure"][:20], archive["spectra"][:20]
+    turned = np.packbits(np.unpackbits(structures[:3], axis=-1)[:, ::-1, ::-1], axis=-1)
+    np.savez(tmp_path / "d.npz", x=np.concatenate([structures, turned]), y=np.concatenate([spectra, spectra[:3]]))
+    config = load_config(None, {"data.inputs": f"{tmp_path}/d.npz::x", "data.targets": f"{tmp_path}/d.npz::y"})
+    prepared = prepare(config, tmp_path / "run")
+    fold_of = prepared.task.splits.fold_of[0]
+    assert fold_of[:3] == fold_of[20:]
+    assert any("3 samples are images of another" in note for note in prepared.task.dataset.notes)
