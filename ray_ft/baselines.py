@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from ray_ft.config import BASELINES
 from ray_ft.folds import Splits
 from ray_ft.metrics import score_predictions
 
@@ -30,7 +31,7 @@ def score_baselines(
         ridge-shrunk gain and an offset of each target value, on top of zero-shot).
     """
     scores: dict[str, Float[np.ndarray, "repeat fold"]] = {
-        name: np.empty((splits.n_repeats, splits.n_folds)) for name in ("zero_shot", "training_mean", "gain_offset")
+        name: np.empty((splits.n_repeats, splits.n_folds)) for name in BASELINES
     }
     for r, k in np.ndindex(splits.n_repeats, splits.n_folds):
         train, held_out = splits.training_part(r, k), splits.held_out(r, k)  # they need no inner part

@@ -97,7 +97,7 @@ def cv(
 
         from ray_ft.cross_validation import cross_validate
         from ray_ft.paths import RunFolder
-        from ray_ft.report import render_summary
+        from ray_ft.report.terminal import render_summary
     console = Console(highlight=False)
     folder = out or Path("runs") / loaded.name
     try:
@@ -124,7 +124,7 @@ def plan(
     """Print what a config would train, without training: folds, candidates, members, parameters by part."""
     loaded = load(config, collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify), overrides)
     from ray_ft.cross_validation import prepare
-    from ray_ft.report import render_plan
+    from ray_ft.report.terminal import render_plan
 
     prepared = prepare(loaded, Path("unused"))
     cv_section, splits = loaded.cv, prepared.task.splits
@@ -162,8 +162,8 @@ def ensemble(run: Annotated[Path, typer.Argument(help="Folder of a finished run.
     from ray_ft.cross_validation import rebuild_ensemble
 
     result = rebuild_ensemble(run)
-    typer.echo(f"ensemble  {result['n_members']} members in {result['path']}; score {result['score']:.4g} by the "
-               f"{result['n_blind']} of them that never saw a sample")  # fmt: skip
+    typer.echo(f"ensemble  {result.n_members} members in {result.path}; score {result.score:.4g} by the "
+               f"{result.n_blind} of them that never saw a sample")  # fmt: skip
 
 
 @app.command()

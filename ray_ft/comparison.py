@@ -11,12 +11,12 @@ References:
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, computed_field
 
 __all__ = ["Comparison", "adjust_holm", "compare_all", "compare_pair", "count_repeats"]
 
@@ -25,23 +25,24 @@ POWER = 0.8
 MOST_REPEATS = 100
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(BaseModel):
     """Two strategies, or a strategy and a baseline; lower scores are better.
 
     Attributes:
         first: Name of the one.
         second: Name of the other.
         difference: Mean score of the first minus that of the second.
-        interval: 95 % confidence interval of the difference.
+        interval: 95 % confidence interval of the difference, of this pair by itself.
         p_value: Two-sided, corrected resampled t-test, by itself.
-        p_adjusted: The same after Holm's adjustment for all comparisons of the run.
+        p_adjusted: The same after Holm's adjustment for all comparisons made together.
         rope: Half the width of the region of practical equivalence.
         probabilities: Posterior probabilities that the first is better, that both are equal within the rope, that
             the second is better.
         n_repeats: Re-deals of the folds that would settle it with a power of 80 %, if the difference is as seen;
             None where no number up to 100 does, or it is settled.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     first: str
     second: str
@@ -53,32 +54,43 @@ class Comparison:
     probabilities: tuple[float, float, float]
     n_repeats: int | None
 
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's way
     @property
-    def verdict(self) -> str:
-        """One of `better`, `worse` (of the first), `practically equal`, `no evidence of a difference`."""
+    def verdict(self) -> Literal["better", "worse", "practically equal", "no evidence of a difference"]:
+        """What the first is, compared with the second."""
         if self.p_adjusted < LEVEL and self.probabilities[1] < 1 - LEVEL:
             return "better" if self.difference < 0 else "worse"
         return "practically equal" if self.probabilities[1] >= 1 - LEVEL else "no evidence of a difference"
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"verdict": self.verdict}
+    def seen_from(self, name: str) -> "Comparison":
+        """The same with this name as the first.
+
+        Raises:
+            KeyError: It is none of the two.
+        """
+        if name not in (self.first, self.second):
+            raise KeyError(name)
+        if name == self.first:
+            return self
+        low, high = self.interval
+        turned = {"first": self.second, "second": self.first, "difference": -self.difference}
+        return self.model_copy(update=turned | {"interval": (-high, -low), "probabilities": self.probabilities[::-1]})
 
 
 def compare_all(
-    scores: Mapping[str, Float[np.ndarray, "repeat fold"]], rope_share: float = 0.01
+    scores: Mapping[str, Float[np.ndarray, "repeat fold"]], rope_share: float, test_share: float
 ) -> tuple[Comparison, ...]:
     """Compare each pair.
 
     Args:
         scores: Fold means by name, on the same folds.
         rope_share: Half-width of the region of practical equivalence, as a share of the better mean.
+        test_share: n_test / n_train.
     """
     pairs = list(combinations(scores, 2))
-    alone = [compare_pair(a, b, scores[a], scores[b], rope_share) for a, b in pairs]
+    alone = [compare_pair(a, b, scores[a], scores[b], rope_share, test_share) for a, b in pairs]
     adjusted = adjust_holm([comparison.p_value for comparison in alone])
-    return tuple(
-        Comparison(**(vars(comparison) | {"p_adjusted": p})) for comparison, p in zip(alone, adjusted, strict=True)
-    )
+    return tuple(comparison.model_copy(update={"p_adjusted": p}) for comparison, p in zip(alone, adjusted, strict=True))
 
 
 def compare_pair(
@@ -86,31 +98,35 @@ def compare_pair(
     second: str,
     a: Float[np.ndarray, "repeat fold"],
     b: Float[np.ndarray, "repeat fold"],
-    rope_share: float = 0.01,
+    rope_share: float,
+    test_share: float,
 ) -> Comparison:
     """Compare two by themselves, as if no others were tested."""
     from scipy import stats  # half a second, which nothing else of a run needs
 
     differences = np.asarray(a - b, np.float64)
-    n_folds = differences.shape[1]
-    n, ratio = differences.size, 1 / (n_folds - 1)
+    n = differences.size
     mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
     rope = rope_share * min(float(a.mean()), float(b.mean()))
-    error = deviation * math.sqrt(1 / n + ratio)
-    if error == 0:
-        certain = (float(mean < -rope), float(abs(mean) <= rope), float(mean > rope))
-        return Comparison(first, second, mean, (mean, mean), float(mean == 0), float(mean == 0), rope, certain, None)
-    t = stats.t(n - 1)
-    p_value = float(2 * t.sf(abs(mean) / error))
-    half = float(t.ppf(1 - LEVEL / 2)) * error
-    below, above = float(t.cdf((-rope - mean) / error)), float(t.sf((rope - mean) / error))
-    n_repeats = None if p_value < LEVEL else count_repeats(mean, deviation, n_folds)
-    probabilities = (below, max(0.0, 1 - below - above), above)
-    interval = (mean - half, mean + half)
-    return Comparison(first, second, mean, interval, p_value, p_value, rope, probabilities, n_repeats)
+    error = deviation * math.sqrt(1 / n + test_share)
+    if error == 0:  # the same difference on every fold
+        interval, p_value, n_repeats = (mean, mean), float(mean == 0), None
+        probabilities = (float(mean < -rope), float(abs(mean) <= rope), float(mean > rope))
+    else:
+        t = stats.t(n - 1)
+        p_value = float(2 * t.sf(abs(mean) / error))
+        half = float(t.ppf(1 - LEVEL / 2)) * error
+        interval = (mean - half, mean + half)
+        below, above = float(t.cdf((-rope - mean) / error)), float(t.sf((rope - mean) / error))
+        probabilities = (below, max(0.0, 1 - below - above), above)
+        n_repeats = None if p_value < LEVEL else count_repeats(mean, deviation, a.shape[1], test_share)
+    return Comparison(
+        first=first, second=second, difference=mean, interval=interval, p_value=p_value, p_adjusted=p_value,
+        rope=rope, probabilities=probabilities, n_repeats=n_repeats,
+    )  # fmt: skip
 
 
-def count_repeats(difference: float, deviation: float, n_folds: int) -> int | None:
+def count_repeats(difference: float, deviation: float, n_folds: int, test_share: float) -> int | None:
     """Find how many re-deals of the folds give the corrected test a power of 80 % for this difference.
 
     As each re-deal uses the same samples, the error has a floor: more repeats cannot settle every difference.
@@ -119,7 +135,7 @@ def count_repeats(difference: float, deviation: float, n_folds: int) -> int | No
 
     for n_repeats in range(1, MOST_REPEATS + 1):
         n = n_repeats * n_folds
-        shift = abs(difference) / (deviation * math.sqrt(1 / n + 1 / (n_folds - 1)))
+        shift = abs(difference) / (deviation * math.sqrt(1 / n + test_share))
         critical = stats.t.ppf(1 - LEVEL / 2, n - 1)
         power = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
         if power >= POWER:

@@ -20,7 +20,7 @@ from pydantic import (
 from ray_ft.errors import ConfigError, suggest
 from ray_ft.symmetry import OPERATIONS
 
-__all__ = ["AS_WRITTEN", "Config", "StageConfig", "StrategyConfig", "load_config"]
+__all__ = ["AS_WRITTEN", "BASELINES", "Config", "StageConfig", "StrategyConfig", "load_config"]
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 STRATEGIES_FILE = Path(__file__).parent / "strategies.yaml"
@@ -28,6 +28,7 @@ AS_WRITTEN = "as_written"  # the strategy that `training.freeze_encoder` and `fr
 ENCODER_PARTS = ("stem", "stage1", "stage2", "stage3", "stage4", "fourier_mix", "spatial_pool")
 ENCODER_PATTERNS = tuple(f"*{part}*" for part in ENCODER_PARTS)
 DECODER_PATTERNS = ("film_*", "dec.*", "wav_embed.*")
+BASELINES = ("zero_shot", "training_mean", "gain_offset")
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders
 
 
@@ -109,6 +110,9 @@ class DataSection(Section):
     )
     symmetry: tuple[str, ...] | None = Field(
         default=None, description="operations that generate the views; [rot180] in the diffraction layout"
+    )
+    wavelengths_nm: tuple[Positive, Positive] = Field(
+        default=(400.0, 700.0), description="first and last of the spectra, in the diffraction layout; for figures"
     )
     groups: str | None = Field(default=None, description="column: samples of a group stay together")
     stratify: str | None = Field(default=None, description="column: folds get equal shares of it")
@@ -217,6 +221,9 @@ class Config(Section):
             yield "model.checkpoint: missing; name the file of the pretrained weights"
         if self.layout == "raw" and self.data.symmetry:
             yield "data.symmetry: it needs layout: diffraction, got layout: raw; leave it out"
+        for name in BASELINES:
+            if name in self.strategies:
+                yield f"strategies.{name}: it is the name of a baseline; choose another"
         for name in self.cv.strategies or ():
             if name not in self.strategies:
                 yield f"cv.strategies: unknown strategy {name}{suggest(name, self.strategies)}"

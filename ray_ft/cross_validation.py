@@ -18,7 +18,6 @@ from rich.console import Console
 from torch import nn
 
 from ray_ft.baselines import score_baselines
-from ray_ft.comparison import compare_all
 from ray_ft.config import Config, read_yaml
 from ray_ft.data import load_dataset
 from ray_ft.ensemble import reduce_members
@@ -29,11 +28,20 @@ from ray_ft.paths import RunFolder, write_json, write_text
 from ray_ft.plan import CandidateSpec, build_plan
 from ray_ft.progress import Display
 from ray_ft.provenance import describe_environment, hash_arrays, hash_tensors
-from ray_ft.report import build_summary, write_summary
-from ray_ft.results import Verdict, load_verdicts, score_strategies
+from ray_ft.results import Verdict, gather_losses, load_verdicts, score_strategies
 from ray_ft.runner import run_trials
 from ray_ft.scores import pick_winner
+from ray_ft.selection import correct_selection
 from ray_ft.strategies import count_by_part, find_head_dropouts, select_trained
+from ray_ft.summary import (
+    EnsembleSummary,
+    Summary,
+    compare_with_baseline,
+    find_notes,
+    summarize_baselines,
+    summarize_strategies,
+    write_summary,
+)
 from ray_ft.task import Task
 
 __all__ = ["Prepared", "cross_validate", "open_run", "prepare", "rebuild_ensemble", "reduce_run"]
@@ -56,7 +64,7 @@ class Prepared:
         return {name: sum(learning for learning, _ in parts.values()) for name, parts in self.parts.items()}
 
 
-def cross_validate(config: Config, out: Path, inline: bool = False, console: Console | None = None) -> dict[str, Any]:
+def cross_validate(config: Config, out: Path, inline: bool = False, console: Console | None = None) -> Summary:
     """Cross-validate every strategy and build the winner's ensemble; on a run folder in progress, go on.
 
     Args:
@@ -66,7 +74,7 @@ def cross_validate(config: Config, out: Path, inline: bool = False, console: Con
         console: Where to show progress.
 
     Returns:
-        The content of `summary.json`.
+        What the run found, as `summary.json` has it.
 
     Raises:
         UserError: Something in the config, its data or its checkpoint breaks a rule, or the folder holds another run.
@@ -77,8 +85,7 @@ def cross_validate(config: Config, out: Path, inline: bool = False, console: Con
     run = prepared.task.run
     with open_run(prepared), forget_on_user_error(run):
         if run.summary.exists():
-            summary: dict[str, Any] = json.loads(run.summary.read_text())
-            return summary
+            return Summary.load(out)
         n_members = config.cv.folds * config.cv.seeds * config.cv.repeats
         console = console or Console(quiet=True)
         # An epoch costs roughly in proportion to what learns.
@@ -226,36 +233,53 @@ def compare(old: Any, new: Any, key: str) -> Iterator[str]:
         yield f"{key}: {json.dumps(old)} there, {json.dumps(new)} here"
 
 
-def reduce_run(prepared: Prepared, verdicts: dict[str, Verdict], started: float) -> dict[str, Any]:
+def reduce_run(prepared: Prepared, verdicts: dict[str, Verdict], started: float) -> Summary:
     """Score the strategies, build the winner's ensemble, and write the summary."""
-    task, plan = prepared.task, prepared.plan
+    task, plan, cv = prepared.task, prepared.plan, prepared.task.config.cv
     scores = score_strategies(task.run, plan, verdicts, task.splits)
     winner = pick_winner(scores)
     if winner is None:
-        reasons = {verdict.reason for verdict in verdicts.values() if verdict.reason}
-        listed = "\n".join(f"  {reason}" for reason in sorted(reasons))
-        raise RunError(
-            f"no strategy has a completed candidate\n{listed}\n"
-            f"the logs are {task.run.candidates}/*/error.txt; remove a candidate's folder to try it again"
-        )
-    score = scores[winner]
-    assert score is not None
-    baselines = score_baselines(prepared.zero_shot, task.dataset.targets, task.splits, task.config.cv.metric)
-    compared = compare_all(
-        {name: each.values.mean(-1) for name, each in scores.items() if each is not None}
-        | dict([min(baselines.items(), key=lambda item: item[1].mean())])
+        raise RunError(describe_defeat(task.run, verdicts))
+    complete = {name: score for name, score in scores.items() if score is not None}
+    baselines = score_baselines(prepared.zero_shot, task.dataset.targets, task.splits, cv.metric)
+    losses = {name: gather_losses(task.run, plan, name, score, task.splits) for name, score in complete.items()}
+    strategies = summarize_strategies(task, plan, verdicts, scores, prepared.parts)
+    summary = Summary(
+        name=task.config.name,
+        metric=cv.metric,
+        protocol=cv.protocol,
+        n_samples=len(task.dataset),
+        n_folds=cv.folds,
+        n_seeds=cv.seeds,
+        n_repeats=cv.repeats,
+        n_params=sum(total for _, total in prepared.parts[winner].values()),
+        test_share=task.splits.test_share,
+        rope=cv.rope,
+        splits_hash=task.splits.hash,
+        data_hash=hash_arrays(task.dataset.inputs, task.dataset.targets),
+        strategies=strategies,
+        baselines=summarize_baselines(baselines),
+        winner=winner,
+        comparisons=compare_with_baseline(scores, baselines, cv.rope, task.splits.test_share),
+        selection=correct_selection(losses, task.dataset.groups, cv.seed),
+        ensemble=reduce_members(task, plan, winner, complete[winner], prepared.trained[winner]),
+        notes=[*task.dataset.notes, *find_notes(task.run, plan, scores)],
+        wall_s=time.monotonic() - started,
     )
-    summary = build_summary(task, plan, verdicts, scores, baselines, prepared.n_trained) | {
-        "winner": winner,
-        "comparisons": [comparison.as_dict() for comparison in compared],
-        "ensemble": reduce_members(task, plan, winner, score, prepared.trained[winner]),
-        "wall_s": time.monotonic() - started,
-    }
     write_summary(task.run, summary)
     return summary
 
 
-def rebuild_ensemble(root: Path) -> dict[str, Any]:
+def describe_defeat(run: RunFolder, verdicts: Mapping[str, Verdict]) -> str:
+    reasons = {verdict.reason for verdict in verdicts.values() if verdict.reason}
+    listed = "\n".join(f"  {reason}" for reason in sorted(reasons))
+    return (
+        f"no strategy has a completed candidate\n{listed}\n"
+        f"the logs are {run.candidates}/*/error.txt; remove a candidate's folder to try it again"
+    )
+
+
+def rebuild_ensemble(root: Path) -> EnsembleSummary:
     """Build the ensemble of a finished run again, from its members and the data and weights that it names.
 
     Raises:
@@ -265,5 +289,4 @@ def rebuild_ensemble(root: Path) -> dict[str, Any]:
     verdicts = load_verdicts(run)
     prepared = prepare(Config.model_validate(read_yaml(run.config)), root)
     with open_run(prepared):
-        result: dict[str, Any] = reduce_run(prepared, verdicts, time.monotonic())["ensemble"]
-        return result
+        return reduce_run(prepared, verdicts, time.monotonic()).ensemble

@@ -18,11 +18,12 @@ from ray_ft.errors import EnsembleError
 from ray_ft.features import SplitNetwork, split_network
 from ray_ft.metrics import score_predictions
 from ray_ft.models import build_network
-from ray_ft.paths import EnsembleFolder, RunFolder, replace_file, write_json
+from ray_ft.paths import EnsembleFolder, RunFolder, replace_file, write_arrays, write_json
 from ray_ft.plan import CandidateSpec, list_members
 from ray_ft.provenance import hash_arrays
 from ray_ft.results import load_members, load_predictions
 from ray_ft.scores import StrategyScore
+from ray_ft.summary import EnsembleSummary
 from ray_ft.task import Task
 
 __all__ = ["Ensemble", "Prediction", "reduce_members"]
@@ -130,12 +131,10 @@ def read_tensors(path: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def reduce_members(
     task: Task, plan: Sequence[CandidateSpec], strategy: str, score: StrategyScore, trained: Sequence[str]
-) -> dict[str, Any]:
+) -> EnsembleSummary:
     """Build the ensemble of a strategy: for each fold, the members of the candidate chosen on the other folds.
 
-    Returns:
-        `score` (mean loss of the mean of the blind members), `n_members`, `n_blind` (blind members of a
-        sample) and `path`.
+    What the blind members say of each sample, mean and standard deviation, goes to the run's `blind.npz`.
     """
     cv, folder = task.config.cv, task.run.ensemble
     names = {spec.index: spec.name for spec in plan if spec.strategy == strategy}
@@ -145,13 +144,15 @@ def reduce_members(
     members = {
         tensor: torch.stack([stacks[name][tensor][i] for i, name in enumerate(chosen)]) for tensor in stacks[chosen[0]]
     }
-    blind = average_blind(task, names, score)
-    result = {
-        "score": float(score_predictions(cv.metric, blind, task.dataset.targets).mean()),
-        "n_members": len(keys),
-        "n_blind": cv.repeats * cv.seeds,
-        "path": str(folder.root),
-    }
+    blind = gather_blind(task, names, score)
+    mean = blind.mean(0)
+    result = EnsembleSummary(
+        score=float(score_predictions(cv.metric, mean, task.dataset.targets).mean()),
+        n_members=len(keys),
+        n_blind=len(blind),
+        path=str(folder.root),
+    )
+    write_arrays(task.run.blind, mean=mean, std=blind.std(0), targets=task.dataset.targets)
     files = {
         folder.members.name: write_tensors(folder.members, members),
         folder.backbone.name: write_tensors(
@@ -167,7 +168,7 @@ def reduce_members(
         "input_shape": list(task.dataset.inputs.shape[1:]),
         "trained": list(trained),
         "metric": cv.metric,
-        **{name: result[name] for name in ("score", "n_blind")},
+        **result.model_dump(include={"score", "n_blind"}),
         "members": [
             {"candidate": name, "repeat": key.repeat, "fold": key.fold, "seed": key.seed,
              "epoch": int(score.epoch[key.repeat, key.fold])}
@@ -181,14 +182,16 @@ def reduce_members(
     return result
 
 
-def average_blind(task: Task, names: Mapping[int, str], score: StrategyScore) -> Float[np.ndarray, "sample *target"]:
-    """Average, for each sample, what the members say that never saw it."""
+def gather_blind(
+    task: Task, names: Mapping[int, str], score: StrategyScore
+) -> Float[np.ndarray, "member sample *target"]:
+    """Collect, for each sample, what the members say that never saw it: one a repeat and seed."""
     predictions = {index: load_predictions(task.run, names[int(index)]) for index in np.unique(score.candidate)}
-    total = np.zeros(task.dataset.targets.shape)
+    blind = np.empty((len(score.candidate), task.config.cv.seeds, *task.dataset.targets.shape))
     for repeat, fold in np.ndindex(score.candidate.shape):
         held_out = task.splits.held_out(repeat, fold)
-        total[held_out] += predictions[score.candidate[repeat, fold]][repeat, :, held_out].mean(1)
-    return total / len(score.candidate)
+        blind[repeat][:, held_out] = predictions[score.candidate[repeat, fold]][repeat][:, held_out]
+    return blind.reshape(-1, *task.dataset.targets.shape)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:

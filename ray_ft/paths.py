@@ -107,6 +107,18 @@ class RunFolder:
         return self.root / "leaderboard.csv"
 
     @property
+    def blind(self) -> Path:
+        return self.root / "blind.npz"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
     def ensemble(self) -> EnsembleFolder:
         return EnsembleFolder(self.root / "ensemble")
 

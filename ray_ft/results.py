@@ -20,6 +20,7 @@ from ray_ft.scores import StrategyScore, build_curves, score_strategy
 __all__ = [
     "History",
     "Verdict",
+    "gather_losses",
     "load_history",
     "load_members",
     "load_predictions",
@@ -117,6 +118,20 @@ def score_strategies(
         curves = {index: build_curves(history.losses, history.inner, splits) for index, history in histories.items()}
         scores[strategy] = score_strategy(curves) if curves else None
     return scores
+
+
+def gather_losses(
+    run: RunFolder, plan: Sequence[CandidateSpec], strategy: str, score: StrategyScore, splits: Splits
+) -> Float[np.ndarray, " sample"]:
+    """Read each sample's held-out loss at the choices behind a score, averaged over seeds and repeats."""
+    by_index = {spec.index: spec for spec in plan if spec.strategy == strategy}
+    histories = {index: load_whole_history(run, by_index[index], splits) for index in np.unique(score.candidate)}
+    total = np.zeros(splits.n_samples)
+    for r, k in np.ndindex(score.candidate.shape):
+        held_out = splits.held_out(r, k)
+        losses = histories[score.candidate[r, k]].losses[score.epoch[r, k] - 1, r]
+        total[held_out] += losses[:, held_out].mean(0)
+    return total / splits.n_repeats
 
 
 def load_whole_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History:

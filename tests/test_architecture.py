@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parents[1] / "ray_ft"
 ROWS = {
     0: ("errors", "symmetry"),
     1: ("config", "folds", "metrics", "paths", "provenance"),
-    2: ("strategies", "models", "data", "plan", "checkpoint", "features", "scores", "comparison"),
+    2: ("strategies", "models", "data", "plan", "checkpoint", "features", "scores", "comparison", "selection"),
     3: ("training", "results", "baselines"),
     4: ("task", "progress"),
-    5: ("squad",),
+    5: ("squad", "summary"),
     6: ("candidate", "ensemble", "report"),
     7: ("runner",),
     8: ("cross_validation",),

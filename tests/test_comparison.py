@@ -1,10 +1,16 @@
-"""Comparisons against formulas as scikit-learn's guide writes them, closed forms, and simulation."""
+"""Comparisons against scikit-learn's published example, baycomp, statsmodels, closed forms, and simulation."""
 
+import baycomp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.datasets import make_moons
+from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
+from sklearn.svm import SVC
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
 from ray_ft.comparison import adjust_holm, compare_all, compare_pair, count_repeats
 
@@ -23,7 +29,7 @@ def corrected_std(differences: np.ndarray, n_train: int, n_test: int) -> float:
 @given(st.integers(0, 1000), st.floats(-0.1, 0.1), st.integers(1, 4), st.integers(2, 8))
 def test_both_tests_are_those_of_the_guide(seed: int, shift: float, n_repeats: int, n_folds: int) -> None:
     a, b = draw_scores(seed, shift, n_repeats, n_folds)
-    found = compare_pair("a", "b", a, b, 0.01)
+    found = compare_pair("a", "b", a, b, 0.01, 1 / (n_folds - 1))
     differences = (a - b).ravel()
     n_samples = 100 * n_folds
     error = corrected_std(differences, n_samples - 100, 100)
@@ -36,13 +42,60 @@ def test_both_tests_are_those_of_the_guide(seed: int, shift: float, n_repeats: i
     assert found.interval == pytest.approx(posterior.interval(0.95))
 
 
+@pytest.fixture(scope="module")
+def example() -> tuple[np.ndarray, np.ndarray]:
+    """Losses of the two best models of scikit-learn's example, "Statistical comparison of models using grid search"."""
+    x, y = make_moons(noise=0.352, random_state=1, n_samples=100)
+    folds = RepeatedStratifiedKFold(n_splits=10, n_repeats=10, random_state=0)
+    models = SVC(kernel="rbf", random_state=0), SVC(kernel="linear", random_state=0)
+    rbf, linear = (1 - cross_val_score(model, x, y, scoring="roc_auc", cv=folds).reshape(10, 10) for model in models)
+    return rbf, linear
+
+
+def test_the_published_example(example: tuple[np.ndarray, np.ndarray]) -> None:
+    found = compare_pair(
+        "rbf", "linear", *example, rope_share=0.01 / min(each.mean() for each in example), test_share=1 / 9
+    )
+    assert found.rope == pytest.approx(0.01)
+    assert found.p_value / 2 == pytest.approx(0.227, abs=5e-4), "the example's test has one side"
+    assert stats.t.isf(found.p_value / 2, 99) == pytest.approx(0.750, abs=5e-4)
+    assert found.probabilities[1] == pytest.approx(0.432, abs=5e-4)
+    without_rope = compare_pair("rbf", "linear", *example, rope_share=0.0, test_share=1 / 9)
+    assert without_rope.probabilities[0] == pytest.approx(0.773, abs=5e-4)
+    assert found.verdict == "no evidence of a difference"
+
+
+@given(st.integers(0, 1000), st.floats(-0.1, 0.1), st.integers(1, 4), st.integers(2, 8))
+def test_the_bayesian_test_is_that_of_baycomp(seed: int, shift: float, n_repeats: int, n_folds: int) -> None:
+    a, b = draw_scores(seed, shift, n_repeats, n_folds)
+    found = compare_pair("a", "b", a, b, 0.01, 1 / (n_folds - 1))
+    expected = baycomp.two_on_single(-a.ravel(), -b.ravel(), rope=found.rope, runs=n_repeats)
+    assert found.probabilities == pytest.approx(expected, abs=1e-9)
+
+
+def test_holm_and_power_are_those_of_statsmodels() -> None:
+    p_values = np.random.default_rng(0).uniform(0, 0.1, 12).tolist()
+    assert adjust_holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+    n_repeats = count_repeats(0.9, 1.0, 5, 0.05)
+    assert n_repeats is not None
+    assert n_repeats > 1
+    powers = [TTestPower().power(0.9, 1 / (1 / n + 0.05), 0.05, df=n - 1) for n in (5 * (n_repeats - 1), 5 * n_repeats)]
+    assert powers[0] < 0.8 <= powers[1]
+
+
 def test_the_order_changes_the_sign_alone() -> None:
     a, b = draw_scores(0, 0.05)
-    one, other = compare_pair("a", "b", a, b), compare_pair("b", "a", b, a)
+    one, other = compare_pair("a", "b", a, b, 0.01, 0.25), compare_pair("b", "a", b, a, 0.01, 0.25)
     assert one.difference == -other.difference
     assert one.p_value == other.p_value
     assert one.probabilities == pytest.approx(other.probabilities[::-1])
     assert (one.verdict, other.verdict) == ("worse", "better")
+    turned = one.seen_from("b")
+    assert turned.verdict == "better"
+    assert turned.interval == pytest.approx(other.interval)
+    assert one.seen_from("a") == one
+    with pytest.raises(KeyError):
+        one.seen_from("c")
 
 
 def test_holm_is_the_textbook_example() -> None:
@@ -52,7 +105,7 @@ def test_holm_is_the_textbook_example() -> None:
 
 def test_all_pairs_are_adjusted_for_each_other() -> None:
     a, b = draw_scores(1, 0.08)
-    comparisons = compare_all({"a": a, "b": b, "c": b + 0.001})
+    comparisons = compare_all({"a": a, "b": b, "c": b + 0.001}, 0.01, 0.25)
     assert [(c.first, c.second) for c in comparisons] == [("a", "b"), ("a", "c"), ("b", "c")]
     assert all(c.p_adjusted >= c.p_value for c in comparisons)
     assert comparisons[2].verdict == "practically equal", "a constant difference of a tenth of the rope"
@@ -61,11 +114,11 @@ def test_all_pairs_are_adjusted_for_each_other() -> None:
 def test_noise_alone_is_no_evidence() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(1, 0.2, (2, 1, 5))
-    assert compare_pair("a", "b", a, b).verdict == "no evidence of a difference"
+    assert compare_pair("a", "b", a, b, 0.01, 0.25).verdict == "no evidence of a difference"
 
 
 def test_repeats_reach_their_power_in_simulation() -> None:
-    n_repeats = count_repeats(1.6, 1.0, 5)
+    n_repeats = count_repeats(1.6, 1.0, 5, 0.25)
     assert n_repeats is not None
     rng = np.random.default_rng(0)
     rejected = []
@@ -80,4 +133,4 @@ def test_repeats_reach_their_power_in_simulation() -> None:
 
 
 def test_repeats_cannot_settle_what_the_samples_do_not_hold() -> None:
-    assert count_repeats(0.1, 1.0, 5) is None
+    assert count_repeats(0.1, 1.0, 5, 0.25) is None

@@ -17,23 +17,24 @@ from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import RunError, RunFolderError, StrategyError
+from ray_ft.summary import Summary
 
 
-def table(summary: dict) -> dict:
+def table(summary: Summary) -> dict:
     """What must not depend on how a run was carried out."""
-    kept = ("score_mean", "score_std", "best_epoch_mean", "candidates", "stop_epochs", "scores")
-    rows = {name: {key: row[key] for key in kept} for name, row in summary["strategies"].items()}
-    return rows | {"winner": summary["winner"], "ensemble": summary["ensemble"]["score"]}
+    kept = {"score_mean", "score_std", "best_epoch_mean", "candidates", "stop_epochs", "scores"}
+    rows = {name: row.model_dump(include=kept) for name, row in summary.strategies.items()}
+    return rows | {"winner": summary.winner, "ensemble": summary.ensemble.score}
 
 
 def test_repeats_itself(toy_config: Config, tmp_path: Path) -> None:
     first, second = (cross_validate(toy_config, tmp_path / name, inline=True) for name in ("a", "b"))
     assert table(first) == table(second)
-    assert first["strategies"]["top"]["n_members"] == 6
-    states = first["strategies"]["top"]["candidates"]
+    assert first.strategies["top"].n_members == 6
+    states = first.strategies["top"].candidates
     assert sum(states.values()) == 3
     assert states["completed"] >= 1
-    assert first["strategies"]["top"]["score_mean"] < first["baselines"]["zero_shot"]["score_mean"]
+    assert first.strategies["top"].score_mean < first.baselines["zero_shot"].score_mean
 
 
 def test_goes_on_after_an_interruption_as_if_there_had_been_none(toy_config: Config, tmp_path: Path) -> None:
@@ -150,13 +151,13 @@ def test_a_frozen_buffer_that_moves_fails_the_candidate(toy_folder: Path) -> Non
 
 def test_every_pair_and_the_best_baseline_are_compared(toy_config: Config, tmp_path: Path) -> None:
     summary = cross_validate(toy_config, tmp_path / "run", inline=True)
-    baseline = min(summary["baselines"], key=lambda name: summary["baselines"][name]["score_mean"])
-    pairs = {frozenset((pair["first"], pair["second"])) for pair in summary["comparisons"]}
+    baseline = min(summary.baselines, key=lambda name: summary.baselines[name].score_mean)
+    pairs = {frozenset((pair.first, pair.second)) for pair in summary.comparisons}
     assert pairs == {frozenset(pair) for pair in combinations(["top", "last", baseline], 2)}
-    by_fold = {name: np.mean(row["scores"], axis=-1) for name, row in summary["strategies"].items()}
-    (pair,) = (pair for pair in summary["comparisons"] if baseline not in (pair["first"], pair["second"]))
-    expected = compare_pair(pair["first"], pair["second"], by_fold[pair["first"]], by_fold[pair["second"]])
-    assert pair["p_value"] == expected.p_value
+    by_fold = {name: np.mean(row.scores, axis=-1) for name, row in summary.strategies.items()}
+    (pair,) = (pair for pair in summary.comparisons if baseline not in (pair.first, pair.second))
+    expected = compare_pair(pair.first, pair.second, by_fold[pair.first], by_fold[pair.second], 0.01, 0.5)
+    assert pair.p_value == expected.p_value
 
 
 def test_refuses_the_folder_of_another_config(toy_config: Config, tmp_path: Path) -> None:
@@ -177,9 +178,9 @@ def test_a_diverging_candidate_fails_alone_and_never_wins(toy_folder: Path) -> N
     wild = {"train": ["*"], "lr": 1e30, "epochs": 3}
     config = load_config(toy_folder / "toy.yaml", {"strategies.wild": wild, "cv.strategies": ["wild", "top"]})
     summary = cross_validate(config, toy_folder / "run", inline=True)
-    assert summary["winner"] == "top"
-    assert summary["strategies"]["wild"]["candidates"]["failed"] == 3
-    assert summary["strategies"]["wild"]["score_mean"] is None
+    assert summary.winner == "top"
+    assert summary.strategies["wild"].candidates["failed"] == 3
+    assert summary.strategies["wild"].score_mean is None
 
 
 def test_a_pattern_that_matches_nothing_leaves_nothing_behind(toy_folder: Path) -> None:
@@ -202,5 +203,5 @@ def test_the_ensemble_score_is_that_of_the_blind_members(toy_config: Config, tmp
         states = [s for s, m in zip(ensemble.states, ensemble.card["members"], strict=True) if m["fold"] == fold]
         held_out = fold_of == fold
         blind[held_out] = Ensemble(ensemble.card, ensemble.split, states).predict(x[held_out]).mean
-    assert summary["ensemble"]["score"] == pytest.approx(((blind - y) ** 2).mean(), rel=1e-5)
-    assert summary["ensemble"]["n_blind"] == 2
+    assert summary.ensemble.score == pytest.approx(((blind - y) ** 2).mean(), rel=1e-5)
+    assert summary.ensemble.n_blind == 2

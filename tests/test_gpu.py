@@ -48,4 +48,4 @@ def test_packed_members_are_the_looped_ones_with_dropout(toy_folder: Path) -> No
 def test_candidates_share_a_gpu(toy_folder: Path) -> None:
     config = load_config(toy_folder / "toy.yaml", {"cv.strategies": ["top", "last"], "compute.packing": "auto"})
     summary = cross_validate(config, toy_folder / "run")
-    assert all("bfloat16" in way for row in summary["strategies"].values() for way in row["training"])
+    assert all("bfloat16" in way for row in summary.strategies.values() for way in row.training)

@@ -7,16 +7,22 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ray_ft.config import load_config
+from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.paths import RunFolder
-from ray_ft.report import choose_unit, render_summary
+from ray_ft.report.terminal import render_summary
+from ray_ft.report.words import Unit, choose_unit
 from ray_ft.results import load_verdicts
+from ray_ft.summary import BaselineSummary
 
 
-@pytest.mark.parametrize(("values", "unit"), [([0.002, 0.0005], 1e-3), ([2.0, 0.1], 1.0), ([4e-7, 1e-9], 1e-9)])
-def test_units_are_powers_of_a_thousand(values: list[float], unit: float) -> None:
-    assert choose_unit(values)[0] == pytest.approx(unit)
+@pytest.mark.parametrize(("highest", "exponent"), [(0.002, -3), (2.0, 0), (4e-7, -9), (12345.0, 3)])
+def test_units_are_powers_of_a_thousand(highest: float, exponent: int, toy_config: Config, tmp_path: Path) -> None:
+    summary = cross_validate(toy_config, tmp_path / "run", inline=True)
+    high = BaselineSummary(score_mean=highest, score_std=0.0, scores=[])
+    unit = choose_unit(summary.model_copy(update={"baselines": {"zero_shot": high}}))
+    assert unit == Unit(exponent)
+    assert unit.write(highest) == f"{highest / 10.0**exponent:.3f}"
 
 
 def test_the_table_shows_a_hole_and_how_members_trained(toy_folder: Path) -> None:
@@ -32,5 +38,5 @@ def test_the_table_shows_a_hole_and_how_members_trained(toy_folder: Path) -> Non
     assert "winner    top" in text.getvalue()
     rows = {row["strategy"]: row for row in csv.DictReader(run.leaderboard.read_text().splitlines())}
     assert rows["wild"]["score_mean"] == ""
-    assert float(rows["top"]["score_mean"]) == summary["strategies"]["top"]["score_mean"]
+    assert float(rows["top"]["score_mean"]) == summary.strategies["top"].score_mean
     assert {verdict.state for name, verdict in load_verdicts(run).items() if name.startswith("wild")} == {"failed"}

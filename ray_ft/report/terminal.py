@@ -1,0 +1,151 @@
+"""A run in the terminal: its table, its winner, what to do next; and a plan before it runs."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from ray_ft.paths import RunFolder
+from ray_ft.plan import CandidateSpec
+from ray_ft.report.words import Unit, choose_unit, describe_shape, label, say_pair
+from ray_ft.summary import StrategySummary, Summary
+
+__all__ = ["render_plan", "render_summary"]
+
+
+def render_summary(summary: Summary, run: RunFolder) -> Group:
+    """Draw the table of a finished run, its winner, and what to do next."""
+    unit = choose_unit(summary)
+    title = f"{summary.name}: {describe_shape(summary)}; {summary.metric}{unit.suffix}, lower is better"
+    lines = [Text(line) for line in describe_outcome(summary, run, unit)]
+    return Group(Text(title, style="bold"), build_table(summary, unit), Text(), *lines)
+
+
+def build_table(summary: Summary, unit: Unit) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    table.add_column("strategy")
+    for header in ("trained", "done/stop/fail", "members", "score", "best epoch*", "optimism", "stops at", "time"):
+        table.add_column(header, justify="right", no_wrap=True)
+    scored = {name: row for name, row in summary.strategies.items() if row.score_mean is not None}
+    for name, row in sorted(scored.items(), key=lambda item: item[1].score_mean or 0.0):
+        table.add_row(*describe_row(name, row, unit), style="green" if name == summary.winner else None)
+    for name, row in summary.strategies.items():
+        if name not in scored:
+            table.add_row(*describe_hole(name, row))
+    table.add_section()
+    for name, baseline in sorted(summary.baselines.items(), key=lambda item: item[1].score_mean):
+        score = unit.spread(baseline.score_mean, baseline.score_std)
+        table.add_row(label(name), "0", "", "", score, "", "", "", "", style="dim")
+    return table
+
+
+def describe_row(name: str, row: StrategySummary, unit: Unit) -> tuple[str, ...]:
+    assert row.score_mean is not None
+    assert row.score_std is not None
+    assert row.best_epoch_mean is not None
+    assert row.optimism is not None
+    stops = [epoch for repeat in row.stop_epochs for epoch in repeat]
+    return (
+        name, describe_trained(row), describe_states(row), str(row.n_members),
+        unit.spread(row.score_mean, row.score_std), unit.write(row.best_epoch_mean), unit.write(row.optimism),
+        f"{min(stops)}–{max(stops)}", f"{row.seconds:.0f} s",
+    )  # fmt: skip
+
+
+def describe_hole(name: str, row: StrategySummary) -> tuple[str, ...]:
+    hole = "no candidate completed"
+    return (name, describe_trained(row), describe_states(row), "0", hole, "", "", "", f"{row.seconds:.0f} s")
+
+
+def describe_trained(row: StrategySummary) -> str:
+    return f"{row.n_trained_params:,} ({row.trained_share:.1%})"
+
+
+def describe_states(row: StrategySummary) -> str:
+    return "/".join(str(row.candidates[state]) for state in ("completed", "stopped", "failed"))
+
+
+def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
+    failures = [
+        f"failed: {candidate} ({verdict.reason}), log {run.candidate(candidate).error}"
+        for row in summary.strategies.values()
+        for candidate, verdict in row.verdicts.items()
+        if verdict.state == "failed"
+    ]
+    pairs = summary.of(summary.winner)
+    (against_baseline,) = (pair for pair in pairs if pair.second == summary.best_baseline)
+    below = "below" if against_baseline.difference < 0 else "NOT below"
+    picked, ensemble, folder = summary.selection, summary.ensemble, shlex.quote(str(run.root))
+    return [
+        "* mean over folds × seeds of each one's best epoch: what most tools print; optimism is what it leaves out",
+        *(f"note: {note}" for note in summary.notes),
+        *failures,
+        "",
+        f"winner    {summary.winner} (lowest mean score, {below} the best baseline)",
+        *(f"          {say_pair(pair, unit)}" for pair in pairs),
+        f"          corrected for having been picked: {unit.write(picked.score)} {unit.interval(picked.interval)}; "
+        f"the lowest in {picked.shares[summary.winner]:.0%} of bootstrap samples",
+        f"spread    {describe_spread(summary.strategies[summary.winner], unit)}",
+        f"ensemble  {ensemble.n_members} members in {ensemble.path}; score {unit.write(ensemble.score)} by the "
+        f"{ensemble.n_blind} of them that never saw a sample",
+        f"time      {summary.wall_s:.0f} s; members trained {describe_training(summary)}",
+        "",
+        "next:",
+        f"  ray-ft report {folder}",
+        f"  ray-ft predict {folder} --inputs x.npy --output y.npz",
+        f"  ray-ft ensemble {folder}",
+    ]
+
+
+def describe_spread(row: StrategySummary, unit: Unit) -> str:
+    if row.fold_std is None or row.seed_std is None:
+        return "one seed: the parts of folds and seeds are unknown"
+    return f"{unit.write(row.fold_std)} by folds, {unit.write(row.seed_std)} by seeds"
+
+
+def describe_training(summary: Summary) -> str:
+    by_way: dict[str, list[str]] = {}
+    for name, row in summary.strategies.items():
+        for way in row.training:
+            by_way.setdefault(way, []).append(name)
+    if len(by_way) == 1:
+        return next(iter(by_way))
+    return "; ".join(f"{way} ({', '.join(names)})" for way, names in by_way.items())
+
+
+def render_plan(
+    plan: Sequence[CandidateSpec], parts: Mapping[str, Mapping[str, tuple[int, int]]], n_members: int, shape: str
+) -> Group:
+    """Draw what a config would train: by strategy and part of the network, then every candidate.
+
+    Args:
+        plan: All candidates.
+        parts: Trained and all parameters by strategy and part.
+        n_members: Members of a candidate.
+        shape: Samples, folds and seeds in words.
+    """
+    by_part = Table(box=None, pad_edge=False, header_style="bold")
+    by_part.add_column("trained parameters")
+    for strategy in parts:
+        by_part.add_column(strategy, justify="right")
+    by_part.add_column("all", justify="right")
+    for part in next(iter(parts.values())):
+        learning = [f"{counts[part][0]:,}" if counts[part][0] else "frozen" for counts in parts.values()]
+        by_part.add_row(part, *learning, f"{next(iter(parts.values()))[part][1]:,}")
+    totals = [sum(learning for learning, _ in counts.values()) for counts in parts.values()]
+    total = sum(count for _, count in next(iter(parts.values())).values())
+    by_part.add_row("total", *(f"{n:,} ({n / total:.1%})" for n in totals), f"{total:,}", style="bold")
+    candidates = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("candidate", "lr", "epochs", "batch", "decay", "dropout", "warm-up", "noise", "patience"):
+        candidates.add_column(column, justify="left" if column == "candidate" else "right")
+    for spec in plan:
+        for hyper in spec.stages:
+            dropout = "" if hyper.head_dropout is None else f"{hyper.head_dropout:.3f}"
+            candidates.add_row(
+                spec.name, f"{hyper.lr:.2e}", str(hyper.epochs), str(hyper.batch_size), f"{hyper.weight_decay:.3f}",
+                dropout, str(hyper.warmup_epochs), f"{hyper.noise_std:.3f}", str(hyper.patience),
+            )  # fmt: skip
+    count = f"{len(plan)} candidates × {n_members} members = {len(plan) * n_members} members in all"
+    return Group(Text(shape, style="bold"), Text(), by_part, Text(), candidates, Text(), Text(count))

@@ -1,0 +1,160 @@
+"""What a run found, in words: which strategy, how sure, and what would change the answer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_ft.comparison import Comparison
+from ray_ft.config import BASELINES, Config
+from ray_ft.plan import CandidateSpec
+from ray_ft.summary import StrategySummary, Summary
+
+__all__ = ["Unit", "choose_unit", "describe_shape", "label", "say_changes", "say_pair", "say_sureness", "say_winner"]
+
+EDGE = 0.1  # of a range, from which on a value is at its end
+ENOUGH = 4  # candidates a strategy, below which the search is called thin
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A power of a thousand in which scores are easy to read."""
+
+    exponent: int
+
+    @property
+    def suffix(self) -> str:
+        return f" in 1e{self.exponent}" if self.exponent else ""
+
+    def scale(self, value: float) -> float:
+        return value / 10.0**self.exponent
+
+    def write(self, value: float, sign: str = "") -> str:
+        return f"{self.scale(value):{sign}.3f}"
+
+    def spread(self, mean: float, std: float) -> str:
+        return f"{self.write(mean)} ± {self.write(std)}"
+
+    def interval(self, bounds: tuple[float, float], sign: str = "") -> str:
+        return f"[{self.write(bounds[0], sign)}, {self.write(bounds[1], sign)}]"
+
+
+def choose_unit(summary: Summary) -> Unit:
+    highest = max(baseline.score_mean for baseline in summary.baselines.values())
+    return Unit(3 * int(np.floor(np.log10(max(highest, 1e-300)) / 3)))
+
+
+def label(name: str) -> str:
+    """Baselines are written with hyphens, so that none is taken for a strategy."""
+    return name.replace("_", "-") if name in BASELINES else name
+
+
+def describe_shape(summary: Summary) -> str:
+    shape = f"{summary.n_samples} samples, {summary.n_folds} folds × {summary.n_seeds} seeds"
+    if summary.n_repeats > 1:
+        shape += f" × {summary.n_repeats} repeats"
+    return shape + (", nested" if summary.protocol == "nested" else "")
+
+
+def say_pair(pair: Comparison, unit: Unit) -> str:
+    """One sentence on a comparison, seen from its first."""
+    first, second = label(pair.first), label(pair.second)
+    opening = {
+        "better": f"{first} is better than {second}",
+        "worse": f"{first} is worse than {second}",
+        "practically equal": f"{first} and {second} are practically equal",
+        "no evidence of a difference": f"no evidence of a difference between {first} and {second}",
+    }[pair.verdict]
+    chances = ", ".join(f"{chance:.0%}" for chance in pair.probabilities)
+    return (
+        f"{opening}: {unit.write(pair.difference, '+')} {unit.interval(pair.interval, '+')}, p {pair.p_adjusted:.2g}; "
+        f"better, equal, worse with {chances}" + say_repeats(pair)
+    )
+
+
+def say_repeats(pair: Comparison) -> str:
+    if pair.verdict != "no evidence of a difference":
+        return ""
+    if pair.n_repeats is None:
+        return "; more repeats would not settle it, more samples might"
+    return f"; --repeats {pair.n_repeats} would likely settle it"
+
+
+def say_winner(summary: Summary, unit: Unit) -> str:
+    winner = summary.strategies[summary.winner]
+    assert winner.score_mean is not None
+    assert winner.score_std is not None
+    corrected, share = summary.selection, summary.selection.shares[summary.winner]
+    score = f"{summary.metric} {unit.spread(winner.score_mean, winner.score_std)}{unit.suffix}"
+    return (
+        f"{summary.winner}: {score} over {describe_shape(summary)}. Corrected for having been picked as the lowest: "
+        f"{unit.write(corrected.score)} {unit.interval(corrected.interval)}; it is the lowest in {share:.0%} of "
+        "bootstrap samples"
+    )
+
+
+def say_sureness(summary: Summary, unit: Unit) -> list[str]:
+    """How the winner compares with each other strategy and the best baseline."""
+    return [say_pair(pair, unit) for pair in summary.of(summary.winner)]
+
+
+def say_changes(summary: Summary, config: Config, plan: Sequence[CandidateSpec], unit: Unit) -> list[str]:
+    """What could change the answer, as far as the run itself shows."""
+    winner = summary.strategies[summary.winner]
+    return [
+        *say_undecided(summary),
+        *say_spread(winner, unit),
+        *say_edges(summary, config, plan),
+        *say_thinness(summary),
+    ]
+
+
+def say_undecided(summary: Summary) -> Iterator[str]:
+    for pair in summary.of(summary.winner):
+        if pair.verdict == "no evidence of a difference":
+            remedy = (
+                f"{pair.n_repeats} repeats of the folds would likely settle it"
+                if pair.n_repeats
+                else "repeats would not settle it: the same samples are dealt again; more samples might"
+            )
+            yield f"{label(pair.second)} may be as good as {pair.first}, or better: {remedy}"
+
+
+def say_spread(winner: StrategySummary, unit: Unit) -> Iterator[str]:
+    if winner.fold_std is None or winner.seed_std is None:
+        yield "one seed: what of the spread is due to the randomness of training is unknown; --seeds 2 shows it"
+        return
+    parts = f"{unit.write(winner.fold_std)} by folds, {unit.write(winner.seed_std)} by seeds"
+    if winner.fold_std > winner.seed_std:
+        yield f"its spread is mostly which samples are held out ({parts}): more samples or repeats, not more seeds"
+    else:
+        yield f"its spread is mostly the randomness of training ({parts}): more seeds narrow it"
+
+
+def say_edges(summary: Summary, config: Config, plan: Sequence[CandidateSpec]) -> Iterator[str]:
+    """Where the winner's candidates lie at the end of what was searched."""
+    winner, (ranges,) = summary.strategies[summary.winner], config.selected[summary.winner].stages
+    chosen = {index for repeat in winner.chosen_candidates for index in repeat}
+    specs = {spec.index: spec for spec in plan if spec.strategy == summary.winner and spec.index in chosen}
+    low, high = np.log(ranges.lr)
+    for spec in specs.values():
+        place = (np.log(spec.stages[0].lr) - low) / (high - low) if high > low else 0.5
+        if min(place, 1 - place) < EDGE:
+            end = "lower" if place < EDGE else "upper"
+            yield f"the lr of {spec.name}, {spec.stages[0].lr:.2g}, is at the {end} end of its range: widen it"
+    last = [
+        epoch == specs[index].stages[0].epochs
+        for epochs, indices in zip(winner.stop_epochs, winner.chosen_candidates, strict=True)
+        for epoch, index in zip(epochs, indices, strict=True)
+    ]
+    if all(last):
+        yield "every fold was best at the end of its schedule: more epochs may go lower"
+
+
+def say_thinness(summary: Summary) -> Iterator[str]:
+    counts = {name: sum(strategy.candidates.values()) for name, strategy in summary.strategies.items()}
+    if (fewest := min(counts.values())) < ENOUGH:
+        yield f"{fewest} draws of the hyperparameters a strategy are a thin search: --candidates 8 looks further"
+    failed = {name: n for name, strategy in summary.strategies.items() if (n := strategy.candidates["failed"])}
+    for name, n in failed.items():
+        yield f"{n} of {counts[name]} candidates of {name} failed: it may be better than it looks"
