@@ -97,6 +97,7 @@ def cv(
 
         from ray_ft.cross_validation import cross_validate
         from ray_ft.paths import RunFolder
+        from ray_ft.report.page import write_report
         from ray_ft.report.terminal import render_summary
     console = Console(highlight=False)
     folder = out or Path("runs") / loaded.name
@@ -105,7 +106,17 @@ def cv(
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from the last checkpoints", err=True)
         raise typer.Exit(130) from None
+    if not RunFolder(folder).report.exists():
+        write_report(folder)
     show(render_summary(summary, RunFolder(folder)))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Write a finished run's report: one HTML file, and its figures as PNG and SVG."""
+    from ray_ft.report.page import write_report
+
+    typer.echo(f"report  {write_report(run)}")
 
 
 @app.command()

@@ -262,7 +262,7 @@ def reduce_run(prepared: Prepared, verdicts: dict[str, Verdict], started: float)
         winner=winner,
         comparisons=compare_with_baseline(scores, baselines, cv.rope, task.splits.test_share),
         selection=correct_selection(losses, task.dataset.groups, cv.seed),
-        ensemble=reduce_members(task, plan, winner, complete[winner], prepared.trained[winner]),
+        ensemble=reduce_members(task, plan, winner, complete[winner], prepared.trained[winner], prepared.zero_shot),
         notes=[*task.dataset.notes, *find_notes(task.run, plan, scores)],
         wall_s=time.monotonic() - started,
     )

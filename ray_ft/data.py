@@ -12,7 +12,7 @@ from ray_ft.errors import DataError, first_few, suggest
 from ray_ft.folds import join_groups
 from ray_ft.symmetry import OPERATIONS, apply_operation, generate_group
 
-__all__ = ["Dataset", "build_views", "load_dataset", "prepare_inputs", "read_array"]
+__all__ = ["Dataset", "TargetAxes", "build_views", "describe_targets", "load_dataset", "prepare_inputs", "read_array"]
 
 STRUCTURE_AXES, SPECTRA_AXES = (-2, -1), (-3, -2)
 SIDE_PX = 128
@@ -210,3 +210,31 @@ def build_views(
         return dataset.inputs[None], dataset.targets[None]
     inputs = np.stack([apply_operation(g, dataset.inputs, STRUCTURE_AXES) for g in group])
     return inputs, np.stack([apply_operation(g, dataset.targets, SPECTRA_AXES) for g in group])
+
+
+@dataclass(frozen=True)
+class TargetAxes:
+    """How to show targets: channels, each a curve over `x`."""
+
+    channels: tuple[str, ...]
+    x: Float[np.ndarray, " value"]
+    label: str
+
+    def flatten(self, values: Float[np.ndarray, "sample *target"]) -> Float[np.ndarray, "sample channel value"]:
+        return values.reshape(len(values), len(self.channels), len(self.x))
+
+
+def describe_targets(layout: str, shape: tuple[int, ...], wavelengths_nm: tuple[float, float]) -> TargetAxes:
+    """Name the axes of targets: quadrants and wavelengths in the diffraction layout, else indices.
+
+    Args:
+        layout: `diffraction` or `raw`.
+        shape: Of one target.
+        wavelengths_nm: First and last.
+    """
+    places = list(np.ndindex(shape[:-1]))
+    if layout == "diffraction":
+        x = np.linspace(*wavelengths_nm, shape[-1])
+        return TargetAxes(tuple(f"quadrant x{i} y{j}" for i, j in places), x, "wavelength (nm)")
+    names = tuple("target " + ",".join(map(str, place)) if place else "target" for place in places)
+    return TargetAxes(names, np.arange(float(shape[-1])), "index of the target's last axis")

@@ -130,11 +130,17 @@ def read_tensors(path: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def reduce_members(
-    task: Task, plan: Sequence[CandidateSpec], strategy: str, score: StrategyScore, trained: Sequence[str]
+    task: Task,
+    plan: Sequence[CandidateSpec],
+    strategy: str,
+    score: StrategyScore,
+    trained: Sequence[str],
+    zero_shot: Float[np.ndarray, "sample *target"],
 ) -> EnsembleSummary:
     """Build the ensemble of a strategy: for each fold, the members of the candidate chosen on the other folds.
 
-    What the blind members say of each sample, mean and standard deviation, goes to the run's `blind.npz`.
+    What the blind members say of each sample, mean and standard deviation, goes to the run's `blind.npz`, beside the
+    truth and what the pretrained network says.
     """
     cv, folder = task.config.cv, task.run.ensemble
     names = {spec.index: spec.name for spec in plan if spec.strategy == strategy}
@@ -152,7 +158,7 @@ def reduce_members(
         n_blind=len(blind),
         path=str(folder.root),
     )
-    write_arrays(task.run.blind, mean=mean, std=blind.std(0), targets=task.dataset.targets)
+    write_arrays(task.run.blind, mean=mean, std=blind.std(0), targets=task.dataset.targets, zero_shot=zero_shot)
     files = {
         folder.members.name: write_tensors(folder.members, members),
         folder.backbone.name: write_tensors(

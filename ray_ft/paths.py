@@ -3,6 +3,8 @@
 import json
 import os
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CandidateFolder", "EnsembleFolder", "RunFolder", "replace_file", "write_arrays", "write_json", "write_text"]
+__all__ = [
+    "CandidateFolder",
+    "EnsembleFolder",
+    "RunFolder",
+    "read_arrays",
+    "replace_file",
+    "write_arrays",
+    "write_json",
+    "write_text",
+]
 
 
 @dataclass(frozen=True)
@@ -149,6 +160,20 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
     write_text(path, json.dumps(content, indent=2, default=default) + "\n")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what `write_arrays` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except (KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no archive of arrays: {error}") from error
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

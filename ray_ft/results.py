@@ -1,19 +1,19 @@
 """A run folder read back: verdicts, curves, members and out-of-fold predictions of its candidates."""
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ray_ft.errors import RunFolderError, first_few
 from ray_ft.folds import Splits
-from ray_ft.paths import RunFolder
+from ray_ft.paths import RunFolder, read_arrays
 from ray_ft.plan import CandidateSpec
 from ray_ft.scores import StrategyScore, build_curves, score_strategy
 
@@ -21,9 +21,12 @@ __all__ = [
     "History",
     "Verdict",
     "gather_losses",
+    "load_blind",
     "load_history",
     "load_members",
+    "load_plan",
     "load_predictions",
+    "load_provenance",
     "load_result",
     "load_splits",
     "load_verdicts",
@@ -65,6 +68,49 @@ def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
     return {name: Verdict(**verdict) for name, verdict in json.loads(run.verdicts.read_text()).items()}
 
 
+def load_plan(run: RunFolder) -> tuple[CandidateSpec, ...]:
+    """Read the plan.
+
+    Raises:
+        RunFolderError: It is missing or damaged.
+    """
+    try:
+        return TypeAdapter(tuple[CandidateSpec, ...]).validate_json(run.plan.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"a run holds its plan, got {run.plan}, which is missing or damaged") from error
+
+
+def load_provenance(run: RunFolder) -> dict[str, Any]:
+    """Read what a run came from.
+
+    Raises:
+        RunFolderError: It is missing or damaged.
+    """
+    try:
+        provenance: dict[str, Any] = json.loads(run.provenance.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"a run holds its provenance, got {run.provenance}, which is missing or damaged"
+        ) from error
+    return provenance
+
+
+def load_blind(run: RunFolder) -> dict[str, Float[np.ndarray, "sample *target"]]:
+    """Read what the winner's blind members say (`mean`, `std`), the `targets`, and the `zero_shot` predictions.
+
+    Raises:
+        RunFolderError: They are missing or damaged.
+    """
+    try:
+        arrays = read_arrays(run.blind)
+        return {name: arrays[name] for name in ("mean", "std", "targets", "zero_shot")}
+    except (OSError, ValueError, KeyError) as error:
+        raise RunFolderError(
+            f"a finished run holds {run.blind.name}, got {run.root} where it is missing or damaged; "
+            f"write it again with: ray-ft ensemble {run.root}"
+        ) from error
+
+
 def load_splits(run: RunFolder) -> Splits:
     content = json.loads(run.splits.read_text())
     by_fold = [
@@ -86,9 +132,9 @@ def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
 def load_history(run: RunFolder, spec: CandidateSpec) -> History | None:
     """Read a candidate's losses; None where there are none to be read yet."""
     try:
-        with np.load(run.candidate(spec.name).history, allow_pickle=False) as archive:
-            return History(archive["losses"], archive.get("inner"))
-    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(run.candidate(spec.name).history)
+        return History(arrays["losses"], arrays.get("inner"))
+    except (OSError, ValueError, KeyError):
         return None  # it is written again from the last checkpoint
 
 
@@ -98,9 +144,7 @@ def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
 
 
 def load_predictions(run: RunFolder, candidate: str) -> Float[np.ndarray, "repeat seed sample *target"]:
-    with np.load(run.candidate(candidate).predictions, allow_pickle=False) as archive:
-        predictions: np.ndarray = archive["predictions"]
-        return predictions
+    return read_arrays(run.candidate(candidate).predictions)["predictions"]
 
 
 def score_strategies(

@@ -1,15 +1,22 @@
-"""What a run says at its end, and what it says of a strategy with a hole."""
+"""What a run says at its end, in the terminal and on its page, and of a strategy with a hole."""
 
 import csv
 import io
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 from rich.console import Console
 
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate
+from ray_ft.errors import RunFolderError
 from ray_ft.paths import RunFolder
+from ray_ft.report.page import write_report
 from ray_ft.report.terminal import render_summary
 from ray_ft.report.words import Unit, choose_unit
 from ray_ft.results import load_verdicts
@@ -40,3 +47,75 @@ def test_the_table_shows_a_hole_and_how_members_trained(toy_folder: Path) -> Non
     assert rows["wild"]["score_mean"] == ""
     assert float(rows["top"]["score_mean"]) == summary.strategies["top"].score_mean
     assert {verdict.state for name, verdict in load_verdicts(run).items() if name.startswith("wild")} == {"failed"}
+
+
+@pytest.fixture
+def reported(toy_folder: Path) -> Path:
+    """The page of a run with a strategy that failed, another that was searched, and a name to be escaped."""
+    wild = {"train": ["*"], "lr": 1e30, "epochs": 3}
+    values = {"strategies.wild": wild, "cv.strategies": ["wild", "top"], "data.inputs": "<b>x</b>.npy"}
+    (toy_folder / "<b>x<").mkdir()  # a slash in the name makes it a path
+    (toy_folder / "x.npy").rename(toy_folder / "<b>x</b>.npy")
+    cross_validate(load_config(toy_folder / "toy.yaml", values), toy_folder / "run", inline=True)
+    return write_report(toy_folder / "run")
+
+
+class Outline(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.headings: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.open.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h2", "h3"):
+            self.headings.append(data)
+            self.open.append("")
+
+
+def test_the_page_answers_and_needs_nothing_else(reported: Path) -> None:
+    text, outline = reported.read_text(), Outline()
+    outline.feed(text)
+    assert outline.headings[:3] == ["Which strategy", "How sure", "What would change the answer"]
+    assert {"Every member", "Paired differences", "Learning", "Search", "The worst sample"} <= set(outline.headings)
+    assert all(link.startswith(("data:", "#")) for link in outline.links), "nothing is fetched"
+    assert not outline.tags["script"]
+    assert "no candidate completed" in text
+    assert "3 of 3 candidates of wild failed: it may be better than it looks" in text
+    assert "&lt;b&gt;x&lt;/b&gt;.npy" in text
+    assert not outline.tags["b"], "what the user wrote is text"
+    saved = {path.name for path in (reported.parent / "figures").iterdir()}
+    assert {"members.png", "members.svg", "search.png", "errors.svg"} <= saved
+    assert outline.tags["figure"] == len(saved) / 2
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@pytest.mark.parametrize("options", [[], ["--blink-settings=preferredColorScheme=0"]], ids=["light", "dark"])
+def test_a_browser_opens_the_page_without_complaint(reported: Path, options: list[str], tmp_path: Path) -> None:
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={tmp_path}/profile", *options, f"--screenshot={tmp_path}/page.png", reported.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "CONSOLE" not in result.stderr
+    corner = matplotlib.image.imread(tmp_path / "page.png")[5, 5, :3].mean()
+    assert corner < 0.2 if options else corner > 0.8
+
+
+def test_a_run_that_is_not_finished_or_damaged_has_no_report(toy_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"a finished run holds summary\.json"):
+        write_report(tmp_path)
+    run = RunFolder(tmp_path / "run")
+    cross_validate(toy_config, run.root, inline=True)
+    run.blind.write_bytes(run.blind.read_bytes()[:100])
+    with pytest.raises(RunFolderError, match=r"damaged; write it again with: ray-ft ensemble"):
+        write_report(run.root)
+    run.summary.write_text(run.summary.read_text()[:-20])
+    with pytest.raises(RunFolderError, match="must be a summary as this release writes it"):
+        write_report(run.root)

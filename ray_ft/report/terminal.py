@@ -90,10 +90,10 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         f"spread    {describe_spread(summary.strategies[summary.winner], unit)}",
         f"ensemble  {ensemble.n_members} members in {ensemble.path}; score {unit.write(ensemble.score)} by the "
         f"{ensemble.n_blind} of them that never saw a sample",
+        f"report    {run.report}",
         f"time      {summary.wall_s:.0f} s; members trained {describe_training(summary)}",
         "",
         "next:",
-        f"  ray-ft report {folder}",
         f"  ray-ft predict {folder} --inputs x.npy --output y.npz",
         f"  ray-ft ensemble {folder}",
     ]

@@ -26,8 +26,12 @@ class Unit:
     def suffix(self) -> str:
         return f" in 1e{self.exponent}" if self.exponent else ""
 
+    @property
+    def factor(self) -> float:
+        return 10.0**-self.exponent
+
     def scale(self, value: float) -> float:
-        return value / 10.0**self.exponent
+        return value * self.factor
 
     def write(self, value: float, sign: str = "") -> str:
         return f"{self.scale(value):{sign}.3f}"
@@ -103,7 +107,7 @@ def say_changes(summary: Summary, config: Config, plan: Sequence[CandidateSpec],
     winner = summary.strategies[summary.winner]
     return [
         *say_undecided(summary),
-        *say_spread(winner, unit),
+        *say_spread(summary.winner, winner, unit),
         *say_edges(summary, config, plan),
         *say_thinness(summary),
     ]
@@ -120,15 +124,15 @@ def say_undecided(summary: Summary) -> Iterator[str]:
             yield f"{label(pair.second)} may be as good as {pair.first}, or better: {remedy}"
 
 
-def say_spread(winner: StrategySummary, unit: Unit) -> Iterator[str]:
+def say_spread(name: str, winner: StrategySummary, unit: Unit) -> Iterator[str]:
     if winner.fold_std is None or winner.seed_std is None:
         yield "one seed: what of the spread is due to the randomness of training is unknown; --seeds 2 shows it"
         return
     parts = f"{unit.write(winner.fold_std)} by folds, {unit.write(winner.seed_std)} by seeds"
     if winner.fold_std > winner.seed_std:
-        yield f"its spread is mostly which samples are held out ({parts}): more samples or repeats, not more seeds"
+        yield f"{name}'s spread is mostly which samples are held out ({parts}): more samples or repeats, not more seeds"
     else:
-        yield f"its spread is mostly the randomness of training ({parts}): more seeds narrow it"
+        yield f"{name}'s spread is mostly the randomness of training ({parts}): more seeds narrow it"
 
 
 def say_edges(summary: Summary, config: Config, plan: Sequence[CandidateSpec]) -> Iterator[str]:

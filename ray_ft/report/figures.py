@@ -1,0 +1,280 @@
+"""The figures of a report, drawn without a screen; the page puts its own colours in place of `INK` and `MUTED`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from ray_ft.comparison import Comparison
+from ray_ft.data import TargetAxes
+from ray_ft.plan import CandidateSpec
+from ray_ft.report.words import Unit, label
+from ray_ft.results import Verdict
+from ray_ft.scores import Curves
+from ray_ft.summary import Summary
+
+__all__ = [
+    "INK", "MUTED", "draw_curves", "draw_differences", "draw_errors", "draw_folds", "draw_members",
+    "draw_search", "draw_spectra", "use_style",
+]  # fmt: skip
+
+INK, MUTED = "#16202c", "#808c99"
+COLORS = ("#3d87c9", "#d9822b", "#2a9d78", "#b65a9e", "#c2483d", "#8a8f2a")
+BETTER, WORSE = "#2a9d78", "#c2483d"
+WIDTH = 5.6  # inches; as wide as a phone can show without the text becoming too small
+STYLE: Any = {
+    "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "svg.hashsalt": "ray-ft",
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": INK, "ytick.color": INK,
+    "axes.titlesize": 9, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8, "axes.facecolor": "none",
+    "figure.facecolor": "none", "lines.linewidth": 1.3,
+}  # fmt: skip
+HYPERPARAMETERS = {
+    "lr": "learning rate", "epochs": "epochs", "batch_size": "batch size", "weight_decay": "weight decay",
+    "head_dropout": "head dropout", "noise_std": "input noise",
+}  # fmt: skip
+MANY_CHANNELS = 8  # above which bars bear no names
+MANY_CELLS = 80  # of a heat map, above which its numbers are not written
+
+
+def color_of(summary: Summary) -> dict[str, str]:
+    return {name: COLORS[i % len(COLORS)] for i, name in enumerate(summary.strategies)}
+
+
+def draw_grid(n: int, height: float, n_columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """A figure of n panels."""
+    n_columns = min(n_columns, n)
+    n_rows = -(-n // n_columns)
+    figure = Figure(figsize=(WIDTH, height * n_rows), layout="constrained")
+    axes = [figure.add_subplot(n_rows, n_columns, i + 1) for i in range(n)]
+    return figure, axes
+
+
+def draw_members(summary: Summary, unit: Unit) -> Figure:
+    """Every member as a dot, mean ± std beside it; baselines by their folds."""
+    rows: dict[str, tuple[Float[np.ndarray, " score"], float, float, str]] = {}
+    for name, strategy in summary.strategies.items():
+        if strategy.score_mean is not None and strategy.score_std is not None:
+            scores = np.ravel(strategy.scores)
+            rows[name] = (scores, strategy.score_mean, strategy.score_std, color_of(summary)[name])
+    for name, baseline in summary.baselines.items():
+        rows[label(name)] = (np.ravel(baseline.scores), baseline.score_mean, baseline.score_std, MUTED)
+    ordered = sorted(rows.items(), key=lambda item: -item[1][1])
+    figure, (axes,) = draw_grid(1, 0.8 + 0.36 * len(rows))
+    rng = np.random.default_rng(0)
+    for y, (_, (scores, mean, std, color)) in enumerate(ordered):
+        jitter = y + rng.uniform(-0.22, 0.02, len(scores))
+        axes.scatter(unit.factor * scores, jitter, s=14, color=color, alpha=0.65, linewidths=0)
+        axes.errorbar(unit.scale(mean), y + 0.2, xerr=unit.scale(std), fmt="D", color=color, markersize=4.5, capsize=3)
+    axes.set_yticks(range(len(ordered)), [name for name, _ in ordered])
+    axes.set_xlabel(f"held-out {summary.metric}{unit.suffix}, lower is better")
+    axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def draw_differences(comparisons: Sequence[Comparison], unit: Unit) -> Figure:
+    """Each paired difference with its interval, over the region of practical equivalence."""
+    figure, (axes,) = draw_grid(1, 0.8 + 0.32 * len(comparisons))
+    for y, pair in enumerate(reversed(comparisons)):
+        color = {"better": BETTER, "worse": WORSE}.get(pair.verdict, MUTED)
+        low, high = (unit.scale(value) for value in pair.interval)
+        axes.plot([low, high], [y, y], color=color, linewidth=2)
+        axes.plot(unit.scale(pair.difference), y, "o", color=color, markersize=5)
+        rope = unit.scale(pair.rope)
+        numbers = f"{unit.write(pair.difference, '+')} {unit.interval(pair.interval, '+')}"
+        axes.text(1.02, y, numbers, transform=axes.get_yaxis_transform(), va="center", fontsize=7)
+        axes.fill_betweenx([y - 0.35, y + 0.35], -rope, rope, color=MUTED, alpha=0.3, linewidth=0)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    axes.set_yticks(
+        range(len(comparisons)), [f"{label(pair.first)} − {label(pair.second)}" for pair in reversed(comparisons)]
+    )
+    axes.set_xlabel(f"difference{unit.suffix}: below 0, the first is better")
+    axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def draw_folds(summary: Summary, unit: Unit) -> Figure:
+    """The score of each fold and seed, a map for each strategy."""
+    scored = {name: np.array(s.scores) for name, s in summary.strategies.items() if s.scores}
+    n_rows = summary.n_folds * summary.n_repeats
+    figure, panels = draw_grid(len(scored), 0.9 + 0.24 * n_rows)
+    for axes, (name, scores) in zip(panels, scored.items(), strict=True):
+        cells = unit.factor * scores.reshape(n_rows, -1)
+        image = axes.imshow(cells, cmap="cividis", aspect="auto")
+        figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
+        middle = (cells.min() + cells.max()) / 2
+        for (row, seed), value in np.ndenumerate(cells):
+            if cells.size <= MANY_CELLS:
+                color = "white" if value < middle else "black"
+                axes.text(seed, row, f"{value:.3f}", ha="center", va="center", fontsize=7, color=color)
+        axes.set_title(name)
+        axes.set_xticks(range(summary.n_seeds), [f"seed {s}" for s in range(summary.n_seeds)])
+        several = summary.n_repeats > 1
+        names = [f"{r}.{k}" if several else f"fold {k}" for r, k in np.ndindex(summary.n_repeats, summary.n_folds)]
+        axes.set_yticks(range(n_rows), names)
+        axes.tick_params(length=0)
+    return figure
+
+
+def draw_curves(summary: Summary, plan: Sequence[CandidateSpec], curves: Mapping[str, Curves], unit: Unit) -> Figure:
+    """Held-out loss by epoch: a line a candidate, the range of its folds, where folds and ASHA stopped it."""
+    figure, panels = draw_grid(len(summary.strategies), 2.1)
+    zero_shot = unit.scale(summary.baselines["zero_shot"].score_mean)
+    for axes, (name, strategy) in zip(panels, summary.strategies.items(), strict=True):
+        color = color_of(summary)[name]
+        specs = [spec for spec in plan if spec.strategy == name and spec.name in curves]
+        for spec in specs:
+            verdict = strategy.verdicts[spec.name]
+            stopped = verdict.state == "stopped"
+            by_fold = unit.factor * curves[spec.name].held_out.mean(-1)
+            if stopped:
+                by_fold = by_fold[: verdict.epoch]  # what it did past the rung does not count
+            mean = by_fold.mean((1, 2))
+            epochs = np.arange(1, len(mean) + 1)
+            axes.plot(epochs, mean, color=color, alpha=0.55 if stopped else 1)
+            axes.fill_between(epochs, by_fold.min((1, 2)), by_fold.max((1, 2)), color=color, alpha=0.12, linewidth=0)
+            if stopped:
+                axes.plot(epochs[-1], mean[-1], "x", color=color, markersize=7, markeredgewidth=2)
+        stops = [epoch for repeat in strategy.stop_epochs for epoch in repeat]
+        if stops:
+            axes.plot(stops, [0.03] * len(stops), "|", color=INK, markersize=8, transform=axes.get_xaxis_transform())
+        axes.axhline(zero_shot, color=MUTED, linestyle="--", linewidth=0.8)
+        use_log(axes)
+        axes.set_title(name)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    figure.supylabel(f"held-out {summary.metric}{unit.suffix}", fontsize="medium")
+    handles = [
+        Line2D([], [], color=INK, marker="|", linestyle="", markersize=8, label="a fold's stop"),
+        Line2D([], [], color=INK, marker="x", linestyle="", label="stopped by ASHA"),
+        Line2D([], [], color=MUTED, linestyle="--", label="zero-shot"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_search(
+    summary: Summary,
+    plan: Sequence[CandidateSpec],
+    verdicts: Mapping[str, Verdict],
+    curves: Mapping[str, Curves],
+    unit: Unit,
+) -> Figure | None:
+    """Each candidate's lowest mean against each hyperparameter that was searched; None where none was."""
+    seen = [spec for spec in plan if spec.name in curves]
+    varied = [
+        key
+        for key in HYPERPARAMETERS
+        if any(
+            len({getattr(spec.stages[0], key) for spec in seen if spec.strategy == name}) > 1
+            for name in summary.strategies
+        )
+    ]
+    if not varied:
+        return None
+    figure, panels = draw_grid(len(varied), 1.9)
+    for axes, key in zip(panels, varied, strict=True):
+        for spec in seen:
+            value = getattr(spec.stages[0], key)
+            if value is None:
+                continue
+            color, stopped = color_of(summary)[spec.strategy], verdicts[spec.name].state == "stopped"
+            lowest = unit.scale(float(curves[spec.name].guide.mean((1, 2)).min()))
+            axes.plot(value, lowest, "o", color=color, markersize=6, fillstyle="none" if stopped else "full")
+        use_log(axes)
+        if key == "lr":
+            axes.set_xscale("log")
+        axes.set_xlabel(HYPERPARAMETERS[key])
+    figure.supylabel(f"lowest mean {summary.metric}{unit.suffix}", fontsize="medium")
+    handles = [
+        Line2D([], [], color=color, marker="o", linestyle="", label=name) for name, color in color_of(summary).items()
+    ]
+    handles.append(Line2D([], [], color=MUTED, marker="o", linestyle="", fillstyle="none", label="stopped by ASHA"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_spectra(
+    axes_of: TargetAxes,
+    truth: Float[np.ndarray, " *target"],
+    mean: Float[np.ndarray, " *target"],
+    std: Float[np.ndarray, " *target"],
+) -> Figure:
+    """One sample: truth, and the blind ensemble with the spread of its members."""
+    rows = [axes_of.flatten(values[None])[0] for values in (truth, mean, std)]
+    names = axes_of.channels[:4]
+    figure, panels = draw_grid(len(names), 1.55)
+    marker = "o" if len(axes_of.x) < 8 else ""
+    for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        true, predicted, spread = (row[i] for row in rows)
+        axes.plot(axes_of.x, true, color=INK, linewidth=1, marker=marker, markersize=4)
+        axes.plot(axes_of.x, predicted, color=COLORS[0], marker=marker, markersize=4)
+        axes.fill_between(axes_of.x, predicted - spread, predicted + spread, color=COLORS[0], alpha=0.3, linewidth=0)
+        axes.set_title(name)
+        if i >= len(names) - 2:
+            axes.set_xlabel(axes_of.label)
+    handles = [
+        Line2D([], [], color=INK, linewidth=1, label="truth"),
+        Line2D([], [], color=COLORS[0], label="blind ensemble ± std of members"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def draw_errors(
+    axes_of: TargetAxes,
+    metric: str,
+    errors: Mapping[str, Float[np.ndarray, "channel value"]],
+) -> Figure:
+    """Error by value of the last axis, and by channel, of the blind ensemble and of zero-shot.
+
+    Args:
+        axes_of: Names.
+        metric: Of the errors.
+        errors: Mean losses by who made them.
+    """
+    colors = dict(zip(errors, (COLORS[0], MUTED), strict=True))
+    n_panels = 2 if len(axes_of.channels) > 1 else 1
+    figure, panels = draw_grid(n_panels, 2.2)
+    quantity = "rms error" if metric == "mse" else "mean absolute error"
+    root = math.sqrt if metric == "mse" else float
+    marker = "o" if len(axes_of.x) < 8 else ""
+    for name, values in errors.items():
+        by_value = [root(value) for value in values.mean(0)]
+        panels[0].plot(axes_of.x, by_value, color=colors[name], marker=marker, label=name)
+    panels[0].set_xlabel(axes_of.label)
+    panels[0].set_ylabel(quantity)
+    panels[0].set_ylim(bottom=0)
+    if n_panels == 2:
+        places = np.arange(len(axes_of.channels))
+        for shift, (name, values) in zip((-0.2, 0.2), errors.items(), strict=True):
+            panels[1].barh(places + shift, [root(value) for value in values.mean(1)], 0.38, color=colors[name])
+        panels[1].invert_yaxis()
+        panels[1].set_xlabel(quantity)
+        if len(places) <= MANY_CHANNELS:
+            panels[1].set_yticks(places, axes_of.channels)
+    handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in colors.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def use_log(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers, also where it spans less than a decade."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 30 * low:
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
+def use_style() -> Any:
+    """A context in which figures are drawn and saved."""
+    return mpl.rc_context(STYLE)

@@ -1,0 +1,196 @@
+"""A run's report: one HTML file that needs nothing else, and its figures as PNG and SVG beside it."""
+
+import io
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from ray_ft.config import Config, read_yaml
+from ray_ft.data import TargetAxes, describe_targets
+from ray_ft.metrics import score_predictions
+from ray_ft.paths import RunFolder, replace_file, write_text
+from ray_ft.plan import CandidateSpec
+from ray_ft.report import figures
+from ray_ft.report.words import Unit, choose_unit, describe_shape, label, say_changes, say_sureness, say_winner
+from ray_ft.results import load_blind, load_history, load_plan, load_provenance, load_splits
+from ray_ft.scores import Curves, build_curves
+from ray_ft.summary import Summary
+
+__all__ = ["write_report"]
+
+CAPTIONS = {
+    "members": (
+        "Every member",
+        "A dot is a member: one fold and seed (one fold, for baselines, in grey). The diamond is their mean, the bar "
+        "one standard deviation over folds × seeds.",
+    ),
+    "differences": (
+        "Paired differences",
+        "Mean difference of the fold means and its 95 % interval by the corrected resampled t-test, by itself; green "
+        "and red where the difference holds after Holm's adjustment. Grey band: practically equal.",
+    ),
+    "folds": (
+        "Folds and seeds",
+        "Score of each member; each map has a scale of its own. Rows that stand out are hard folds, columns are the "
+        "luck of a seed.",
+    ),
+    "curves": (
+        "Learning",
+        "Mean held-out loss of each candidate by epoch; shaded: its lowest and highest fold.",
+    ),
+    "search": (
+        "Search",
+        "Each candidate's lowest mean held-out loss (it chooses, it does not score) against what was drawn for it.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A finished run as read from its folder."""
+
+    run: RunFolder
+    summary: Summary
+    config: Config
+    plan: Sequence[CandidateSpec]
+    curves: Mapping[str, Curves]  # of every candidate that trained an epoch
+    blind: Mapping[str, Float[np.ndarray, "sample *target"]]
+    provenance: Mapping[str, Any]
+
+    @cached_property
+    def unit(self) -> Unit:
+        return choose_unit(self.summary)
+
+    @cached_property
+    def axes(self) -> TargetAxes:
+        return describe_targets(self.config.layout, self.blind["targets"].shape[1:], self.config.data.wavelengths_nm)
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure in the page."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+
+
+def write_report(root: str | Path) -> Path:
+    """Write the report of a finished run into its folder; return the path of the page.
+
+    Raises:
+        RunFolderError: The run is not finished, or a file of it is damaged.
+    """
+    findings = load_findings(RunFolder(Path(root)))
+    with figures.use_style():
+        plates = [save_plate(findings.run, *drawn) for drawn in draw_plates(findings)]
+    write_text(findings.run.report, fill_page(findings, plates))
+    return findings.run.report
+
+
+def load_findings(run: RunFolder) -> Findings:
+    summary, plan, splits = Summary.load(run.root), load_plan(run), load_splits(run)
+    histories = {spec.name: load_history(run, spec) for spec in plan}
+    curves = {name: build_curves(h.losses, h.inner, splits) for name, h in histories.items() if h is not None}
+    config = Config.model_validate(read_yaml(run.config))
+    return Findings(run, summary, config, plan, curves, load_blind(run), load_provenance(run))
+
+
+def draw_plates(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
+    """Name, title, caption and figure of each plate, in order."""
+    summary, unit, plan, curves = findings.summary, findings.unit, findings.plan, findings.curves
+    verdicts = {name: v for strategy in summary.strategies.values() for name, v in strategy.verdicts.items()}
+    drawn = {
+        "members": figures.draw_members(summary, unit),
+        "differences": figures.draw_differences(summary.comparisons, unit),
+        "folds": figures.draw_folds(summary, unit),
+        "curves": figures.draw_curves(summary, plan, curves, unit),
+        "search": figures.draw_search(summary, plan, verdicts, curves, unit),
+    }
+    for name, figure in drawn.items():
+        if figure is not None:
+            title, caption = CAPTIONS[name]
+            yield name, title, caption, figure
+    yield from draw_samples(findings)
+
+
+def draw_samples(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
+    blind, metric = findings.blind, findings.summary.metric
+    losses = score_predictions(metric, blind["mean"], blind["targets"])
+    order = np.argsort(losses)
+    places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    n_blind = findings.summary.ensemble.n_blind
+    for which, sample in places.items():
+        yield (
+            f"sample_{which}", f"The {which} sample", f"Sample {sample}, {metric} "
+            f"{findings.unit.write(losses[sample])}{findings.unit.suffix}, by the {n_blind} members that never saw it.",
+            figures.draw_spectra(findings.axes, *(blind[name][sample] for name in ("targets", "mean", "std"))),
+        )  # fmt: skip
+    errors = {
+        name: average_errors(metric, blind[key], blind["targets"], findings.axes)
+        for name, key in (("blind ensemble", "mean"), ("zero-shot", "zero_shot"))
+    }
+    yield (
+        "errors", "Where the error is", "Over all samples, along the targets' last axis and by channel.",
+        figures.draw_errors(findings.axes, metric, errors),
+    )  # fmt: skip
+
+
+def average_errors(
+    metric: str, predicted: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"],
+    axes: TargetAxes,
+) -> Float[np.ndarray, "channel value"]:  # fmt: skip
+    """Mean loss of each target value over the samples."""
+    flat_predicted, flat_targets = (axes.flatten(values).reshape(len(values), -1).T for values in (predicted, targets))
+    errors: np.ndarray = score_predictions(metric, flat_predicted, flat_targets)
+    return errors.reshape(len(axes.channels), len(axes.x))
+
+
+def save_plate(run: RunFolder, name: str, title: str, caption: str, figure: Figure) -> Plate:
+    """Write a figure on white as PNG and SVG, and take it without ground for the page."""
+    for suffix in ("png", "svg"):
+        with replace_file(run.figures / f"{name}.{suffix}") as path:
+            figure.savefig(path, facecolor="white", dpi=180, metadata={"Date": None} if suffix == "svg" else None)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return Plate(name, title, caption, adapt_svg(text.getvalue(), title))
+
+
+def adapt_svg(text: str, title: str) -> str:
+    """Let the page decide over ink and size."""
+    svg = text[text.index("<svg") :]
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = svg.replace(figures.INK, "var(--ink)").replace(figures.MUTED, "var(--muted)")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+
+
+def fill_page(findings: Findings, plates: Sequence[Plate]) -> str:
+    summary, unit, environment = findings.summary, findings.unit, findings.provenance["environment"]
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        files("ray_ft.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    )
+    strategies = sorted(summary.strategies.items(), key=lambda item: (item[1].score_mean is None, item[1].score_mean))
+    return template.render(
+        summary=summary, unit=unit, label=label, plates=plates, strategies=strategies, plan=findings.plan,
+        baselines=sorted(summary.baselines.items(), key=lambda item: item[1].score_mean),
+        shape=describe_shape(summary),
+        which=say_winner(summary, unit),
+        how_sure=say_sureness(summary, unit),
+        changes=say_changes(summary, findings.config, findings.plan, unit),
+        parts=list(next(iter(summary.strategies.values())).parts),
+        command=shlex.join(map(str, environment["command"])),
+        environment=environment,
+        provenance=findings.provenance,
+        config_text=findings.run.config.read_text(encoding="utf-8"),
+    )  # fmt: skip
