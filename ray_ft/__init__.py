@@ -11,19 +11,30 @@ if TYPE_CHECKING:
     from ray_ft.errors import RayFTError as RayFTError
     from ray_ft.models import DiffractionNet as DiffractionNet
     from ray_ft.models import load_network as load_network
+    from ray_ft.report.page import write_report as write_report
+    from ray_ft.run_comparison import RunComparison as RunComparison
+    from ray_ft.run_comparison import compare as compare
+    from ray_ft.sample_size import LearningCurve as LearningCurve
+    from ray_ft.sample_size import learning_curve as learning_curve
+    from ray_ft.summary import Summary as Summary
 
 __version__ = "0.1.0"
-__all__ = ["Config", "DiffractionNet", "Ensemble", "RayFTError", "cross_validate", "load_config", "load_network"]
-
 _OWNERS = {
     "Config": "config",
     "DiffractionNet": "models",
     "Ensemble": "ensemble",
+    "LearningCurve": "sample_size",
     "RayFTError": "errors",
+    "RunComparison": "run_comparison",
+    "Summary": "summary",
+    "compare": "run_comparison",
     "cross_validate": "cross_validation",
+    "learning_curve": "sample_size",
     "load_config": "config",
     "load_network": "models",
+    "write_report": "report.page",
 }
+__all__ = [*_OWNERS]
 
 
 def __getattr__(name: str) -> Any:

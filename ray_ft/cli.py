@@ -61,6 +61,11 @@ GroupsOption = Annotated[
 StratifyOption = Annotated[
     str | None, typer.Option(help="Column file to spread evenly over the folds (data.stratify).", show_default=False)
 ]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to join: auto, or host:port; a local Ray where left out.", show_default=False),
+]
+InlineOption = Annotated[bool, typer.Option("--inline", help="Train in this process, without Ray: for a debugger.")]
 
 
 @app.command()
@@ -75,22 +80,15 @@ def cv(
     groups: GroupsOption = None,
     stratify: StratifyOption = None,
     out: OutOption = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to join: auto, or host:port; a local Ray where left out.", show_default=False),
-    ] = None,
-    inline: Annotated[
-        bool, typer.Option("--inline", help="Train in this process, without Ray: for a debugger.")
-    ] = False,
+    address: AddressOption = None,
+    inline: InlineOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Cross-validate the strategies, compare them, and build the winner's ensemble.
 
     On the folder of an unfinished run the same command goes on; on that of a finished one it shows the table again.
     """
-    options = collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify)
-    if address is not None:
-        options["compute.address"] = address
+    options = collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify, address)
     loaded = load(config, options, overrides)
     with starting():
         from rich.console import Console
@@ -101,11 +99,8 @@ def cv(
         from ray_ft.report.terminal import render_summary
     console = Console(highlight=False)
     folder = out or Path("runs") / loaded.name
-    try:
+    with resumable():
         summary = cross_validate(loaded, folder, inline, console)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the last checkpoints", err=True)
-        raise typer.Exit(130) from None
     if not RunFolder(folder).report.exists():
         write_report(folder)
     show(render_summary(summary, RunFolder(folder)))
@@ -117,6 +112,80 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")
     from ray_ft.report.page import write_report
 
     typer.echo(f"report  {write_report(run)}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs on the same data and splits.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare strategies across runs: other checkpoints, other augmentations, other code."""
+    from ray_ft.run_comparison import compare as compare_runs
+
+    found = compare_runs(runs)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    from ray_ft.report.terminal import render_comparison
+
+    show(render_comparison(found))
+
+
+@app.command()
+def learning_curve(
+    config: ConfigOption = None,
+    sizes: Annotated[str, typer.Option(help="Samples of the training parts, comma-separated.")] = "20,40,60,80",
+    more: Annotated[str, typer.Option(help="Further samples to forecast for, comma-separated.")] = "25,50,100",
+    folds: FoldsOption = None,
+    seeds: SeedsOption = None,
+    repeats: RepeatsOption = None,
+    protocol: ProtocolOption = None,
+    strategies: StrategiesOption = None,
+    candidates: CandidatesOption = None,
+    groups: GroupsOption = None,
+    stratify: StratifyOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder; runs/NAME-curve where left out.", show_default=False)
+    ] = None,
+    address: AddressOption = None,
+    inline: InlineOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """What would more samples buy? The cross-validation on smaller training parts, and a power law.
+
+    The same command goes on where it was stopped.
+    """
+    options = collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify, address)
+    loaded = load(config, options, overrides)
+    counts = read_counts("--sizes", sizes), read_counts("--more", more)
+    with starting():
+        from rich.console import Console
+
+        from ray_ft.report.page import write_curve_figure
+        from ray_ft.report.terminal import render_curve
+        from ray_ft.sample_size import learning_curve as draw_curve
+    folder = out or Path("runs") / f"{loaded.name}-curve"
+    with resumable():
+        found = draw_curve(loaded, folder, *counts, inline, Console(highlight=False))
+    show(render_curve(found))
+    typer.echo(f"figure    {write_curve_figure(found, folder)[0]}")
+
+
+def read_counts(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} takes whole numbers, comma-separated, got {text}") from error
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say that an interrupted command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last checkpoints", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -205,7 +274,7 @@ def predict(
 
 def collect(
     folds: int | None, seeds: int | None, repeats: int | None, protocol: str | None, strategies: str | None,
-    candidates: int | None, groups: str | None, stratify: str | None,
+    candidates: int | None, groups: str | None, stratify: str | None, address: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write options as overrides of config keys."""
     given = {
@@ -217,6 +286,7 @@ def collect(
         "cv.candidates": candidates,
         "data.groups": groups,
         "data.stratify": stratify,
+        "compute.address": address,
     }
     return {key: value for key, value in given.items() if value is not None}
 

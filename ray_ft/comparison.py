@@ -10,7 +10,7 @@ References:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -78,16 +78,20 @@ class Comparison(BaseModel):
 
 
 def compare_all(
-    scores: Mapping[str, Float[np.ndarray, "repeat fold"]], rope_share: float, test_share: float
+    scores: Mapping[str, Float[np.ndarray, "repeat fold"]],
+    rope_share: float,
+    test_share: float,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> tuple[Comparison, ...]:
-    """Compare each pair.
+    """Compare several pairs, p-values adjusted for their number.
 
     Args:
         scores: Fold means by name, on the same folds.
         rope_share: Half-width of the region of practical equivalence, as a share of the better mean.
         test_share: n_test / n_train.
+        pairs: Which; all where left out.
     """
-    pairs = list(combinations(scores, 2))
+    pairs = list(combinations(scores, 2)) if pairs is None else pairs
     alone = [compare_pair(a, b, scores[a], scores[b], rope_share, test_share) for a, b in pairs]
     adjusted = adjust_holm([comparison.p_value for comparison in alone])
     return tuple(comparison.model_copy(update={"p_adjusted": p}) for comparison, p in zip(alone, adjusted, strict=True))

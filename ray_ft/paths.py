@@ -15,6 +15,7 @@ import numpy as np
 
 __all__ = [
     "CandidateFolder",
+    "CurveFolder",
     "EnsembleFolder",
     "RunFolder",
     "read_arrays",
@@ -139,6 +140,27 @@ class RunFolder:
 
     def candidate(self, name: str) -> CandidateFolder:
         return CandidateFolder(self.candidates / name)
+
+
+@dataclass(frozen=True)
+class CurveFolder:
+    """Files of a learning curve: runs by the size of their training parts, and what they say together."""
+
+    root: Path
+
+    def run(self, size: int) -> Path:
+        return self.root / f"train_{size:05d}"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "learning_curve.json"
+
+    @property
+    def table(self) -> Path:
+        return self.root / "learning_curve.csv"
+
+    def figure(self, suffix: str) -> Path:
+        return self.root / f"learning_curve.{suffix}"
 
 
 @contextmanager

@@ -13,11 +13,13 @@ ROWS = {
     3: ("training", "results", "baselines"),
     4: ("task", "progress"),
     5: ("squad", "summary"),
-    6: ("candidate", "ensemble", "report"),
+    6: ("candidate", "ensemble", "run_comparison"),
     7: ("runner",),
     8: ("cross_validation",),
-    9: ("cli", "__init__"),
-    10: ("__main__",),
+    9: ("sample_size",),
+    10: ("report",),
+    11: ("cli", "__init__"),
+    12: ("__main__",),
 }
 ROW_OF = {module: row for row, modules in ROWS.items() for module in modules}
 

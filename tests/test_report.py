@@ -18,7 +18,7 @@ from ray_ft.errors import RunFolderError
 from ray_ft.paths import RunFolder
 from ray_ft.report.page import write_report
 from ray_ft.report.terminal import render_summary
-from ray_ft.report.words import Unit, choose_unit
+from ray_ft.report.words import Unit, unit_of
 from ray_ft.results import load_verdicts
 from ray_ft.summary import BaselineSummary
 
@@ -27,7 +27,7 @@ from ray_ft.summary import BaselineSummary
 def test_units_are_powers_of_a_thousand(highest: float, exponent: int, toy_config: Config, tmp_path: Path) -> None:
     summary = cross_validate(toy_config, tmp_path / "run", inline=True)
     high = BaselineSummary(score_mean=highest, score_std=0.0, scores=[])
-    unit = choose_unit(summary.model_copy(update={"baselines": {"zero_shot": high}}))
+    unit = unit_of(summary.model_copy(update={"baselines": {"zero_shot": high}}))
     assert unit == Unit(exponent)
     assert unit.write(highest) == f"{highest / 10.0**exponent:.3f}"
 

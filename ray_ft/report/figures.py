@@ -13,16 +13,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ray_ft.comparison import Comparison
+from ray_ft.config import BASELINES
 from ray_ft.data import TargetAxes
 from ray_ft.plan import CandidateSpec
 from ray_ft.report.words import Unit, label
 from ray_ft.results import Verdict
+from ray_ft.sample_size import LearningCurve
 from ray_ft.scores import Curves
 from ray_ft.summary import Summary
 
 __all__ = [
-    "INK", "MUTED", "draw_curves", "draw_differences", "draw_errors", "draw_folds", "draw_members",
-    "draw_search", "draw_spectra", "use_style",
+    "INK", "MUTED", "draw_curves", "draw_differences", "draw_errors", "draw_folds", "draw_learning_curve",
+    "draw_members", "draw_search", "draw_spectra", "use_style",
 ]  # fmt: skip
 
 INK, MUTED = "#16202c", "#808c99"
@@ -262,6 +264,28 @@ def draw_errors(
             panels[1].set_yticks(places, axes_of.channels)
     handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in colors.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def draw_learning_curve(curve: LearningCurve, unit: Unit) -> Figure:
+    """Scores by size of the training parts with the fitted power laws, and the band of their draws."""
+    figure, (axes,) = draw_grid(1, 3.4)
+    for i, (name, each) in enumerate(curve.curves.items()):
+        color = COLORS[i % len(COLORS)] if name not in BASELINES else MUTED
+        sizes = [forecast.size for forecast in each.forecasts]
+        fine = np.geomspace(sizes[0], sizes[-1], 100)
+        low, high = (unit.factor * np.array([f.interval[i] for f in each.forecasts]) for i in (0, 1))
+        axes.errorbar(
+            curve.sizes, unit.factor * np.array(each.score_mean), yerr=unit.factor * np.array(each.score_std), fmt="o",
+            color=color, markersize=4, capsize=2, label=label(name),
+        )  # fmt: skip
+        axes.plot(fine, unit.factor * each.fit.predict(fine), color=color)
+        axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.axvline(curve.sizes[-1], color=MUTED, linestyle=":", linewidth=0.8)
+    use_log(axes)
+    axes.set_xlabel("training samples; right of the dotted line, forecast")
+    axes.set_ylabel(f"held-out {curve.metric}{unit.suffix}")
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 

@@ -18,15 +18,16 @@ from matplotlib.figure import Figure
 from ray_ft.config import Config, read_yaml
 from ray_ft.data import TargetAxes, describe_targets
 from ray_ft.metrics import score_predictions
-from ray_ft.paths import RunFolder, replace_file, write_text
+from ray_ft.paths import CurveFolder, RunFolder, replace_file, write_text
 from ray_ft.plan import CandidateSpec
 from ray_ft.report import figures
-from ray_ft.report.words import Unit, choose_unit, describe_shape, label, say_changes, say_sureness, say_winner
+from ray_ft.report.words import Unit, choose_unit, describe_shape, label, say_changes, say_sureness, say_winner, unit_of
 from ray_ft.results import load_blind, load_history, load_plan, load_provenance, load_splits
+from ray_ft.sample_size import LearningCurve
 from ray_ft.scores import Curves, build_curves
 from ray_ft.summary import Summary
 
-__all__ = ["write_report"]
+__all__ = ["write_curve_figure", "write_report"]
 
 CAPTIONS = {
     "members": (
@@ -69,7 +70,7 @@ class Findings:
 
     @cached_property
     def unit(self) -> Unit:
-        return choose_unit(self.summary)
+        return unit_of(self.summary)
 
     @cached_property
     def axes(self) -> TargetAxes:
@@ -97,6 +98,14 @@ def write_report(root: str | Path) -> Path:
         plates = [save_plate(findings.run, *drawn) for drawn in draw_plates(findings)]
     write_text(findings.run.report, fill_page(findings, plates))
     return findings.run.report
+
+
+def write_curve_figure(curve: LearningCurve, root: str | Path) -> list[Path]:
+    """Draw a learning curve into its folder, as PNG and SVG."""
+    unit = choose_unit(score for each in curve.curves.values() for score in each.score_mean)
+    with figures.use_style():
+        figure = figures.draw_learning_curve(curve, unit)
+        return [save_figure(figure, CurveFolder(Path(root)).figure(suffix)) for suffix in ("png", "svg")]
 
 
 def load_findings(run: RunFolder) -> Findings:
@@ -160,11 +169,16 @@ def average_errors(
 def save_plate(run: RunFolder, name: str, title: str, caption: str, figure: Figure) -> Plate:
     """Write a figure on white as PNG and SVG, and take it without ground for the page."""
     for suffix in ("png", "svg"):
-        with replace_file(run.figures / f"{name}.{suffix}") as path:
-            figure.savefig(path, facecolor="white", dpi=180, metadata={"Date": None} if suffix == "svg" else None)
+        save_figure(figure, run.figures / f"{name}.{suffix}")
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return Plate(name, title, caption, adapt_svg(text.getvalue(), title))
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    with replace_file(path) as partial:
+        figure.savefig(partial, facecolor="white", dpi=180, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return path
 
 
 def adapt_svg(text: str, title: str) -> str:

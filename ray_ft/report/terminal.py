@@ -9,15 +9,17 @@ from rich.text import Text
 
 from ray_ft.paths import RunFolder
 from ray_ft.plan import CandidateSpec
-from ray_ft.report.words import Unit, choose_unit, describe_shape, label, say_pair
+from ray_ft.report.words import Unit, choose_unit, describe_shape, label, say_pair, unit_of
+from ray_ft.run_comparison import RunComparison
+from ray_ft.sample_size import Forecast, LearningCurve
 from ray_ft.summary import StrategySummary, Summary
 
-__all__ = ["render_plan", "render_summary"]
+__all__ = ["render_comparison", "render_curve", "render_plan", "render_summary"]
 
 
 def render_summary(summary: Summary, run: RunFolder) -> Group:
     """Draw the table of a finished run, its winner, and what to do next."""
-    unit = choose_unit(summary)
+    unit = unit_of(summary)
     title = f"{summary.name}: {describe_shape(summary)}; {summary.metric}{unit.suffix}, lower is better"
     lines = [Text(line) for line in describe_outcome(summary, run, unit)]
     return Group(Text(title, style="bold"), build_table(summary, unit), Text(), *lines)
@@ -113,6 +115,50 @@ def describe_training(summary: Summary) -> str:
     if len(by_way) == 1:
         return next(iter(by_way))
     return "; ".join(f"{way} ({', '.join(names)})" for way, names in by_way.items())
+
+
+def render_comparison(found: RunComparison) -> Group:
+    """Draw the scores of several runs and what their comparison says."""
+    unit = choose_unit(mean for mean, _ in found.scores.values())
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run/strategy")
+    table.add_column(f"{found.metric}{unit.suffix}", justify="right")
+    for name, (mean, std) in sorted(found.scores.items(), key=lambda item: item[1]):
+        table.add_row(name, unit.spread(mean, std))
+    lines = [*(say_pair(pair, unit) for pair in found.comparisons), *(f"note: {note}" for note in found.notes)]
+    return Group(table, Text(), *(Text(line) for line in lines))
+
+
+def render_curve(curve: LearningCurve) -> Group:
+    """Draw the scores by size of the training parts, and what more samples would buy."""
+    unit = choose_unit(score for each in curve.curves.values() for score in each.score_mean)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"{curve.metric}{unit.suffix}, training samples")
+    for size in curve.sizes:
+        table.add_column(str(size), justify="right")
+    table.add_column("falls as n to the power of", justify="right")
+    for name, each in sorted(curve.curves.items(), key=lambda item: item[1].score_mean[-1]):
+        scores = (unit.spread(*pair) for pair in zip(each.score_mean, each.score_std, strict=True))
+        low, high = each.exponent_interval
+        table.add_row(label(name), *scores, f"-{each.fit.exponent:.2f} [-{high:.2f}, -{low:.2f}]")
+    return Group(table, Text(), build_forecasts(curve, unit))
+
+
+def build_forecasts(curve: LearningCurve, unit: Unit) -> Table:
+    largest, ordered = curve.sizes[-1], sorted(curve.curves.items(), key=lambda item: item[1].score_mean[-1])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"forecast for more than {largest}")
+    ahead = {name: [f for f in each.forecasts if f.size > largest] for name, each in ordered}
+    for forecast in next(iter(ahead.values())):
+        table.add_column(f"+{forecast.size - largest}", justify="right")
+    for name, forecasts in ahead.items():
+        table.add_row(label(name), *(say_forecast(forecast, unit) for forecast in forecasts))
+    return table
+
+
+def say_forecast(forecast: Forecast, unit: Unit) -> str:
+    low, high = forecast.change_interval
+    return f"{unit.write(forecast.score)}, {forecast.change:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
 def render_plan(

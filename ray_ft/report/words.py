@@ -1,6 +1,6 @@
 """What a run found, in words: which strategy, how sure, and what would change the answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,17 @@ from ray_ft.config import BASELINES, Config
 from ray_ft.plan import CandidateSpec
 from ray_ft.summary import StrategySummary, Summary
 
-__all__ = ["Unit", "choose_unit", "describe_shape", "label", "say_changes", "say_pair", "say_sureness", "say_winner"]
+__all__ = [
+    "Unit",
+    "choose_unit",
+    "describe_shape",
+    "label",
+    "say_changes",
+    "say_pair",
+    "say_sureness",
+    "say_winner",
+    "unit_of",
+]
 
 EDGE = 0.1  # of a range, from which on a value is at its end
 ENOUGH = 4  # candidates a strategy, below which the search is called thin
@@ -43,9 +53,12 @@ class Unit:
         return f"[{self.write(bounds[0], sign)}, {self.write(bounds[1], sign)}]"
 
 
-def choose_unit(summary: Summary) -> Unit:
-    highest = max(baseline.score_mean for baseline in summary.baselines.values())
-    return Unit(3 * int(np.floor(np.log10(max(highest, 1e-300)) / 3)))
+def choose_unit(scores: Iterable[float]) -> Unit:
+    return Unit(3 * int(np.floor(np.log10(max(*scores, 1e-300)) / 3)))
+
+
+def unit_of(summary: Summary) -> Unit:
+    return choose_unit(baseline.score_mean for baseline in summary.baselines.values())
 
 
 def label(name: str) -> str:

@@ -1,0 +1,228 @@
+"""What more samples would buy: one cross-validation for each of several sizes of the training parts, and a power law.
+
+Smaller training parts are subsets of larger ones, and the held-out folds stay the same. Uncertainty is that of the mean
+scores as the corrected tests have it, carried through the fit by drawing scores and fitting again.
+
+References:
+    Viering & Loog, "The Shape of Learning Curves: a Review", IEEE TPAMI 45 (2023): the power law with a floor. Nadeau &
+    Bengio, Machine Learning 52 (2003), for the variance; that of two sizes is joined as the geometric mean of theirs.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+
+from ray_ft.config import Config
+from ray_ft.cross_validation import cross_validate, prepare
+from ray_ft.errors import ConfigError
+from ray_ft.paths import CurveFolder, write_text
+from ray_ft.summary import Summary
+
+__all__ = ["Forecast", "LearningCurve", "PowerLaw", "StrategyCurve", "fit_power_law", "learning_curve"]
+
+N_DRAWS = 400
+MORE = (25, 50, 100)
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class PowerLaw(Frozen):
+    """score(n) = floor + scale * n ** -exponent."""
+
+    scale: float
+    exponent: float
+    floor: float
+
+    def predict(self, n: Float[np.ndarray, " size"]) -> Float[np.ndarray, " size"]:
+        score: np.ndarray = self.floor + self.scale * n**-self.exponent
+        return score
+
+
+class Forecast(Frozen):
+    """The score that the fit expects of a training part of `size` samples.
+
+    Attributes:
+        interval: Middle 95 % of the draws, which differ in their level too: in which samples there happen to be.
+        change: From the fit at the largest size measured, as a share of it.
+        change_interval: Middle 95 % of the draws' own changes.
+    """
+
+    size: int
+    score: float
+    interval: tuple[float, float]
+    change: float
+    change_interval: tuple[float, float]
+
+
+class StrategyCurve(Frozen):
+    """Scores by size, the fit, and what it says of the sizes measured and of larger ones."""
+
+    score_mean: list[float]
+    score_std: list[float]
+    fit: PowerLaw
+    exponent_interval: tuple[float, float]
+    forecasts: list[Forecast]
+
+
+class LearningCurve(Frozen):
+    """Learning curves of the strategies, and of the baseline that learns."""
+
+    metric: str
+    sizes: list[int]
+    curves: dict[str, StrategyCurve]
+
+    def table(self) -> Any:
+        """One row a strategy and size, measured or forecast, as a `pandas.DataFrame`."""
+        import pandas as pd
+
+        rows = []
+        for name, curve in self.curves.items():
+            measured = zip(self.sizes, curve.score_mean, curve.score_std, strict=True)
+            rows += [{"strategy": name, "size": n, "score_mean": m, "score_std": s} for n, m, s in measured]
+            rows += [
+                {
+                    "strategy": name,
+                    "size": f.size,
+                    "forecast": f.score,
+                    "low": f.interval[0],
+                    "high": f.interval[1],
+                    "change": f.change,
+                    "change_low": f.change_interval[0],
+                    "change_high": f.change_interval[1],
+                }
+                for f in curve.forecasts
+            ]
+        return pd.DataFrame(rows).sort_values(["strategy", "size"], kind="stable", ignore_index=True)
+
+
+def learning_curve(
+    config: Config,
+    out: Path,
+    sizes: Sequence[int],
+    more: Sequence[int] = MORE,
+    inline: bool = False,
+    console: Console | None = None,
+) -> LearningCurve:
+    """Cross-validate on training parts of several sizes, each a run of its own in a folder; go on where there are some.
+
+    Args:
+        config: What to run; its `cv.train_size` is set by each size.
+        out: The folder.
+        sizes: Three or more, at most the smallest training part.
+        more: Forecasts are for the largest size and so many samples more.
+        inline: Train in this process, without Ray.
+        console: Where to show progress.
+
+    Raises:
+        UserError: A size does not fit, or something in the config breaks a rule; nothing was trained.
+        RunError: A strategy has no score at some size.
+    """
+    if len(set(sizes)) < max(3, len(sizes)) or min(sizes) < 1:
+        raise ConfigError(
+            f"a learning curve needs three or more different sizes from 1 on, got {', '.join(map(str, sizes))}"
+        )
+    folder, ordered = CurveFolder(out), sorted(sizes)
+    for size in (ordered[0], ordered[-1]):
+        prepare(limit(config, size), folder.run(size))  # so that nothing starts that could not end
+    console = console or Console(quiet=True)
+    summaries = {}
+    for size in ordered:
+        console.print(f"training parts of {size} samples", highlight=False)
+        summaries[size] = cross_validate(limit(config, size), folder.run(size), inline, console)
+    found = fit_curves(summaries, more, config.cv.seed)
+    write_text(folder.table, found.table().to_csv(index=False, lineterminator="\n"))
+    write_text(folder.result, found.model_dump_json(indent=2) + "\n")
+    return found
+
+
+def limit(config: Config, size: int) -> Config:
+    return config.model_copy(update={"cv": config.cv.model_copy(update={"train_size": size})})
+
+
+def fit_curves(summaries: Mapping[int, Summary], more: Sequence[int], seed: int) -> LearningCurve:
+    """Fit the strategies that have a score at every size, and the best baseline of the largest."""
+    sizes, every = list(summaries), list(summaries.values())
+    names = [name for name in every[-1].strategies if all(s.strategies[name].scores for s in every)]
+    by_fold = {name: np.stack([s.strategies[name].fold_means.ravel() for s in every]) for name in names}
+    spread = {name: [s.strategies[name].score_std or 0.0 for s in every] for name in names}
+    baseline = every[-1].best_baseline
+    by_fold[baseline] = np.stack([np.ravel(s.baselines[baseline].scores) for s in every])
+    spread[baseline] = [s.baselines[baseline].score_std for s in every]
+    shares = np.array([summary.test_share for summary in every])
+    asked = [*sizes, *(sizes[-1] + extra for extra in more)]
+    curves = {name: fit_curve(sizes, scores, spread[name], shares, asked, seed) for name, scores in by_fold.items()}
+    return LearningCurve(metric=every[-1].metric, sizes=sizes, curves=curves)
+
+
+def fit_curve(
+    sizes: Sequence[int],
+    scores: Float[np.ndarray, "size fold"],
+    score_std: list[float],
+    test_shares: Float[np.ndarray, " size"],
+    asked: Sequence[int],
+    seed: int,
+) -> StrategyCurve:
+    from scipy import stats
+
+    n, means, n_folds = np.array(sizes, float), scores.mean(1), scores.shape[1]
+    factor = 1 / n_folds + np.sqrt(np.outer(test_shares, test_shares))
+    draws = stats.multivariate_t(means, np.cov(scores) * factor, df=n_folds - 1, allow_singular=True, seed=seed)
+    fits = [fit_power_law(n, drawn) for drawn in draws.rvs(N_DRAWS) if (drawn > 0).all()]
+    fit = fit_power_law(n, means)
+    at = np.array(asked, float)
+    drawn = np.stack([each.predict(at) for each in fits])
+    changes = drawn / np.stack([each.predict(n[-1:]) for each in fits]) - 1
+    scores_at, changes_at = fit.predict(at), fit.predict(at) / fit.predict(n[-1:]) - 1
+    forecasts = [
+        Forecast(
+            size=size, score=float(scores_at[i]), interval=middle(drawn[:, i]),
+            change=float(changes_at[i]), change_interval=middle(changes[:, i]),
+        )
+        for i, size in enumerate(asked)
+    ]  # fmt: skip
+    return StrategyCurve(
+        score_mean=means.tolist(),
+        score_std=score_std,
+        fit=fit,
+        exponent_interval=middle(np.array([each.exponent for each in fits])),
+        forecasts=forecasts,
+    )
+
+
+def middle(draws: Float[np.ndarray, " draw"]) -> tuple[float, float]:
+    """The middle 95 %."""
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def fit_power_law(n: Float[np.ndarray, " size"], scores: Float[np.ndarray, " size"]) -> PowerLaw:
+    """Fit by least squares of the logarithms, with 0 <= floor and 0 <= exponent <= 3.
+
+    Args:
+        n: Sizes.
+        scores: Their mean scores, above 0.
+    """
+    from scipy.optimize import least_squares
+
+    lowest = scores.min()
+
+    def residuals(parameters: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " size"]:
+        height, exponent, floor = parameters
+        predicted = lowest * (floor + height * (n / n[0]) ** -exponent)
+        logs: np.ndarray = np.log(predicted) - np.log(scores)
+        return logs
+
+    starts = [(1.0, 0.5, 0.0), (0.5, 1.0, 0.5), (0.1, 1.0, 0.9)]
+    bounds = ([1e-9, 0.0, 0.0], [np.inf, 3.0, np.inf])
+    fits = [least_squares(residuals, start, bounds=bounds) for start in starts]
+    height, exponent, floor = min(fits, key=lambda found: found.cost).x
+    return PowerLaw(
+        scale=float(lowest * height * n[0] ** exponent), exponent=float(exponent), floor=float(lowest * floor)
+    )

@@ -1,0 +1,68 @@
+"""Runs against one another: the comparison of one run over several, and what may not be compared."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import ray_ft
+from ray_ft.comparison import compare_pair
+from ray_ft.config import load_config
+from ray_ft.errors import RunFolderError
+
+
+def run(folder: Path, name: str, **options: object) -> Path:
+    values = {"cv.strategies": ["top", "last"], "cv.candidates": 1}
+    values |= {key.replace("__", "."): value for key, value in options.items()}
+    ray_ft.cross_validate(load_config(folder / "toy.yaml", values), folder / name, inline=True)
+    return folder / name
+
+
+def test_strategies_of_one_name_and_the_winners_are_compared(toy_folder: Path) -> None:
+    long, short = run(toy_folder, "long"), run(toy_folder, "short", training__epochs=1)
+    found = ray_ft.compare([long, short])
+    pairs = [(pair.first, pair.second) for pair in found.comparisons]
+    assert pairs[:2] == [("long/top", "short/top"), ("long/last", "short/last")]
+    one, other = (ray_ft.Summary.load(folder).strategies["top"] for folder in (long, short))
+    expected = compare_pair("a", "b", one.fold_means, other.fold_means, 0.01, 0.5)
+    assert found.comparisons[0].p_value == expected.p_value
+    assert found.comparisons[0].p_adjusted >= expected.p_value
+    assert found.scores["long/top"] == (one.score_mean, one.score_std)
+    assert list(found.table()["verdict"]) == [pair.verdict for pair in found.comparisons]
+    assert not found.notes
+
+
+def test_a_run_repeated_is_found_identical(toy_folder: Path) -> None:
+    found = ray_ft.compare([run(toy_folder, "a"), run(toy_folder, "b")])
+    assert {pair.verdict for pair in found.comparisons} == {"practically equal"}
+    assert "a/top and b/top are identical on every fold" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"cv__seed": 1}, "the splits"),
+        ({"cv__metric": "mae"}, "the metric"),
+        ({"cv__protocol": "nested"}, "the protocol"),
+        ({"cv__train_size": 10}, "the size of the training parts"),
+        ({"data__targets": "x.npy", "model__factory": "toy_network:Six"}, "the data"),
+    ],
+)
+def test_other_data_or_splits_are_refused_with_the_reason(toy_folder: Path, options: dict, text: str) -> None:
+    module = toy_folder / "toy_network.py"
+    module.write_text(
+        module.read_text()
+        + "\n\nclass Six(Toy):\n    forward = lambda self, x: x + self.head(x.repeat(1, 2)[:, :8]).mean()\n"
+    )
+    with pytest.raises(RunFolderError, match=rf"a and b differ in {text} \("):
+        ray_ft.compare([run(toy_folder, "a"), run(toy_folder, "b", **options)])
+
+
+def test_runs_must_be_several_and_finished(toy_folder: Path) -> None:
+    folder = run(toy_folder, "a")
+    with pytest.raises(RunFolderError, match="two or more different ones"):
+        ray_ft.compare([folder, toy_folder / "." / "a"])
+    shutil.copytree(folder, toy_folder / "b")
+    (toy_folder / "b" / "summary.json").unlink()
+    with pytest.raises(RunFolderError, match=r"a finished run holds summary\.json"):
+        ray_ft.compare([folder, toy_folder / "b"])
