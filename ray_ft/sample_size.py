@@ -25,7 +25,8 @@ from ray_ft.summary import Summary
 
 __all__ = ["Forecast", "LearningCurve", "PowerLaw", "StrategyCurve", "fit_power_law", "learning_curve"]
 
-N_DRAWS = 400
+N_DRAWS = 1000
+EXPONENTS = np.linspace(0, 3, 301)
 MORE = (25, 50, 100)
 
 
@@ -174,7 +175,8 @@ def fit_curve(
     n, means, n_folds = np.array(sizes, float), scores.mean(1), scores.shape[1]
     factor = 1 / n_folds + np.sqrt(np.outer(test_shares, test_shares))
     draws = stats.multivariate_t(means, np.cov(scores) * factor, df=n_folds - 1, allow_singular=True, seed=seed)
-    fits = [fit_power_law(n, drawn) for drawn in draws.rvs(N_DRAWS) if (drawn > 0).all()]
+    drawn_scores = draws.rvs(N_DRAWS)
+    fits = fit_power_laws(n, drawn_scores[(drawn_scores > 0).all(-1)])
     fit = fit_power_law(n, means)
     at = np.array(asked, float)
     drawn = np.stack([each.predict(at) for each in fits])
@@ -203,26 +205,37 @@ def middle(draws: Float[np.ndarray, " draw"]) -> tuple[float, float]:
 
 
 def fit_power_law(n: Float[np.ndarray, " size"], scores: Float[np.ndarray, " size"]) -> PowerLaw:
-    """Fit by least squares of the logarithms, with 0 <= floor and 0 <= exponent <= 3.
+    """Fit one curve; see `fit_power_laws`."""
+    (fit,) = fit_power_laws(n, scores[None])
+    return fit
+
+
+def fit_power_laws(n: Float[np.ndarray, " size"], scores: Float[np.ndarray, "draw size"]) -> list[PowerLaw]:
+    """Fit by least squares of the relative errors, with 0 <= floor, 0 <= scale and 0 <= exponent <= 3.
+
+    For each exponent of a fine grid the other two are linear, so the lowest of all is found.
 
     Args:
         n: Sizes.
-        scores: Their mean scores, above 0.
+        scores: Their scores, above 0.
     """
-    from scipy.optimize import least_squares
-
-    lowest = scores.min()
-
-    def residuals(parameters: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " size"]:
-        height, exponent, floor = parameters
-        predicted = lowest * (floor + height * (n / n[0]) ** -exponent)
-        logs: np.ndarray = np.log(predicted) - np.log(scores)
-        return logs
-
-    starts = [(1.0, 0.5, 0.0), (0.5, 1.0, 0.5), (0.1, 1.0, 0.9)]
-    bounds = ([1e-9, 0.0, 0.0], [np.inf, 3.0, np.inf])
-    fits = [least_squares(residuals, start, bounds=bounds) for start in starts]
-    height, exponent, floor = min(fits, key=lambda found: found.cost).x
-    return PowerLaw(
-        scale=float(lowest * height * n[0] ** exponent), exponent=float(exponent), floor=float(lowest * floor)
-    )
+    falls = (n / n[0]) ** -EXPONENTS[:, None]  # (exponent, size)
+    by_scale, by_floor = falls / scores[:, None], 1 / scores[:, None]  # (draw, exponent, size); both should sum to 1
+    aa, ab, bb = ((x * y).sum(-1) for x, y in ((by_scale, by_scale), (by_scale, by_floor), (by_floor, by_floor)))
+    a, b = by_scale.sum(-1), by_floor.sum(-1)
+    determinant = np.maximum(aa * bb - ab**2, 1e-12 * aa * bb)
+    pairs = [  # inside, and on either edge of what is allowed
+        ((a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant),
+        (a / aa, np.zeros_like(a)),
+        (np.zeros_like(a), np.broadcast_to(b / bb, a.shape)),
+    ]
+    heights, floors = (np.stack(values) for values in zip(*pairs, strict=True))
+    errors = heights**2 * aa + 2 * heights * floors * ab + floors**2 * bb - 2 * (heights * a + floors * b)
+    errors = np.where((heights >= 0) & (floors >= 0), errors, np.inf)
+    fits = []
+    for draw in range(len(scores)):
+        pair, k = np.unravel_index(errors[:, draw].argmin(), errors[:, draw].shape)
+        height, exponent = heights[pair, draw, k], EXPONENTS[k]
+        scale = float(height * n[0] ** exponent)
+        fits.append(PowerLaw(scale=scale, exponent=float(exponent), floor=float(floors[pair, draw, k])))
+    return fits

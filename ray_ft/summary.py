@@ -30,6 +30,7 @@ __all__ = [
     "write_summary",
 ]
 
+SAME = 1e-4  # relative differences below this are rounding
 Parts = Mapping[str, tuple[int, int]]  # trained and all parameters by part of the network
 
 
@@ -281,11 +282,14 @@ def find_notes(run: RunFolder, plan: Sequence[CandidateSpec], scores: Mapping[st
     notes = []
     for name, score in scores.items():
         notes += [f"{name}: {note}" for note in collect(run, [s for s in plan if s.strategy == name], "note")]
-        if score is not None and score.values.shape[-1] > 1 and np.ptp(score.values, axis=-1).max() == 0:
-            notes.append(
-                f"{name}: all seeds gave the same results, so they count as one; nothing in its training is random"
-            )
+        if score is not None and score.values.shape[-1] > 1 and differ_by(score.values) < SAME:
+            notes.append(f"{name}: all seeds gave the same results, so they count as one; what in training is random?")
     return notes
+
+
+def differ_by(values: Float[np.ndarray, "repeat fold seed"]) -> float:
+    """The largest difference between seeds, as a share of the mean."""
+    return float(np.ptp(values, axis=-1).max() / values.mean())
 
 
 def collect(run: RunFolder, specs: Sequence[CandidateSpec], key: str) -> list[str]:

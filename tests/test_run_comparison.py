@@ -45,15 +45,13 @@ def test_a_run_repeated_is_found_identical(toy_folder: Path) -> None:
         ({"cv__metric": "mae"}, "the metric"),
         ({"cv__protocol": "nested"}, "the protocol"),
         ({"cv__train_size": 10}, "the size of the training parts"),
-        ({"data__targets": "x.npy", "model__factory": "toy_network:Six"}, "the data"),
+        ({"data__targets": "x.npy", "model__params": {"outputs": 6}}, "the data"),
     ],
 )
 def test_other_data_or_splits_are_refused_with_the_reason(toy_folder: Path, options: dict, text: str) -> None:
     module = toy_folder / "toy_network.py"
-    module.write_text(
-        module.read_text()
-        + "\n\nclass Six(Toy):\n    forward = lambda self, x: x + self.head(x.repeat(1, 2)[:, :8]).mean()\n"
-    )
+    module.write_text(module.read_text().replace("nn.Linear(width, 3)", "nn.Linear(width, outputs)"))
+    module.write_text(module.read_text().replace("width=8", "width=8, outputs=3"))
     with pytest.raises(RunFolderError, match=rf"a and b differ in {text} \("):
         ray_ft.compare([run(toy_folder, "a"), run(toy_folder, "b", **options)])
 

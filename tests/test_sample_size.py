@@ -19,7 +19,7 @@ SIZES = np.array([20.0, 40.0, 60.0, 80.0])
 def test_a_power_law_is_found_again(unit: float, exponent: float, floor: float) -> None:
     scores = unit * (floor + (SIZES / 20) ** -exponent)
     fit = fit_power_law(SIZES, scores)
-    np.testing.assert_allclose(fit.predict(SIZES), scores, rtol=1e-3)
+    np.testing.assert_allclose(fit.predict(SIZES), scores, rtol=3e-3)
     beyond = np.array([130.0])
     np.testing.assert_allclose(fit.predict(beyond), unit * (floor + (beyond / 20) ** -exponent), rtol=0.02)
 
@@ -40,7 +40,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         curve = fit_curve([20, 40, 60, 80], scores, [0.0] * 4, np.full(4, 0.25), [80, 130], seed)
         low, high = curve.forecasts[1].interval
         covered += low <= beyond <= high
-    assert covered >= 51, "95 % of 60 are 57; a power law has three parameters, and the fit is not linear"
+    assert covered >= 53, "95 % of 60 are 57; the fit is not linear"
 
 
 def test_a_curve_on_the_toy_goes_on_and_is_a_table(toy_config: Config, tmp_path: Path) -> None:
