@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, computed_field
 
 __all__ = ["Comparison", "adjust_holm", "compare_all", "compare_pair", "count_repeats"]
@@ -38,8 +38,8 @@ class Comparison(BaseModel):
         rope: Half the width of the region of practical equivalence.
         probabilities: Posterior probabilities that the first is better, that both are equal within the rope, that
             the second is better.
-        n_repeats: Re-deals of the folds that would settle it with a power of 80 %, if the difference is as seen;
-            None where no number up to 100 does, or it is settled.
+        n_repeats: Re-deals of the folds that would settle it with a power of 80 %, after Holm's adjustment, if the
+            difference is as seen; None where no number up to 100 does, or it is settled.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -93,8 +93,17 @@ def compare_all(
     """
     pairs = list(combinations(scores, 2)) if pairs is None else pairs
     alone = [compare_pair(a, b, scores[a], scores[b], rope_share, test_share) for a, b in pairs]
-    adjusted = adjust_holm([comparison.p_value for comparison in alone])
-    return tuple(comparison.model_copy(update={"p_adjusted": p}) for comparison, p in zip(alone, adjusted, strict=True))
+    p_values = [comparison.p_value for comparison in alone]
+    together = zip(alone, adjust_holm(p_values), LEVEL / count_left(p_values), strict=True)
+    return tuple(
+        pair.model_copy(
+            update={
+                "p_adjusted": p,
+                "n_repeats": plan_repeats(scores[pair.first] - scores[pair.second], test_share, p, level),
+            }
+        )
+        for pair, p, level in together
+    )
 
 
 def compare_pair(
@@ -114,7 +123,7 @@ def compare_pair(
     rope = rope_share * min(float(a.mean()), float(b.mean()))
     error = deviation * math.sqrt(1 / n + test_share)
     if error == 0:  # the same difference on every fold
-        interval, p_value, n_repeats = (mean, mean), float(mean == 0), None
+        interval, p_value = (mean, mean), float(mean == 0)
         probabilities = (float(mean < -rope), float(abs(mean) <= rope), float(mean > rope))
     else:
         t = stats.t(n - 1)
@@ -123,14 +132,34 @@ def compare_pair(
         interval = (mean - half, mean + half)
         below, above = float(t.cdf((-rope - mean) / error)), float(t.sf((rope - mean) / error))
         probabilities = (below, max(0.0, 1 - below - above), above)
-        n_repeats = None if p_value < LEVEL else count_repeats(mean, deviation, a.shape[1], test_share)
     return Comparison(
         first=first, second=second, difference=mean, interval=interval, p_value=p_value, p_adjusted=p_value,
-        rope=rope, probabilities=probabilities, n_repeats=n_repeats,
+        rope=rope, probabilities=probabilities, n_repeats=plan_repeats(differences, test_share, p_value, LEVEL),
     )  # fmt: skip
 
 
-def count_repeats(difference: float, deviation: float, n_folds: int, test_share: float) -> int | None:
+def plan_repeats(
+    differences: Float[np.ndarray, "repeat fold"], test_share: float, p_value: float, level: float
+) -> int | None:
+    """Find the re-deals, more than there are, that would likely settle a pair; None if none do, or it is settled.
+
+    Args:
+        differences: Of the fold means.
+        test_share: n_test / n_train.
+        p_value: Adjusted for all comparisons made together.
+        level: Of this pair's own test, among them.
+    """
+    n_repeats, n_folds = differences.shape
+    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
+    if p_value < LEVEL or deviation == 0:
+        return None
+    needed = count_repeats(mean, deviation, n_folds, test_share, level)
+    return None if needed is None else max(needed, n_repeats + 1)
+
+
+def count_repeats(
+    difference: float, deviation: float, n_folds: int, test_share: float, level: float = LEVEL
+) -> int | None:
     """Find how many re-deals of the folds give the corrected test a power of 80 % for this difference.
 
     As each re-deal uses the same samples, the error has a floor: more repeats cannot settle every difference.
@@ -140,7 +169,7 @@ def count_repeats(difference: float, deviation: float, n_folds: int, test_share:
     for n_repeats in range(1, MOST_REPEATS + 1):
         n = n_repeats * n_folds
         shift = abs(difference) / (deviation * math.sqrt(1 / n + test_share))
-        critical = stats.t.ppf(1 - LEVEL / 2, n - 1)
+        critical = stats.t.ppf(1 - level / 2, n - 1)
         power = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
         if power >= POWER:
             return n_repeats
@@ -149,8 +178,13 @@ def count_repeats(difference: float, deviation: float, n_folds: int, test_share:
 
 def adjust_holm(p_values: list[float]) -> list[float]:
     """Adjust p-values for the number of tests, step by step from the smallest."""
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+    adjusted, highest, n_left = [0.0] * len(p_values), 0.0, count_left(p_values)
+    for i in np.argsort(p_values, kind="stable"):
+        highest = max(highest, min(1.0, int(n_left[i]) * p_values[i]))
         adjusted[i] = highest
     return adjusted
+
+
+def count_left(p_values: list[float]) -> Int[np.ndarray, " test"]:
+    """Count, for each test, those of no smaller p-value, itself included: they share the level at Holm's step."""
+    return len(p_values) - np.argsort(p_values, kind="stable").argsort(kind="stable")

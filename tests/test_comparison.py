@@ -111,6 +111,23 @@ def test_all_pairs_are_adjusted_for_each_other() -> None:
     assert comparisons[2].verdict == "practically equal", "a constant difference of a tenth of the rope"
 
 
+def test_repeats_to_settle_a_pair_are_those_of_its_step_of_holm() -> None:
+    """A pair that would be settled by itself, and is not among three."""
+    differences = np.array([-0.12, -0.05, -0.1, -0.03, -0.09])
+    base = np.full(5, 1.0)
+    scores = {"a": (base + differences)[None], "b": base[None], "c": (base + differences[::-1] / 4)[None]}
+    pair = compare_all(scores, 0.01, 0.25)[0]
+    alone = compare_pair("a", "b", scores["a"], scores["b"], 0.01, 0.25)
+    assert alone.p_value < 0.05 < pair.p_adjusted
+    assert alone.n_repeats is None
+    assert pair.n_repeats is not None
+    n = 5 * pair.n_repeats
+    effect = abs(differences.mean()) / differences.std(ddof=1)
+    power = TTestPower().power(effect, 1 / (1 / n + 0.25), 0.05 * pair.p_value / pair.p_adjusted, df=n - 1)
+    assert power >= 0.8
+    assert pair.n_repeats > 1
+
+
 def test_noise_alone_is_no_evidence() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(1, 0.2, (2, 1, 5))
