@@ -64,7 +64,7 @@ class Prepared:
         return {name: sum(learning for learning, _ in parts.values()) for name, parts in self.parts.items()}
 
 
-def cross_validate(config: Config, out: Path, inline: bool = False, console: Console | None = None) -> Summary:
+def cross_validate(config: Config, out: str | Path, inline: bool = False, console: Console | None = None) -> Summary:
     """Cross-validate every strategy and build the winner's ensemble; on a run folder in progress, go on.
 
     Args:
@@ -81,7 +81,7 @@ def cross_validate(config: Config, out: Path, inline: bool = False, console: Con
         RunError: No strategy has a completed candidate.
     """
     started = time.monotonic()
-    prepared = prepare(config, out)
+    prepared = prepare(config, Path(out))
     run = prepared.task.run
     with open_run(prepared), forget_on_user_error(run):
         if run.summary.exists():

@@ -9,7 +9,15 @@ import numpy as np
 
 from ray_ft.config import SearchSection, StageConfig, StrategyConfig
 
-__all__ = ["CandidateSpec", "Hyperparameters", "MemberKey", "build_plan", "list_members", "resolve_grace"]
+__all__ = [
+    "CandidateSpec",
+    "Hyperparameters",
+    "MemberKey",
+    "build_plan",
+    "list_members",
+    "name_candidate",
+    "resolve_grace",
+]
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,14 @@ class CandidateSpec:
 
     @property
     def name(self) -> str:
-        return f"{self.strategy}-{self.index:03d}"
+        return name_candidate(self.strategy, self.index)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def name_candidate(strategy: str, index: int) -> str:
+    return f"{strategy}-{index:03d}"
 
 
 @dataclass(frozen=True, order=True)

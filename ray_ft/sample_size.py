@@ -21,7 +21,8 @@ from ray_ft.config import Config
 from ray_ft.cross_validation import cross_validate, prepare
 from ray_ft.errors import ConfigError
 from ray_ft.paths import CurveFolder, write_text
-from ray_ft.summary import Summary
+from ray_ft.plan import name_candidate
+from ray_ft.summary import StrategySummary, Summary
 
 __all__ = ["Forecast", "LearningCurve", "PowerLaw", "StrategyCurve", "fit_power_law", "learning_curve"]
 
@@ -73,11 +74,12 @@ class StrategyCurve(Frozen):
 
 
 class LearningCurve(Frozen):
-    """Learning curves of the strategies, and of the baseline that learns."""
+    """Learning curves of the strategies, and of the baseline that learns; `notes` say what makes one misleading."""
 
     metric: str
     sizes: list[int]
     curves: dict[str, StrategyCurve]
+    notes: list[str]
 
     def table(self) -> Any:
         """One row a strategy and size, measured or forecast, as a `pandas.DataFrame`."""
@@ -105,7 +107,7 @@ class LearningCurve(Frozen):
 
 def learning_curve(
     config: Config,
-    out: Path,
+    out: str | Path,
     sizes: Sequence[int],
     more: Sequence[int] = MORE,
     inline: bool = False,
@@ -129,7 +131,7 @@ def learning_curve(
         raise ConfigError(
             f"a learning curve needs three or more different sizes from 1 on, got {', '.join(map(str, sizes))}"
         )
-    folder, ordered = CurveFolder(out), sorted(sizes)
+    folder, ordered = CurveFolder(Path(out)), sorted(sizes)
     for size in (ordered[0], ordered[-1]):
         prepare(limit(config, size), folder.run(size))  # so that nothing starts that could not end
     console = console or Console(quiet=True)
@@ -159,7 +161,20 @@ def fit_curves(summaries: Mapping[int, Summary], more: Sequence[int], seed: int)
     shares = np.array([summary.test_share for summary in every])
     asked = [*sizes, *(sizes[-1] + extra for extra in more)]
     curves = {name: fit_curve(sizes, scores, spread[name], shares, asked, seed) for name, scores in by_fold.items()}
-    return LearningCurve(metric=every[-1].metric, sizes=sizes, curves=curves)
+    notes = [
+        f"{name} was best at the end of its schedule in every fold: smaller training parts took fewer steps too, so "
+        "its curve may be too steep; raise its epochs"
+        for name in names
+        if all(ends_with_schedule(name, summary.strategies[name]) for summary in every)
+    ]
+    return LearningCurve(metric=every[-1].metric, sizes=sizes, curves=curves, notes=notes)
+
+
+def ends_with_schedule(name: str, strategy: StrategySummary) -> bool:
+    """Whether every fold stopped at the last epoch that its candidate trained."""
+    chosen, stops = np.array(strategy.chosen_candidates), np.array(strategy.stop_epochs)
+    last = [strategy.verdicts[name_candidate(name, int(index))].epoch for index in chosen.flat]
+    return bool((stops.ravel() == last).all())
 
 
 def fit_curve(

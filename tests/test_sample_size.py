@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ray_ft
-from ray_ft.config import Config
+from ray_ft.config import Config, load_config
 from ray_ft.errors import ConfigError, DataError
 from ray_ft.sample_size import fit_curve, fit_power_law
 
@@ -65,3 +65,9 @@ def test_sizes_that_do_not_fit_start_nothing(toy_config: Config, tmp_path: Path)
     with pytest.raises(DataError, match="at most the smallest training part, 20 samples, got 21"):
         ray_ft.learning_curve(toy_config, tmp_path / "curve", [8, 12, 21])
     assert not (tmp_path / "curve").exists()
+
+
+def test_a_schedule_that_ends_too_soon_is_noted(toy_folder: Path) -> None:
+    config = load_config(toy_folder / "toy.yaml", {"cv.strategies": ["last"], "training.epochs": 1})
+    found = ray_ft.learning_curve(config, toy_folder / "curve", [8, 12, 20], inline=True)
+    assert "last was best at the end of its schedule in every fold" in found.notes[0]

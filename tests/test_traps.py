@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 
+from ray_ft.baselines import fit_gain_offset, score_baselines
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
 from ray_ft.errors import RunFolderError
+from ray_ft.folds import deal_folds
 from ray_ft.paths import RunFolder
 from ray_ft.results import load_history, load_predictions
 
@@ -58,3 +62,29 @@ def test_an_image_of_a_sample_stays_on_its_side(tmp_path: Path) -> None:
     fold_of = prepared.task.splits.fold_of[0]
     assert fold_of[:3] == fold_of[20:]
     assert any("3 samples are images of another" in note for note in prepared.task.dataset.notes)
+
+
+def test_a_scaler_fitted_on_all_data_would_be_seen() -> None:
+    """An outlier in the held-out fold: the shipped baseline does not know of it, one scaled by all data does."""
+    rng = np.random.default_rng(3)
+    zero_shot = rng.normal(size=(30, 4))
+    targets = 2 * zero_shot + rng.normal(0, 0.1, (30, 4))
+    splits = deal_folds(np.arange(30), 5, 1, 0)
+    train, held_out = splits.training(0, 2), splits.held_out(0, 2)
+    changed = zero_shot.copy()
+    changed[held_out] *= 100
+
+    def predict_plain(x: np.ndarray, scaled_on: np.ndarray) -> np.ndarray:
+        scaler = StandardScaler().fit(x[scaled_on])
+        fit = Ridge(alpha=1.0).fit(scaler.transform(x[train]), targets[train])
+        return fit.predict(scaler.transform(zero_shot[train]))
+
+    gains = [fit_gain_offset(x[train], targets[train])[0] for x in (zero_shot, changed)]
+    np.testing.assert_array_equal(*gains)
+    everything = np.arange(30)
+    assert np.array_equal(predict_plain(zero_shot, train), predict_plain(changed, train))
+    assert not np.allclose(predict_plain(zero_shot, everything), predict_plain(changed, everything))
+    scores = [score_baselines(x, targets, splits, "mse")["gain_offset"] for x in (zero_shot, changed)]
+    gain, offset = fit_gain_offset(changed[train], targets[train])
+    expected = ((gain * changed[held_out] + offset - targets[held_out]) ** 2).mean()
+    assert scores[1][0, 2] == pytest.approx(expected)

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from jaxtyping import Float
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from ray_ft.config import Config, read_yaml
@@ -191,9 +192,9 @@ def adapt_svg(text: str, title: str) -> str:
 
 def fill_page(findings: Findings, plates: Sequence[Plate]) -> str:
     summary, unit, environment = findings.summary, findings.unit, findings.provenance["environment"]
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("ray_ft.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    )
+    templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates.filters["mark_options"] = mark_options
+    template = templates.from_string(files("ray_ft.report").joinpath("page.html.jinja").read_text(encoding="utf-8"))
     strategies = sorted(summary.strategies.items(), key=lambda item: (item[1].score_mean is None, item[1].score_mean))
     return template.render(
         summary=summary, unit=unit, label=label, plates=plates, strategies=strategies, plan=findings.plan,
@@ -208,3 +209,8 @@ def fill_page(findings: Findings, plates: Sequence[Plate]) -> str:
         provenance=findings.provenance,
         config_text=findings.run.config.read_text(encoding="utf-8"),
     )  # fmt: skip
+
+
+def mark_options(line: str) -> Markup:
+    """Set the options of commands apart, so that no line breaks within one."""
+    return Markup(re.sub(r"--[a-z]+ \d+", r"<code>\g<0></code>", str(escape(line))))

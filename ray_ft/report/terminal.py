@@ -141,7 +141,8 @@ def render_curve(curve: LearningCurve) -> Group:
         scores = (unit.spread(*pair) for pair in zip(each.score_mean, each.score_std, strict=True))
         low, high = each.exponent_interval
         table.add_row(label(name), *scores, f"-{each.fit.exponent:.2f} [-{high:.2f}, -{low:.2f}]")
-    return Group(table, Text(), build_forecasts(curve, unit))
+    notes = [Text(f"note: {note}") for note in curve.notes]
+    return Group(table, Text(), build_forecasts(curve, unit), Text(), *notes)
 
 
 def build_forecasts(curve: LearningCurve, unit: Unit) -> Table:

@@ -93,7 +93,7 @@ def say_repeats(pair: Comparison) -> str:
     if pair.verdict != "no evidence of a difference":
         return ""
     if pair.n_repeats is None:
-        return "; more repeats would not settle it, more samples might"
+        return "; repeats alone are unlikely to settle it, more samples might"
     return f"; --repeats {pair.n_repeats} would likely settle it"
 
 
@@ -132,7 +132,7 @@ def say_undecided(summary: Summary) -> Iterator[str]:
             remedy = (
                 f"{pair.n_repeats} repeats of the folds would likely settle it"
                 if pair.n_repeats
-                else "repeats would not settle it: the same samples are dealt again; more samples might"
+                else "repeats alone are unlikely to settle it, as they deal the same samples again; more samples might"
             )
             yield f"{label(pair.second)} may be as good as {pair.first}, or better: {remedy}"
 
