@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from ray_ft.baselines import score_baselines
-from ray_ft.config import Config, read_yaml
+from ray_ft.config import Config, reload_config
 from ray_ft.data import load_dataset
 from ray_ft.ensemble import reduce_members
 from ray_ft.errors import DataError, RunError, RunFolderError, UserError, WeightsError, first_few
@@ -262,7 +262,7 @@ def reduce_run(prepared: Prepared, verdicts: dict[str, Verdict], started: float)
         winner=winner,
         comparisons=compare_with_baseline(scores, baselines, cv.rope, task.splits.test_share),
         selection=correct_selection(losses, task.dataset.groups, cv.seed),
-        ensemble=reduce_members(task, plan, winner, complete[winner], prepared.trained[winner], prepared.zero_shot),
+        ensemble=reduce_members(task, plan, scores, winner, prepared.zero_shot),
         notes=[*task.dataset.notes, *find_notes(task.run, plan, scores)],
         wall_s=time.monotonic() - started,
     )
@@ -279,14 +279,19 @@ def describe_defeat(run: RunFolder, verdicts: Mapping[str, Verdict]) -> str:
     )
 
 
-def rebuild_ensemble(root: Path) -> EnsembleSummary:
+def rebuild_ensemble(root: Path, **choice: Any) -> EnsembleSummary:
     """Build the ensemble of a finished run again, from its members and the data and weights that it names.
 
+    Args:
+        root: The run folder.
+        choice: Values of the config's section `ensemble` that replace the run's.
+
     Raises:
+        ConfigError: A value is not valid.
         RunFolderError: The folder is no finished run, or its data or weights have changed.
     """
     run = RunFolder(root)
     verdicts = load_verdicts(run)
-    prepared = prepare(Config.model_validate(read_yaml(run.config)), root)
+    prepared = prepare(reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()}), root)
     with open_run(prepared):
         return reduce_run(prepared, verdicts, time.monotonic()).ensemble

@@ -12,7 +12,17 @@ from ray_ft.errors import DataError, first_few, suggest
 from ray_ft.folds import join_groups
 from ray_ft.symmetry import OPERATIONS, apply_operation, generate_group
 
-__all__ = ["Dataset", "TargetAxes", "build_views", "describe_targets", "load_dataset", "prepare_inputs", "read_array"]
+__all__ = [
+    "SPECTRA_AXES",
+    "STRUCTURE_AXES",
+    "Dataset",
+    "TargetAxes",
+    "build_views",
+    "describe_targets",
+    "load_dataset",
+    "prepare_inputs",
+    "read_array",
+]
 
 STRUCTURE_AXES, SPECTRA_AXES = (-2, -1), (-3, -2)
 SIDE_PX = 128

@@ -68,12 +68,24 @@ class EnsembleFolder:
         return self.root / "card.json"
 
     @property
+    def network(self) -> Path:
+        return self.root / "network.json"
+
+    @property
     def backbone(self) -> Path:
         return self.root / "backbone.safetensors"
 
     @property
     def members(self) -> Path:
         return self.root / "members.safetensors"
+
+    @property
+    def calibration(self) -> Path:
+        return self.root / "calibration.safetensors"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
 
 
 @dataclass(frozen=True)

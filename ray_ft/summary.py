@@ -101,12 +101,33 @@ class BaselineSummary(Frozen):
 
 
 class EnsembleSummary(Frozen):
-    """The ensemble of the winner's members; `n_blind` of them never saw a sample, and those make `score`."""
+    """The ensemble; all scores are of blind members alone, weighed by what the scored fold did not choose.
+
+    Attributes:
+        score: Of the method that was taken.
+        n_members: All.
+        n_blind: Those that never saw a sample.
+        path: Its folder.
+        strategies: Whose members it has.
+        method: How they are weighed.
+        scores: By method; `single` is the best member alone, chosen on the other folds.
+        by_strategy: Scores of each strategy's members, averaged over members, and of their uniform ensemble.
+        comparisons: Of each method with `uniform`.
+        symmetric_score: Of the same members, predictions averaged over the symmetry; None where there is none.
+        soup_score: Of one network for each fold, its members' weights averaged; None where there is one seed.
+    """
 
     score: float
     n_members: int
     n_blind: int
     path: str
+    strategies: tuple[str, ...]
+    method: str
+    scores: dict[str, float]
+    by_strategy: dict[str, tuple[float, float]]
+    comparisons: tuple[Comparison, ...]
+    symmetric_score: float | None
+    soup_score: float | None
 
 
 class Summary(Frozen):

@@ -32,6 +32,11 @@ class Operation:
             (self.roll[0] != roll[0], self.roll[1] != roll[1]),
         )
 
+    def inverse(self) -> "Operation":
+        """The operation that undoes it: all parts undo themselves, but come in the other order."""
+        flip, roll = (self.flip[::-1], self.roll[::-1]) if self.transpose else (self.flip, self.roll)
+        return Operation(self.transpose, flip, roll)
+
 
 IDENTITY = Operation()
 OPERATIONS = {

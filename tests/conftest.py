@@ -1,5 +1,7 @@
 """A toy run: a small network of the user's own on a linear problem, so that a whole cross-validation takes seconds."""
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,15 +43,19 @@ strategies:
 """
 
 
+def write_toy(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 6)).astype(np.float32)
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", np.tanh(x @ rng.normal(size=(6, 3))).astype(np.float32))
+    (folder / "toy_network.py").write_text(TOY_MODULE)
+    (folder / "toy.yaml").write_text(TOY_CONFIG)
+
+
 @pytest.fixture
 def toy_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the toy's module, data and config."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(30, 6)).astype(np.float32)
-    np.save(tmp_path / "x.npy", x)
-    np.save(tmp_path / "y.npy", np.tanh(x @ rng.normal(size=(6, 3))).astype(np.float32))
-    (tmp_path / "toy_network.py").write_text(TOY_MODULE)
-    (tmp_path / "toy.yaml").write_text(TOY_CONFIG)
+    write_toy(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "toy_network", raising=False)  # another test's, out of another folder
@@ -60,3 +66,21 @@ def toy_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def toy_config(toy_folder: Path) -> Config:
     return load_config(toy_folder / "toy.yaml", {"cv.strategies": ["top", "last"]})
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two strategies and two repeats, made once; tests copy it."""
+    folder = tmp_path_factory.mktemp("toy")
+    write_toy(folder)
+    command = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--inline", "--out", "run", "--repeats", "2"]
+    command += ["--candidates", "1", "--strategies", "top,last"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "run"
+
+
+@pytest.fixture
+def run(toy_run: Path, toy_folder: Path) -> Path:
+    """The same run in a working folder of the test's own."""
+    shutil.copytree(toy_run, toy_folder / "run")
+    return toy_folder / "run"

@@ -8,13 +8,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "ray_ft"
 ROWS = {
     0: ("errors", "symmetry"),
-    1: ("config", "folds", "metrics", "paths", "provenance"),
+    1: ("config", "folds", "metrics", "paths", "provenance", "intervals", "novelty"),
     2: ("strategies", "models", "data", "plan", "checkpoint", "features", "scores", "comparison", "selection"),
-    3: ("training", "results", "baselines"),
+    3: ("training", "results", "baselines", "combination", "suggestion"),
     4: ("task", "progress"),
     5: ("squad", "summary"),
     6: ("candidate", "ensemble", "run_comparison"),
-    7: ("runner",),
+    7: ("runner", "evaluation"),
     8: ("cross_validation",),
     9: ("sample_size",),
     10: ("report",),

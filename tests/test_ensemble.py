@@ -1,49 +1,130 @@
-"""The ensemble on disk: the same predictions, and refusal of what was changed or is foreign."""
+"""The ensemble: what is built of a run's members, on disk and in memory."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.func import functional_call
 
-from ray_ft.config import Config
-from ray_ft.cross_validation import cross_validate, rebuild_ensemble
+from ray_ft.config import load_config
+from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
 from ray_ft.ensemble import Ensemble
-from ray_ft.errors import EnsembleError
+from ray_ft.errors import ConfigError, DataError, EnsembleError
+from ray_ft.intervals import build_pointwise
 
 
-@pytest.fixture
-def run(toy_config: Config, tmp_path: Path) -> Path:
-    cross_validate(toy_config, tmp_path / "run", inline=True)
-    return tmp_path / "run"
+def predict_whole(ensemble: Ensemble, x: np.ndarray) -> np.ndarray:
+    """What the members say, each as a whole network: (strategy, repeat, fold, seed, sample, target)."""
+    card = ensemble.card
+    network = prepare(load_config(Path("toy.yaml"), {"cv.strategies": ["top"]}), Path("unused")).task.build_network()
+    rows = []
+    for own in ensemble.states.values():
+        n_members = len(next(iter(own.values())))
+        each = ({name: tensor[i] for name, tensor in own.items()} for i in range(n_members))
+        rows.append([functional_call(network.eval(), state, (torch.from_numpy(x),)).detach().numpy() for state in each])
+    shape = (len(card.strategies), card.n_repeats, card.n_folds, card.n_seeds)
+    return np.array(rows).reshape(*shape, len(x), -1)
 
 
-def test_mean_and_std_are_those_of_the_members(run: Path) -> None:
-    ensemble = Ensemble.load(run)
-    x = np.load("x.npy")
-    members = np.stack([Ensemble(ensemble.card, ensemble.split, [s]).predict(x).mean for s in ensemble.states])
+@pytest.mark.parametrize("strategies", [["top"], ["last", "top"]])
+def test_predictions_are_those_of_the_whole_networks(run: Path, strategies: list[str]) -> None:
+    rebuild_ensemble(run, strategies=strategies, method="uniform")
+    ensemble, x = Ensemble.load(run), np.load("x.npy")
+    members = predict_whole(ensemble, x)
+    assert len(members) == len(strategies)
     found = ensemble.predict(x, batch_size=7)
-    np.testing.assert_allclose(found.mean, members.mean(0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.std, members.std(0), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.mean, members.mean((0, 1, 2, 3)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.std, members.std((0, 1, 2, 3)), rtol=1e-3, atol=1e-5)
+    folds = members.mean((0, 3))
+    fold_of = np.array(json.loads((run / "splits.json").read_text())["fold_of"])
+    blind = folds[np.arange(2)[:, None], fold_of, np.arange(30)].mean(0)
+    lower, upper = build_pointwise(folds, np.load("y.npy") - blind, fold_of, 0.1)
+    np.testing.assert_allclose(found.lower, lower, atol=1e-5)
+    np.testing.assert_allclose(found.upper, upper, atol=1e-5)
+    assert ((found.band_lower <= found.lower + 1e-6) & (found.upper <= found.band_upper + 1e-6)).all()
+
+
+@pytest.mark.parametrize("method", ["greedy", "stacked"])
+def test_weights_of_a_fold_are_chosen_on_the_others(run: Path, method: str) -> None:
+    """The score is that of the blind fold models, and labels of a fold do not reach its own weights."""
+    summary = rebuild_ensemble(run, strategies=["top", "last"], method=method)
+    ensemble, x, y = Ensemble.load(run), np.load("x.npy"), np.load("y.npy")
+    assert (ensemble.card.method, summary.method) == (method, method)
+    np.testing.assert_allclose(ensemble.weights.sum((0, 3)), 1, rtol=1e-5)
+    folds = np.einsum("crks,crksnt->rknt", ensemble.weights, predict_whole(ensemble, x))
+    blind = folds[np.arange(2)[:, None], ensemble.calibration.fold_of, np.arange(30)].mean(0)
+    assert summary.score == pytest.approx(((blind - y) ** 2).mean(), rel=1e-4)
+    assert set(summary.scores) == {"uniform", "greedy", "stacked", "single"}
+    other = ensemble.use_method("uniform")
+    np.testing.assert_allclose(other.weights, 0.25)
+    assert other.card.score == summary.scores["uniform"]
 
 
 def test_a_rebuilt_ensemble_is_the_same(run: Path) -> None:
     card = (run / "ensemble" / "card.json").read_text()
     rebuild_ensemble(run)
     assert (run / "ensemble" / "card.json").read_text() == card
+    rebuild_ensemble(run, license="CC-BY-4.0", units="share of the power", level=0.8)
+    loaded = Ensemble.load(run).card
+    assert (loaded.license, loaded.units, loaded.level) == ("CC-BY-4.0", "share of the power", 0.8)
 
 
-def test_changed_tensors_are_refused(run: Path) -> None:
-    path = run / "ensemble" / "members.safetensors"
+def test_it_loads_without_ray_and_without_the_users_code(run: Path, tmp_path: Path) -> None:
+    """In a folder in which the toy's module cannot be imported."""
+    code = """
+import sys, numpy as np
+from ray_ft import Ensemble
+loaded = Ensemble.load(sys.argv[1])
+print(float(loaded.predict(np.load(sys.argv[2])).mean.sum()))
+assert not {"ray", "sklearn", "pandas", "matplotlib", "scipy", "toy_network"} & sys.modules.keys()
+"""
+    (tmp_path / "elsewhere").mkdir()
+    command = [sys.executable, "-c", code, str(run.absolute()), str(Path("x.npy").absolute())]
+    result = subprocess.run(command, cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    expected = Ensemble.load(run).predict(np.load("x.npy")).mean.sum()
+    assert float(result.stdout) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_network_that_cannot_be_split_runs_whole(toy_folder: Path) -> None:
+    module = toy_folder / "toy_network.py"
+    module.write_text(module.read_text().replace("return self", "assert float(x.sum()) < 1e9\n        return self"))
+    config = load_config(toy_folder / "toy.yaml", {"cv.strategies": ["last"], "cv.candidates": 1})
+    cross_validate(config, toy_folder / "run", inline=True)
+    ensemble, x = Ensemble.load(toy_folder / "run"), np.load("x.npy")
+    assert "each member runs the whole network" in ensemble.card.split
+    network = prepare(config, Path("unused")).task.build_network().eval()
+    state = {name: tensor[3] for name, tensor in ensemble.states["last"].items()}
+    expected = functional_call(network, state, (torch.from_numpy(x),)).detach()
+    np.testing.assert_allclose(ensemble.predict_members(x, False)[0].reshape(-1, 30, 3)[3], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["members.safetensors", "backbone.safetensors", "network.json"])
+def test_changed_files_are_refused(run: Path, name: str) -> None:
+    path = run / "ensemble" / name
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(EnsembleError, match="it was changed"):
         Ensemble.load(run)
+    path.unlink()
+    with pytest.raises(EnsembleError, match="files must be readable"):
+        Ensemble.load(run)
 
 
 @pytest.mark.parametrize(
-    ("change", "text"), [({"format": "pickle"}, 'says "format"'), ({"version": 99}, "got version 99")]
+    ("change", "text"),
+    [
+        ({"format": "pickle"}, 'says "format"'),
+        ({"version": 99}, "got version 99"),
+        ({"n_folds": "many"}, "n_folds: Input should be a valid integer"),
+        ({"method": "luck"}, "must belong together"),
+    ],
 )
 def test_foreign_and_newer_cards_are_refused(run: Path, change: dict, text: str) -> None:
     path = run / "ensemble" / "card.json"
@@ -55,3 +136,33 @@ def test_foreign_and_newer_cards_are_refused(run: Path, change: dict, text: str)
 def test_a_folder_without_a_card_is_no_ensemble(tmp_path: Path) -> None:
     with pytest.raises(EnsembleError, match="an ensemble is a folder with"):
         Ensemble.load(tmp_path)
+
+
+def test_inputs_and_levels_that_cannot_be_are_refused(run: Path) -> None:
+    ensemble, x = Ensemble.load(run), np.load("x.npy")
+    with pytest.raises(DataError, match=r"must have the shape \(6,\) that the ensemble was trained on, got \(5,\)"):
+        ensemble.predict(x[:, :5])
+    with pytest.raises(DataError, match="got NaN or infinity"):
+        ensemble.predict(x * np.nan)
+    with pytest.raises(ConfigError, match=r"intervals of 99 % need at least 99 samples, got 30"):
+        ensemble.predict(x, level=0.99)
+    with pytest.raises(ConfigError, match=r"ensemble\.strategies: the run has no strategy topp; did you mean top\?"):
+        rebuild_ensemble(run, strategies=["topp"])
+    with pytest.raises(ConfigError, match=r"ensemble\.symmetric: it needs data\.symmetry"):
+        rebuild_ensemble(run, symmetric=True)
+
+
+def test_far_inputs_are_flagged(run: Path) -> None:
+    ensemble, x = Ensemble.load(run), np.load("x.npy")
+    fresh = np.random.default_rng(1).normal(size=(200, 6)).astype(np.float32)
+    assert ensemble.predict(fresh).flag.mean() < 0.15
+    assert ensemble.predict(fresh * 8).flag.mean() > 0.6
+    assert not ensemble.predict(x).flag.any(), "the training samples themselves"
+
+
+def test_a_soup_of_seeds_is_scored(run: Path) -> None:
+    summary = rebuild_ensemble(run)
+    assert summary.soup_score == pytest.approx(summary.score, rel=0.2)
+    started = time.monotonic()
+    Ensemble.load(run)
+    assert time.monotonic() - started < 2

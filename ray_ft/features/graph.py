@@ -12,18 +12,24 @@ from torch.export import Dim, export
 from torch.fx import Graph, GraphModule, Node
 
 from ray_ft.features.dropout import SWITCHES, DropoutSite, arguments, draws, mask_dropouts
+from ray_ft.features.program import size_of
 
-__all__ = ["Cut", "cut_network"]
+__all__ = [
+    "Cut",
+    "Trace",
+    "build_backbone",
+    "build_tail",
+    "cut_network",
+    "find_features",
+    "find_reached",
+    "trace_network",
+]
 
 Axes = dict[Node, int | None]  # of the samples, by feature
 
 # Operations that cost the tail nothing: at the boundary they are left to it.
 RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 VIEWS = RESHAPES | {"permute", "transpose", "t", "expand"}
-
-
-def size_of(tensor: Tensor, axis: int) -> int:
-    return tensor.shape[axis]
 
 
 SUBSTITUTES: dict[Any, Any] = {

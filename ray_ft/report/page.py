@@ -16,7 +16,7 @@ from jaxtyping import Float
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from ray_ft.config import Config, read_yaml
+from ray_ft.config import Config, reload_config
 from ray_ft.data import TargetAxes, describe_targets
 from ray_ft.metrics import score_predictions
 from ray_ft.paths import CurveFolder, RunFolder, replace_file, write_text
@@ -113,7 +113,7 @@ def load_findings(run: RunFolder) -> Findings:
     summary, plan, splits = Summary.load(run.root), load_plan(run), load_splits(run)
     histories = {spec.name: load_history(run, spec) for spec in plan}
     curves = {name: build_curves(h.losses, h.inner, splits) for name, h in histories.items() if h is not None}
-    config = Config.model_validate(read_yaml(run.config))
+    config = reload_config(run.config)
     return Findings(run, summary, config, plan, curves, load_blind(run), load_provenance(run))
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ray_ft.cli.ensembles import ensembles
+from ray_ft.cli.show import show
 from ray_ft.errors import ConfigError, RayFTError
 
 if TYPE_CHECKING:
@@ -236,42 +238,6 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
         typer.echo(f"strategy    {name}: {count:,} trained parameters")
 
 
-@app.command()
-def ensemble(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
-    """Rebuild the ensemble of a run from its members."""
-    from ray_ft.cross_validation import rebuild_ensemble
-
-    result = rebuild_ensemble(run)
-    typer.echo(f"ensemble  {result.n_members} members in {result.path}; score {result.score:.4g} by the "
-               f"{result.n_blind} of them that never saw a sample")  # fmt: skip
-
-
-@app.command()
-def predict(
-    source: Annotated[Path, typer.Argument(metavar="RUN_OR_ENSEMBLE", help="Folder of a run or of an ensemble.")],
-    inputs: Annotated[str, typer.Option(help="Inputs: .npy, .npz or .npz::key.")],
-    output: Annotated[Path, typer.Option(help="Where to write mean and std: .npz.")],
-) -> None:
-    """Predict with an ensemble: mean and standard deviation of its members."""
-    from ray_ft.data import prepare_inputs, read_array
-    from ray_ft.ensemble import Ensemble
-    from ray_ft.errors import DataError
-    from ray_ft.paths import write_arrays
-
-    if output.suffix != ".npz":
-        raise DataError(f"--output must end in .npz, got {output}")
-    loaded = Ensemble.load(source)
-    prediction = loaded.predict(prepare_inputs(read_array(inputs), loaded.card["layout"], inputs))
-    try:
-        write_arrays(output, mean=prediction.mean, std=prediction.std)
-    except OSError as error:
-        raise DataError(f"--output must be writable, got {output}: {error.strerror}") from error
-    typer.echo(
-        f"{len(prediction.mean)} samples by {len(loaded.states)} members: mean and std "
-        f"{prediction.mean.shape} in {output}"
-    )
-
-
 def collect(
     folds: int | None, seeds: int | None, repeats: int | None, protocol: str | None, strategies: str | None,
     candidates: int | None, groups: str | None, stratify: str | None, address: str | None = None,
@@ -315,13 +281,7 @@ def starting() -> Iterator[None]:
     yield
 
 
-def show(renderable: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)  # a pipe has no width; do not fold the table
-    console.print(renderable)
+app.add_typer(ensembles)
 
 
 def main() -> None:

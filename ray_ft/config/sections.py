@@ -1,33 +1,35 @@
-"""A run's config: frozen sections that refuse unknown keys, from YAML, overrides and the shipped strategies."""
+"""The sections of a config: frozen, and refusing unknown keys."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from ray_ft.errors import ConfigError, suggest
+from ray_ft.errors import suggest
 from ray_ft.symmetry import OPERATIONS
 
-__all__ = ["AS_WRITTEN", "BASELINES", "Config", "StageConfig", "StrategyConfig", "load_config"]
+__all__ = [
+    "AS_WRITTEN",
+    "BASELINES",
+    "ComputeSection",
+    "Config",
+    "EnsembleSection",
+    "ModelSection",
+    "SearchSection",
+    "StageConfig",
+    "StrategyConfig",
+]
 
-DEMO_FOLDER = Path(__file__).parent / "demo"
-STRATEGIES_FILE = Path(__file__).parent / "strategies.yaml"
 AS_WRITTEN = "as_written"  # the strategy that `training.freeze_encoder` and `freeze_decoder` describe
-ENCODER_PARTS = ("stem", "stage1", "stage2", "stage3", "stage4", "fourier_mix", "spatial_pool")
-ENCODER_PATTERNS = tuple(f"*{part}*" for part in ENCODER_PARTS)
-DECODER_PATTERNS = ("film_*", "dec.*", "wav_embed.*")
 BASELINES = ("zero_shot", "training_mean", "gain_offset")
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders
 
@@ -193,6 +195,19 @@ class ComputeSection(Section):
     max_failures: Whole = Field(default=2, description="retries of a candidate whose process dies")
 
 
+class EnsembleSection(Section):
+    """What is built of the members; changes none of them, so a run may be reduced again under another."""
+
+    strategies: tuple[str, ...] | None = Field(default=None, min_length=1, description="the winner where left out")
+    method: Literal["auto", "uniform", "greedy", "stacked"] = Field(
+        default="auto", description="weights of the members; auto: uniform unless another is better beyond noise"
+    )
+    symmetric: bool = Field(default=False, description="average predictions over data.symmetry")
+    level: float = Field(default=0.9, ge=0.5, lt=1, description="of the intervals")
+    units: str = Field(default="", description="of the predictions, for the card")
+    license: str = Field(default="", description="of the weights, for the card")
+
+
 class Config(Section):
     """One run."""
 
@@ -203,6 +218,7 @@ class Config(Section):
     training: TrainingSection = TrainingSection()
     search: SearchSection = SearchSection()
     compute: ComputeSection = ComputeSection()
+    ensemble: EnsembleSection = EnsembleSection()
     strategies: dict[Annotated[str, Field(pattern=NAME_PATTERN)], StrategyConfig] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -229,6 +245,15 @@ class Config(Section):
                 yield f"cv.strategies: unknown strategy {name}{suggest(name, self.strategies)}"
         if self.cv.strategies and len(set(self.cv.strategies)) < len(self.cv.strategies):
             yield f"cv.strategies: each may be named once, got {', '.join(self.cv.strategies)}"
+        yield from self.find_ensemble_conflicts()
+
+    def find_ensemble_conflicts(self) -> Iterator[str]:
+        known = self.cv.strategies or tuple(self.strategies)
+        for name in self.ensemble.strategies or ():
+            if name not in known:
+                yield f"ensemble.strategies: the run has no strategy {name}{suggest(name, known)}"
+        if self.ensemble.symmetric and not self.symmetry:
+            yield "ensemble.symmetric: it needs data.symmetry, got none; name operations, or leave it out"
 
     @property
     def checkpoint(self) -> str | None:
@@ -251,8 +276,8 @@ class Config(Section):
         return {name: fix_values(self.strategies[name], self.training) for name in names}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: everything but where it is computed."""
-        return self.model_dump(mode="json", exclude={"compute"})
+        """What decides the members: everything but where they are computed and what is built of them."""
+        return self.model_dump(mode="json", exclude={"compute", "ensemble"})
 
 
 def fix_values(strategy: StrategyConfig, training: TrainingSection) -> StrategyConfig:
@@ -260,122 +285,3 @@ def fix_values(strategy: StrategyConfig, training: TrainingSection) -> StrategyC
     fixed = {key: value for key in shared if (value := getattr(training, key)) is not None}
     stages = [{**stage.model_dump(), **fixed} for stage in strategy.stages]
     return StrategyConfig.model_validate({"description": strategy.description, "stages": stages})
-
-
-def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file, or the embedded demo's, under overrides.
-
-    Args:
-        path: A YAML file; the embedded demo where it is None. Paths in it are relative to the working folder.
-        overrides: Values by dotted key (`cv.folds`), which replace the file's.
-
-    Raises:
-        ConfigError: The file is missing or no YAML mapping, or any key or value in it is not valid;
-            the message lists all of them.
-    """
-    raw = read_yaml(path or DEMO_FOLDER / "config.yaml")
-    if path is None:
-        place_in_demo_folder(raw)
-    elif "name" not in raw:
-        raw["name"] = "".join(c if c.isalnum() else "_" for c in path.stem).lstrip("_0123456789")[:40] or "run"
-    for key, value in (overrides or {}).items():
-        set_dotted(raw, key, value)
-    add_strategies(raw)
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in describe_problems(error))
-        raise ConfigError(f"{path or 'the demo with these options'} is not a valid config\n{lines}") from error
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"a config file must be readable, got {path}: {error.strerror}; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"a config file must be YAML, got {path}: {reason}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"a config file must hold sections such as `data:`, got {path} with {type(content).__name__}")
-    return content
-
-
-def place_in_demo_folder(raw: dict[str, Any]) -> None:
-    for section, key in (("model", "checkpoint"), ("data", "inputs"), ("data", "targets")):
-        raw[section][key] = str(DEMO_FOLDER / raw[section][key])
-
-
-def set_dotted(raw: dict[str, Any], dotted: str, value: object) -> None:
-    *parents, key = dotted.split(".")
-    for parent in parents:
-        section = raw.get(parent)
-        if section is None:
-            section = raw[parent] = {}
-        if not isinstance(section, dict):
-            raise ConfigError(f"an override names a key inside sections, got {dotted}: {parent} is not a section")
-        raw = section
-    raw[key] = value
-
-
-def add_strategies(raw: dict[str, Any]) -> None:
-    """Put the shipped strategies, and the one that the freeze flags describe, under the user's own."""
-    own = raw.get("strategies") or {}
-    if not isinstance(own, dict):
-        return  # validation says so
-    shipped = read_yaml(STRATEGIES_FILE)
-    training = raw.get("training")
-    if isinstance(training, dict) and {"freeze_encoder", "freeze_decoder"} & training.keys():
-        shipped[AS_WRITTEN] = describe_flags(
-            shipped, bool(training.get("freeze_encoder")), bool(training.get("freeze_decoder"))
-        )
-    merged = {name: merge_strategy(shipped.get(name), strategy) for name, strategy in own.items()}
-    raw["strategies"] = shipped | merged
-
-
-def merge_strategy(shipped: dict[str, Any] | None, own: object) -> object:
-    if shipped is None or not isinstance(own, dict) or "stages" in own:
-        return own
-    return shipped | own
-
-
-def describe_flags(shipped: dict[str, Any], freeze_encoder: bool, freeze_decoder: bool) -> dict[str, Any]:
-    """Build the strategy of a file that freezes by flags, with the ranges of the shipped one that is nearest."""
-    nearest = "full" if not freeze_encoder else "head" if freeze_decoder else "decoder_head"
-    freeze = ENCODER_PATTERNS * freeze_encoder + DECODER_PATTERNS * freeze_decoder
-    base: dict[str, Any] = shipped[nearest]
-    return base | {"description": "what the freeze flags leave", "train": ("*",), "freeze": freeze}
-
-
-def describe_problems(error: ValidationError) -> Iterator[str]:
-    places = [problem["loc"] for problem in error.errors()]
-    for problem in error.errors():
-        if problem["type"] == "too_short" and any(is_below(place, problem["loc"]) for place in places):
-            continue  # the stage is missing only because of what is said of its keys
-        place = [part for part in problem["loc"] if part != "stages" and not isinstance(part, int)]
-        key = ".".join(map(str, place))
-        if problem["type"] == "extra_forbidden":
-            yield f"{key}: unknown key{suggest(str(place[-1]), list_keys(place[:-1]))}"
-        elif problem["type"] == "missing":
-            yield f"{key}: missing"
-        elif problem["type"] == "value_error":
-            yield from (f"{key}: {line}" if key else line for line in str(problem["ctx"]["error"]).split("\n"))
-        else:
-            message = problem["msg"].replace("Input should", "it should")
-            yield f"{key}: {message}, got {problem['input']!r}"
-
-
-def is_below(place: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return len(place) > len(other) and place[: len(other)] == other
-
-
-def list_keys(place: Sequence[Any]) -> list[str]:
-    """List the keys that a section knows, by its path."""
-    model: type[BaseModel] = Config
-    for part in place:
-        if part == "strategies":
-            return list(StageConfig.model_fields) + list(StrategyConfig.model_fields)
-        annotation = model.model_fields[part].annotation
-        nested = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        model = next((kind for kind in nested if issubclass(kind, BaseModel)), model)
-    return list(model.model_fields)

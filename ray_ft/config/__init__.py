@@ -1,0 +1,28 @@
+"""A run's config: frozen sections that refuse unknown keys, from YAML, overrides and the shipped strategies."""
+
+from ray_ft.config.loading import load_config, reload_config
+from ray_ft.config.sections import (
+    AS_WRITTEN,
+    BASELINES,
+    ComputeSection,
+    Config,
+    EnsembleSection,
+    ModelSection,
+    SearchSection,
+    StageConfig,
+    StrategyConfig,
+)
+
+__all__ = [
+    "AS_WRITTEN",
+    "BASELINES",
+    "ComputeSection",
+    "Config",
+    "EnsembleSection",
+    "ModelSection",
+    "SearchSection",
+    "StageConfig",
+    "StrategyConfig",
+    "load_config",
+    "reload_config",
+]

@@ -1,0 +1,154 @@
+"""A config from YAML, overrides and the shipped strategies; all of its problems are told at once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ray_ft.config.sections import AS_WRITTEN, Config, StageConfig, StrategyConfig
+from ray_ft.errors import ConfigError, suggest
+
+__all__ = ["load_config", "reload_config"]
+
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+STRATEGIES_FILE = Path(__file__).parents[1] / "strategies.yaml"
+ENCODER_PARTS = ("stem", "stage1", "stage2", "stage3", "stage4", "fourier_mix", "spatial_pool")
+ENCODER_PATTERNS = tuple(f"*{part}*" for part in ENCODER_PARTS)
+DECODER_PATTERNS = ("film_*", "dec.*", "wav_embed.*")
+
+
+def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file, or the embedded demo's, under overrides.
+
+    Args:
+        path: A YAML file; the embedded demo where it is None. Paths in it are relative to the working folder.
+        overrides: Values by dotted key (`cv.folds`), which replace the file's.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping, or any key or value in it is not valid;
+            the message lists all of them.
+    """
+    raw = read_yaml(path or DEMO_FOLDER / "config.yaml")
+    if path is None:
+        place_in_demo_folder(raw)
+    elif "name" not in raw:
+        raw["name"] = "".join(c if c.isalnum() else "_" for c in path.stem).lstrip("_0123456789")[:40] or "run"
+    for key, value in (overrides or {}).items():
+        set_dotted(raw, key, value)
+    add_strategies(raw)
+    return validate(raw, str(path or "the demo with these options"))
+
+
+def reload_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read the config that a run folder keeps, which names everything, under overrides.
+
+    Raises:
+        ConfigError: It is missing or not valid.
+    """
+    raw = read_yaml(path)
+    for key, value in (overrides or {}).items():
+        set_dotted(raw, key, value)
+    return validate(raw, str(path))
+
+
+def validate(raw: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = "\n".join(f"  {line}" for line in describe_problems(error))
+        raise ConfigError(f"{source} is not a valid config\n{lines}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"a config file must be readable, got {path}: {error.strerror}; check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"a config file must be YAML, got {path}: {reason}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"a config file must hold sections such as `data:`, got {path} with {type(content).__name__}")
+    return content
+
+
+def place_in_demo_folder(raw: dict[str, Any]) -> None:
+    for section, key in (("model", "checkpoint"), ("data", "inputs"), ("data", "targets")):
+        raw[section][key] = str(DEMO_FOLDER / raw[section][key])
+
+
+def set_dotted(raw: dict[str, Any], dotted: str, value: object) -> None:
+    *parents, key = dotted.split(".")
+    for parent in parents:
+        section = raw.get(parent)
+        if section is None:
+            section = raw[parent] = {}
+        if not isinstance(section, dict):
+            raise ConfigError(f"an override names a key inside sections, got {dotted}: {parent} is not a section")
+        raw = section
+    raw[key] = value
+
+
+def add_strategies(raw: dict[str, Any]) -> None:
+    """Put the shipped strategies, and the one that the freeze flags describe, under the user's own."""
+    own = raw.get("strategies") or {}
+    if not isinstance(own, dict):
+        return  # validation says so
+    shipped = read_yaml(STRATEGIES_FILE)
+    training = raw.get("training")
+    if isinstance(training, dict) and {"freeze_encoder", "freeze_decoder"} & training.keys():
+        shipped[AS_WRITTEN] = describe_flags(
+            shipped, bool(training.get("freeze_encoder")), bool(training.get("freeze_decoder"))
+        )
+    merged = {name: merge_strategy(shipped.get(name), strategy) for name, strategy in own.items()}
+    raw["strategies"] = shipped | merged
+
+
+def merge_strategy(shipped: dict[str, Any] | None, own: object) -> object:
+    if shipped is None or not isinstance(own, dict) or "stages" in own:
+        return own
+    return shipped | own
+
+
+def describe_flags(shipped: dict[str, Any], freeze_encoder: bool, freeze_decoder: bool) -> dict[str, Any]:
+    """Build the strategy of a file that freezes by flags, with the ranges of the shipped one that is nearest."""
+    nearest = "full" if not freeze_encoder else "head" if freeze_decoder else "decoder_head"
+    freeze = ENCODER_PATTERNS * freeze_encoder + DECODER_PATTERNS * freeze_decoder
+    base: dict[str, Any] = shipped[nearest]
+    return base | {"description": "what the freeze flags leave", "train": ("*",), "freeze": freeze}
+
+
+def describe_problems(error: ValidationError) -> Iterator[str]:
+    places = [problem["loc"] for problem in error.errors()]
+    for problem in error.errors():
+        if problem["type"] == "too_short" and any(is_below(place, problem["loc"]) for place in places):
+            continue  # the stage is missing only because of what is said of its keys
+        place = [part for part in problem["loc"] if part != "stages" and not isinstance(part, int)]
+        key = ".".join(map(str, place))
+        if problem["type"] == "extra_forbidden":
+            yield f"{key}: unknown key{suggest(str(place[-1]), list_keys(place[:-1]))}"
+        elif problem["type"] == "missing":
+            yield f"{key}: missing"
+        elif problem["type"] == "value_error":
+            yield from (f"{key}: {line}" if key else line for line in str(problem["ctx"]["error"]).split("\n"))
+        else:
+            message = problem["msg"].replace("Input should", "it should")
+            yield f"{key}: {message}, got {problem['input']!r}"
+
+
+def is_below(place: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return len(place) > len(other) and place[: len(other)] == other
+
+
+def list_keys(place: Sequence[Any]) -> list[str]:
+    """List the keys that a section knows, by its path."""
+    model: type[BaseModel] = Config
+    for part in place:
+        if part == "strategies":
+            return list(StageConfig.model_fields) + list(StrategyConfig.model_fields)
+        annotation = model.model_fields[part].annotation
+        nested = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        model = next((kind for kind in nested if issubclass(kind, BaseModel)), model)
+    return list(model.model_fields)

@@ -1,0 +1,269 @@
+"""The ensemble in memory: predictions with intervals, and how far each input is from the training samples.
+
+The backbone runs once for all members. The members of a fold and repeat, weighed, are a fold model; the prediction is
+the mean of the fold models, and the intervals are CV+ around them.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from ray_ft.data import SPECTRA_AXES, STRUCTURE_AXES, prepare_inputs
+from ray_ft.ensemble.artefact import Card, find_folder, read_card, read_json, read_tensors
+from ray_ft.errors import DataError, EnsembleError
+from ray_ft.features import Features
+from ray_ft.features.shared import SharedNetwork, WholeNetwork, read_shared
+from ray_ft.intervals import build_pointwise, build_simultaneous, check_level
+from ray_ft.models import build_network
+from ray_ft.novelty import Density
+from ray_ft.symmetry import apply_operation, generate_group
+
+__all__ = ["FALSE_ALARMS", "Calibration", "Ensemble", "Prediction", "flatten_features"]
+
+FALSE_ALARMS = 0.05  # share of inputs like the training samples that are flagged
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an ensemble says of each input.
+
+    Attributes:
+        mean: Weighted mean of the members.
+        std: Their standard deviation: their disagreement alone. It leaves out the noise of the data and is no interval.
+        lower: Of the interval of each target value by itself (CV+).
+        upper: The same.
+        band_lower: Of the band that holds all values of a target together.
+        band_upper: The same.
+        novelty: How unlike the training samples the input is, higher is more unlike; its unit is arbitrary.
+        p_value: Share of inputs like the training samples that are as unlike them as this one.
+        flag: Whether that is below 5 %: the intervals hold for inputs like the training samples, so do not trust them.
+    """
+
+    mean: Float[np.ndarray, "sample *target"]
+    std: Float[np.ndarray, "sample *target"]
+    lower: Float[np.ndarray, "sample *target"]
+    upper: Float[np.ndarray, "sample *target"]
+    band_lower: Float[np.ndarray, "sample *target"]
+    band_upper: Float[np.ndarray, "sample *target"]
+    novelty: Float[np.ndarray, " sample"]
+    p_value: Float[np.ndarray, " sample"]
+    flag: Bool[np.ndarray, " sample"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the training samples say of the ensemble's errors.
+
+    Attributes:
+        residuals: By method, truth less what the fold models that never saw the sample say, averaged over repeats.
+        fold_of: Which fold of each repeat held the sample out.
+        density: Of the features at the boundary.
+    """
+
+    residuals: Mapping[str, Float[np.ndarray, "sample *target"]]
+    fold_of: Int[np.ndarray, "repeat sample"]
+    density: Density
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Members that share a backbone.
+
+    Attributes:
+        card: What it is.
+        network: Backbone and tails.
+        states: Tensors of the members by strategy and name, stacked in the order of the card.
+        calibration: For intervals and novelty.
+    """
+
+    card: Card
+    network: SharedNetwork | WholeNetwork
+    states: Mapping[str, Mapping[str, Tensor]]
+    calibration: Calibration
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "Ensemble":
+        """Load an ensemble from its folder or from that of its run.
+
+        Args:
+            path: The folder.
+            device: Where it computes.
+
+        Raises:
+            EnsembleError: It is no ensemble, of another version, or damaged.
+        """
+        folder = find_folder(Path(path))
+        card = read_card(folder)
+        backbone, stacked = read_tensors(folder.backbone, card), read_tensors(folder.members, card)
+        states: dict[str, dict[str, Tensor]] = {name: {} for name in card.strategies}
+        try:
+            for key, tensor in stacked.items():
+                strategy, _, name = key.partition("/")
+                states[strategy][name] = tensor.to(device)
+            network = load_network(card, read_json(folder.network, card), backbone, device)
+            calibration = read_calibration(read_tensors(folder.calibration, card))
+            _ = calibration.residuals[card.method], card.weights[card.method]
+        except (ValueError, KeyError, TypeError) as error:
+            raise EnsembleError(f"an ensemble's files must belong together, got {folder.root}: {error}") from error
+        return cls(card, network, states, calibration)
+
+    def prepare(
+        self, inputs: Shaped[np.ndarray, "..."], source: str = "the inputs"
+    ) -> Float[np.ndarray, "sample *input"]:
+        """Check inputs, in the form of the run's data, and bring them into the network's.
+
+        Raises:
+            DataError: They are not such inputs.
+        """
+        prepared = prepare_inputs(inputs, self.card.layout, source)
+        if prepared.shape[1:] != self.card.input_shape:
+            raise DataError(
+                f"inputs must have the shape {self.card.input_shape} that the ensemble was trained on, got "
+                f"{prepared.shape[1:]} in {source}"
+            )
+        return prepared
+
+    def predict(
+        self,
+        inputs: Shaped[np.ndarray, "..."],
+        level: float | None = None,
+        batch_size: int = 32,
+        source: str = "the inputs",
+    ) -> Prediction:
+        """Predict with every member; the backbone runs once.
+
+        Args:
+            inputs: As in the run's data: structures of 0 and 1 in the diffraction layout.
+            level: Of the intervals; the card's where left out.
+            batch_size: Samples at a time.
+            source: Of the inputs, for messages.
+
+        Raises:
+            DataError: The inputs are not as the run's were.
+            ConfigError: The level is not one, or the training samples are too few for it.
+        """
+        prepared = self.prepare(inputs, source)
+        level = self.card.level if level is None else level
+        check_level(1 - level, len(self.residuals))
+        starts = range(0, len(prepared), batch_size)
+        parts = [self.predict_batch(prepared[start : start + batch_size], level) for start in starts]
+        return Prediction(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Prediction)))
+
+    def predict_batch(self, inputs: Float[np.ndarray, "sample *input"], level: float) -> Prediction:
+        members, features = self.predict_members(inputs, self.card.symmetric)
+        folds = self.average_folds(members)
+        around = (folds, self.residuals, self.calibration.fold_of, 1 - level)
+        pointwise, together = build_pointwise(*around), build_simultaneous(*around)
+        novelty, p_value = self.measure_novelty(features)
+        spread = self.measure_spread(members)
+        return Prediction(folds.mean((0, 1)), spread, *pointwise, *together, novelty, p_value, p_value <= FALSE_ALARMS)
+
+    def measure_spread(
+        self, members: Float[np.ndarray, "strategy repeat fold seed sample *target"]
+    ) -> Float[np.ndarray, "sample *target"]:
+        """Weighted standard deviation of all members."""
+        shares = self.weights / (self.card.n_repeats * self.card.n_folds)
+        mean = np.einsum("crks,crks...->...", shares, members)
+        spread: np.ndarray = np.sqrt(np.einsum("crks,crks...->...", shares, (members - mean) ** 2))
+        return spread
+
+    def measure_novelty(self, features: Features) -> tuple[Float[np.ndarray, " sample"], Float[np.ndarray, " sample"]]:
+        """How unlike the training samples, and the share of inputs like them that are as unlike."""
+        density = self.calibration.density
+        novelty = density.score(flatten_features(self.network, self.card.strategies[0], features))
+        return novelty, density.p_value(novelty)
+
+    def predict_members(
+        self, inputs: Float[np.ndarray, "sample *input"], symmetric: bool
+    ) -> tuple[Float[np.ndarray, "strategy repeat fold seed sample *target"], Features]:
+        """What every member says of prepared inputs; also the features of the inputs as they are."""
+        group = generate_group(self.card.symmetry) if symmetric else generate_group(())
+        total: Any = 0.0
+        first: Features = ()
+        for operation in group:
+            moved = apply_operation(operation, inputs, STRUCTURE_AXES) if len(group) > 1 else inputs
+            features, predicted = self.run_members(torch.from_numpy(np.ascontiguousarray(moved)))
+            first = first or features  # of the identity, which comes first
+            total = total + (
+                apply_operation(operation.inverse(), predicted, SPECTRA_AXES) if len(group) > 1 else predicted
+            )
+        return total / len(group), first
+
+    @torch.no_grad()
+    def run_members(
+        self, inputs: Float[Tensor, "sample *input"]
+    ) -> tuple[Features, Float[np.ndarray, "strategy repeat fold seed sample *target"]]:
+        features = self.network.compute_features(inputs.to(self.device))
+        predicted = [apply_stacked(self.network, strategy, state, features) for strategy, state in self.states.items()]
+        shape = (len(self.states), self.card.n_repeats, self.card.n_folds, self.card.n_seeds)
+        stacked = torch.stack(predicted).float().cpu().numpy()
+        return features, stacked.reshape(*shape, *stacked.shape[2:])
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(next(iter(self.states.values())).values())).device
+
+    @property
+    def weights(self) -> Float[np.ndarray, "strategy repeat fold seed"]:
+        """Of the members within their fold models: each fold's sum to 1."""
+        card = self.card
+        weights = np.array(card.weights[card.method], np.float32)
+        return weights.reshape(len(card.strategies), card.n_repeats, card.n_folds, card.n_seeds)
+
+    @property
+    def residuals(self) -> Float[np.ndarray, "sample *target"]:
+        """Of the blind predictions, by the method in use."""
+        return self.calibration.residuals[self.card.method]
+
+    def use_method(self, method: str) -> "Ensemble":
+        """Return the same members, weighed by another method."""
+        score = self.card.scores.get(method, math.nan)
+        return replace(self, card=self.card.model_copy(update={"method": method, "score": score}))
+
+    def average_folds(
+        self, members: Float[np.ndarray, "strategy repeat fold seed sample *target"]
+    ) -> Float[np.ndarray, "repeat fold sample *target"]:
+        """Weigh the members of each fold and repeat."""
+        folds: np.ndarray = np.einsum("crks,crks...->rk...", self.weights, members)
+        return folds
+
+
+def flatten_features(
+    network: SharedNetwork | WholeNetwork, strategy: str, features: Features
+) -> Float[np.ndarray, "sample feature"]:
+    """Lay out, sample by sample, what a strategy's tail reads."""
+    flat = [features[index].movedim(axis, 0).flatten(1) for index, axis in network.find_sampled(strategy)]
+    return torch.cat(flat, 1).float().cpu().numpy()
+
+
+def apply_stacked(
+    network: SharedNetwork | WholeNetwork, strategy: str, state: Mapping[str, Tensor], features: Features
+) -> Float[Tensor, "member sample *target"]:
+    """Run the tails of a strategy's members."""
+    n_members = len(next(iter(state.values())))
+    own = ({name: tensor[i] for name, tensor in state.items()} for i in range(n_members))
+    return torch.stack([network.apply_tail(strategy, each, features) for each in own])
+
+
+def load_network(
+    card: Card, content: Any, tensors: dict[str, Tensor], device: str | torch.device
+) -> SharedNetwork | WholeNetwork:
+    placed = {name: tensor.to(device) for name, tensor in tensors.items()}
+    if not card.split:
+        return read_shared(content, placed)
+    network = build_network(card.model.factory, card.model.params, tensors).to(device)
+    return WholeNetwork(network, card.split, placed)
+
+
+def read_calibration(tensors: Mapping[str, Tensor]) -> Calibration:
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    density = Density(**{f.name: arrays[f"density.{f.name}"] for f in fields(Density)})
+    residuals = {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith("residuals.")}
+    return Calibration(residuals, arrays["fold_of"].astype(int), density)

@@ -1,0 +1,99 @@
+"""What an ensemble is worth, in the terminal and as a figure."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from ray_ft.errors import DataError
+from ray_ft.evaluation import Evaluation
+from ray_ft.report.figures import COLORS, MUTED, draw_grid, use_style
+from ray_ft.report.page import save_figure
+from ray_ft.report.words import Unit, choose_unit, say_pair
+from ray_ft.summary import EnsembleSummary
+
+__all__ = ["render_ensemble", "render_evaluation", "write_calibration"]
+
+LABELS = {"single": "best member alone"}
+
+
+def render_ensemble(summary: EnsembleSummary) -> Group:
+    """Draw what an ensemble scores beside what it could have been."""
+    unit = choose_unit([*summary.scores.values()])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("blind members of " + ", ".join(summary.strategies))
+    table.add_column(f"score{unit.suffix}", justify="right")
+    for method, score in sorted(summary.scores.items(), key=lambda item: item[1]):
+        style = "green" if method == summary.method else None
+        table.add_row(Text(LABELS.get(method, method)), unit.write(score), style=style)
+    for name, (members, ensemble) in summary.by_strategy.items():
+        table.add_row(Text(f"{name}: members on average"), unit.write(members), style="dim")
+        table.add_row(Text(f"{name}: their ensemble"), unit.write(ensemble), style="dim")
+    if summary.symmetric_score is not None:
+        table.add_row("averaged over the symmetry", unit.write(summary.symmetric_score), style="dim")
+    if summary.soup_score is not None:
+        table.add_row("seeds of a fold averaged to one network", unit.write(summary.soup_score), style="dim")
+    lines = [say_pair(pair, unit) for pair in summary.comparisons]
+    title = (
+        f"ensemble  {summary.n_members} members in {summary.path}, {summary.method}; score {unit.write(summary.score)}"
+        f"{unit.suffix} by the {summary.n_blind} of them that never saw a sample"
+    )
+    return Group(Text(title), Text(), table, Text(), *(Text(line) for line in lines))
+
+
+def render_evaluation(found: Evaluation) -> Group:
+    """Draw error, coverage and width by method."""
+    unit = choose_unit(own.mse for own in found.methods.values())
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("method")
+    for header in (f"mse{unit.suffix}", "mae", "coverage", "width", "whole samples", "width of band"):
+        table.add_column(header, justify="right")
+    for method in found.methods:
+        style = "green" if method == found.method else None
+        table.add_row(*describe_method(method, found, unit), style=style)
+    lines = [
+        f"intervals of {found.nominal:.0%} (CV+) around {found.n_samples} fresh samples; "
+        f"two standard deviations of the members alone hold {found.spread_coverage:.1%} of the values",
+        f"{found.flagged:.0%} of the samples are flagged as unlike the training samples, where 5% of samples like "
+        "them would be",
+    ]
+    return Group(table, Text(), *(Text(line) for line in lines))
+
+
+def describe_method(method: str, found: Evaluation, unit: Unit) -> tuple[str, ...]:
+    own = found.methods[method]
+    return (
+        LABELS.get(method, method), unit.write(own.mse), f"{own.mae:.4g}", f"{own.coverage:.1%}", f"{own.width:.4g}",
+        f"{own.band_coverage:.1%}", f"{own.band_width:.4g}",
+    )  # fmt: skip
+
+
+def draw_calibration(found: Evaluation) -> Figure:
+    """Coverage measured against the level asked for."""
+    figure, (axes,) = draw_grid(1, 3.2)
+    nominal = [point.nominal for point in found.calibration]
+    axes.plot([0.5, 1], [0.5, 1], "--", color=MUTED, linewidth=0.8, label="as promised")
+    axes.plot(nominal, [point.coverage for point in found.calibration], "o-", color=COLORS[0], label="single values")
+    bands = [point.band_coverage for point in found.calibration]
+    axes.plot(nominal, bands, "s-", color=COLORS[1], label="whole samples, by their bands")
+    axes.set_xlabel("level")
+    axes.set_ylabel(f"coverage of {found.n_samples} fresh samples")
+    axes.legend()
+    return figure
+
+
+def write_calibration(found: Evaluation, path: Path) -> Path:
+    """Draw the calibration.
+
+    Raises:
+        DataError: The path cannot be written.
+    """
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise DataError(f"a plot must end in .png, .svg or .pdf, got {path}")
+    try:
+        with use_style():
+            return save_figure(draw_calibration(found), path)
+    except OSError as error:
+        raise DataError(f"a plot must be writable, got {path}: {error.strerror}") from error

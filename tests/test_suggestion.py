@@ -1,0 +1,70 @@
+"""A suggested batch: valid, without repetitions, spread over what the pool holds, and worth more than a random one."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_ft.errors import DataError
+from ray_ft.suggestion import choose_batch
+
+N_CLUSTERS = 10
+
+
+def draw_pool(seed: int, n: int = 300, n_features: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features in clusters of very unequal size, and disagreement unrelated to them."""
+    rng = np.random.default_rng(seed)
+    share = 0.6 ** np.arange(N_CLUSTERS)
+    cluster = np.concatenate([np.arange(N_CLUSTERS), rng.choice(N_CLUSTERS, n - N_CLUSTERS, p=share / share.sum())])
+    centres = 10 * rng.normal(size=(N_CLUSTERS, n_features))
+    return centres[cluster] + rng.normal(size=(n, n_features)), rng.uniform(0.5, 1, n), cluster
+
+
+@given(st.integers(0, 1000), st.integers(1, 12), st.booleans())
+def test_a_batch_is_of_different_rows_in_order_of_choice(seed: int, n: int, equal: bool) -> None:
+    rng = np.random.default_rng(seed)
+    features = np.ones((12, 3)) if equal else rng.normal(size=(12, 3))
+    disagreement = rng.exponential(size=12)
+    found = choose_batch(features, disagreement, n)
+    assert len(set(found.tolist())) == n
+    assert set(found.tolist()) <= set(range(12))
+    assert found[0] == disagreement.argmax()
+    np.testing.assert_array_equal(choose_batch(features, disagreement, n), found)
+    np.testing.assert_array_equal(choose_batch(features, disagreement, 12)[:n], found)
+
+
+def test_of_two_that_are_the_same_one_is_chosen() -> None:
+    features, disagreement, _ = draw_pool(0, n=100)
+    doubled = choose_batch(np.concatenate([features, features]), np.concatenate([disagreement, disagreement]), 60)
+    assert len(set((doubled % 100).tolist())) == 60
+
+
+def test_a_batch_is_spread_over_clusters_where_a_random_one_is_not() -> None:
+    chosen, random, highest = [], [], []
+    for seed in range(20):
+        features, disagreement, cluster = draw_pool(seed)
+        chosen.append(len(set(cluster[choose_batch(features, disagreement, N_CLUSTERS)])))
+        random.append(len(set(cluster[np.random.default_rng(seed).choice(len(cluster), N_CLUSTERS, replace=False)])))
+        highest.append(len(set(cluster[disagreement.argsort()[-N_CLUSTERS:]])))
+    assert min(chosen) == N_CLUSTERS
+    assert max(np.mean(random), np.mean(highest)) < 6
+
+
+def test_samples_on_which_the_members_disagree_come_first() -> None:
+    features, disagreement, cluster = draw_pool(0)
+    disagreement[cluster < 5] *= 10
+    assert (cluster[choose_batch(features, disagreement, 5)] < 5).all()
+
+
+@given(st.integers(0, 1000), st.floats(0.01, 100), st.floats(0.01, 100))
+def test_units_do_not_matter(seed: int, scale: float, unit: float) -> None:
+    features, disagreement, _ = draw_pool(seed, n=30, n_features=5)
+    np.testing.assert_array_equal(
+        choose_batch(scale * features, unit * disagreement, 8), choose_batch(features, disagreement, 8)
+    )
+
+
+@pytest.mark.parametrize("n", [0, 13])
+def test_a_batch_that_the_pool_does_not_hold_is_refused(n: int) -> None:
+    with pytest.raises(DataError, match=rf"one sample or more and at most the pool's 12, got {n}; ask for fewer"):
+        choose_batch(np.ones((12, 3)), np.ones(12), n)
