@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+import ray_ft as package
 from ray_ft.config import Config, load_config
 
 settings.register_profile("untimed", deadline=None)  # a first call may import for seconds
@@ -84,3 +86,28 @@ def run(toy_run: Path, toy_folder: Path) -> Path:
     """The same run in a working folder of the test's own."""
     shutil.copytree(toy_run, toy_folder / "run")
     return toy_folder / "run"
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on a few of the demo's samples, made once; its ensemble averages over two views."""
+    folder = tmp_path_factory.mktemp("demo")
+    with np.load(Path(package.__file__).parent / "demo" / "measured.npz") as archive:
+        np.savez(folder / "few.npz", structure=archive["structure"][:30], spectra=archive["spectra"][:30])
+    command = [sys.executable, "-m", "ray_ft", "cv", "--inline", "--out", "run", "--strategies", "spec_bias,head"]
+    command += ["--candidates", "1", "--folds", "3", "--set", "training.epochs=2", "--set", "training.lr=0.003"]
+    command += ["--set", f"data.inputs={folder}/few.npz::structure", "--set", f"data.targets={folder}/few.npz::spectra"]
+    command += ["--set", "ensemble.symmetric=true"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "run"
+
+
+@pytest.fixture
+def ray_ft() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command, as a user types it."""
+
+    def run_command(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ray_ft", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    return run_command

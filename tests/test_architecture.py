@@ -14,7 +14,7 @@ ROWS = {
     4: ("task", "progress"),
     5: ("squad", "summary"),
     6: ("candidate", "ensemble", "run_comparison"),
-    7: ("runner", "evaluation"),
+    7: ("runner", "evaluation", "export"),
     8: ("cross_validation",),
     9: ("sample_size",),
     10: ("report",),

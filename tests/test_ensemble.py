@@ -166,3 +166,29 @@ def test_a_soup_of_seeds_is_scored(run: Path) -> None:
     started = time.monotonic()
     Ensemble.load(run)
     assert time.monotonic() - started < 2
+
+
+def test_a_symmetric_ensemble_moves_with_its_input(demo_run: Path) -> None:
+    """Averaged over the half turn, the prediction of a turned structure is the turned prediction."""
+    ensemble = Ensemble.load(demo_run)
+    assert ensemble.card.symmetric
+    with np.load(demo_run.parent / "few.npz") as archive:
+        x = np.unpackbits(archive["structure"][:4], axis=-1)
+    straight, turned = ensemble.predict(x), ensemble.predict(x[:, ::-1, ::-1])
+    for name in ("mean", "std"):
+        found, moved = getattr(turned, name), getattr(straight, name)[:, ::-1, ::-1]
+        np.testing.assert_allclose(found, moved, atol=1e-6)
+    plain = ensemble.predict_members(ensemble.prepare(x), symmetric=False)[0].mean((0, 1, 2, 3))
+    assert not np.allclose(straight.mean, plain, atol=1e-5)
+
+
+def test_the_score_of_a_symmetric_ensemble_is_that_of_its_blind_members(demo_run: Path) -> None:
+    ensemble = Ensemble.load(demo_run)
+    with np.load(demo_run.parent / "few.npz") as archive:
+        x, y = archive["structure"], archive["spectra"]
+    views = [ensemble.prepare(np.unpackbits(x, axis=-1)[:, None, ::step, ::step]) for step in (1, -1)]
+    one, two = (ensemble.average_folds(ensemble.predict_members(view, False)[0]) for view in views)
+    folds = (one + two[..., ::-1, ::-1, :]) / 2
+    blind = folds[0, ensemble.calibration.fold_of[0], np.arange(30)]
+    assert ensemble.card.score == pytest.approx(((blind - y) ** 2).mean(), rel=1e-5)
+    np.testing.assert_allclose(ensemble.residuals, y - blind, atol=1e-6)

@@ -110,3 +110,24 @@ def predict(
         f"{len(prediction.mean)} samples by {len(loaded.card.members)} members: {prediction.mean.shape} in {output}; "
         f"{int(prediction.flag.sum())} unlike the training samples"
     )
+
+
+@ensembles.command()
+def export(
+    source: Source,
+    output: Annotated[Path, typer.Argument(help="File to write: .pt2 (torch.export) or .onnx.")],
+    soup: Annotated[
+        bool, typer.Option("--soup", help="Average all members to one network, without intervals.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="A soup also where its score is worse.")] = False,
+) -> None:
+    """Write an ensemble to one file that runs without this package."""
+    from ray_ft.ensemble import Ensemble
+    from ray_ft.export import OUTPUTS, check_soup, export_ensemble
+
+    loaded = Ensemble.load(source)
+    if soup and not force:
+        check_soup(loaded)
+    path = export_ensemble(loaded, output, soup)
+    what = "one network, the mean" if soup else f"{len(loaded.card.members)} members; {', '.join(OUTPUTS)}"
+    typer.echo(f"export  {path}: {what} of inputs (n, {', '.join(map(str, loaded.card.input_shape))}) in float32")

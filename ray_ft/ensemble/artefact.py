@@ -58,6 +58,7 @@ class Card(Frozen):
         weights: By method, of the members in their order; those of a fold and repeat sum to 1.
         score: Of the blind members, with the run's metric.
         scores: The same by method.
+        soup_score: Of the blind members of a fold, their weights averaged over seeds; None where there is one seed.
         n_blind: Members that never saw a sample.
         level: Of the intervals, unless another is asked for.
         data_keys: Under which the inputs and targets stood in the run's `.npz`; empty for a file of one array.
@@ -79,6 +80,7 @@ class Card(Frozen):
     metric: str
     score: float
     scores: dict[str, float]
+    soup_score: float | None
     n_blind: int
     level: float
     symmetric: bool

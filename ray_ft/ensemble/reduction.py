@@ -69,7 +69,9 @@ def reduce_members(
     ensemble = Ensemble(card, network, members, calibrate(task, network, next(iter(chosen))))
     symmetric = predict_blind(task, ensemble, symmetric=True) if task.config.symmetry else {}
     blind = symmetric if choice.symmetric else blind
-    ensemble = save(task, settle(task, ensemble, blind))
+    ensemble = settle(task, ensemble, blind)
+    soup_score = score_soup(task, ensemble) if cv.seeds > 1 else None
+    ensemble = save(task, replace(ensemble, card=ensemble.card.model_copy(update={"soup_score": soup_score})))
     spread = np.sqrt(np.tensordot(weights[method].mean((0, 1)), (columns - blind[method]) ** 2, 1).mean(0))
     write_arrays(task.run.blind, mean=blind[method].mean(0), std=spread, targets=targets, zero_shot=zero_shot)
     return EnsembleSummary(
@@ -83,7 +85,7 @@ def reduce_members(
         by_strategy=score_by_strategy(columns, list(chosen), task),
         comparisons=comparisons,
         symmetric_score=score_blind(symmetric[method], task) if symmetric else None,
-        soup_score=score_soup(task, ensemble) if cv.seeds > 1 else None,
+        soup_score=soup_score,
     )
 
 
@@ -187,6 +189,7 @@ def fill_card(
     return Card(
         format=FORMAT, version=VERSION, run=config.name, license=config.ensemble.license, units=config.ensemble.units,
         strategies=tuple(chosen), method=method, weights=ordered, metric=config.cv.metric, score=math.nan, scores={},
+        soup_score=None,
         n_blind=len(chosen) * config.cv.repeats * config.cv.seeds, level=config.ensemble.level,
         symmetric=config.ensemble.symmetric, symmetry=config.symmetry, layout=config.layout,
         data_keys=(config.data.inputs.partition("::")[2], config.data.targets.partition("::")[2]),
@@ -278,7 +281,7 @@ def score_soup(task: Task, ensemble: Ensemble) -> float:
         "weights": {card.method: tuple(ensemble.weights.sum(-1).ravel().tolist())},
     }
     soup = replace(ensemble, card=card.model_copy(update=update), states=states)
-    return score_blind(predict_blind(task, soup)[card.method], task)
+    return score_blind(predict_blind(task, soup, card.symmetric)[card.method], task)
 
 
 def average_groups(tensor: Tensor, size: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 __all__ = ["Program", "read_program", "size_of", "write_program"]
 
 
-def size_of(tensor: Tensor, axis: int) -> int:
+def size_of(tensor: Tensor, axis: int) -> int | torch.SymInt:
     """The size along an axis, as a number that `vmap` leaves alone."""
     return tensor.shape[axis]
 

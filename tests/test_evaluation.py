@@ -1,0 +1,67 @@
+"""An ensemble on fresh samples, against the numbers by hand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_ft.ensemble import Ensemble
+from ray_ft.errors import ConfigError, DataError
+from ray_ft.evaluation import evaluate_ensemble, read_labelled
+
+
+def draw_fresh(n: int = 60) -> None:
+    """More of the toy's problem; the weights are those of the first draw."""
+    rng = np.random.default_rng(0)
+    rng.normal(size=(30, 6))
+    weights, x = rng.normal(size=(6, 3)), np.random.default_rng(1).normal(size=(n, 6))
+    np.save("fresh_x.npy", x.astype(np.float32))
+    np.save("fresh_y.npy", np.tanh(x @ weights).astype(np.float32))
+
+
+def test_numbers_are_those_of_the_predictions(run: Path) -> None:
+    draw_fresh()
+    ensemble, x, y = Ensemble.load(run), np.load("fresh_x.npy"), np.load("fresh_y.npy")
+    found = evaluate_ensemble(ensemble, read_labelled(ensemble, None, "fresh_x.npy", "fresh_y.npy"), 0.8)
+    prediction = ensemble.predict(x, level=0.8)
+    assert found.mse == pytest.approx(((prediction.mean - y) ** 2).mean(), rel=1e-5)
+    assert found.coverage == pytest.approx(((prediction.lower <= y) & (y <= prediction.upper)).mean())
+    inside = ((prediction.band_lower <= y) & (y <= prediction.band_upper)).all(1)
+    assert found.band_coverage == pytest.approx(inside.mean())
+    assert found.width == pytest.approx((prediction.upper - prediction.lower).mean(), rel=1e-5)
+    assert found.flagged == prediction.flag.mean()
+    assert found.coverage > 0.65
+    assert set(found.methods) == {"uniform", "greedy", "stacked", "single"}
+    levels = [point.nominal for point in found.calibration]
+    (at_level,) = (point for point in found.calibration if point.nominal == pytest.approx(0.8))
+    assert sorted(levels, reverse=True) == levels
+    assert (at_level.coverage, at_level.band_coverage) == (found.coverage, found.band_coverage)
+
+
+def test_the_command_prints_one_json_object_and_draws(run: Path, ray_ft: Callable[..., Any]) -> None:
+    draw_fresh()
+    words = ["evaluate", "run", "--inputs", "fresh_x.npy", "--targets", "fresh_y.npy"]
+    result = ray_ft(*words, "--json", "--plot", "calibration.png")
+    assert result.returncode == 0, result.stderr
+    content = json.loads(result.stdout)
+    assert {"mse", "coverage", "nominal", "width"} <= content.keys()
+    assert content["nominal"] == 0.9
+    assert Path("calibration.png").stat().st_size > 1000
+    assert "whole samples" in ray_ft(*words).stdout
+
+
+def test_labelled_samples_must_be_as_the_runs_were(run: Path, demo_run: Path) -> None:
+    draw_fresh()
+    ensemble = Ensemble.load(run)
+    with pytest.raises(DataError, match=r"got no inputs; give --inputs FILE\[::key\]"):
+        read_labelled(ensemble, "fresh_x.npy", None, "fresh_y.npy")
+    with pytest.raises(DataError, match=r"targets must have the shape \(3,\), got \(6,\) in fresh_x.npy"):
+        read_labelled(ensemble, None, "fresh_x.npy", "fresh_x.npy")
+    with pytest.raises(ConfigError, match="need at least"):
+        evaluate_ensemble(ensemble, read_labelled(ensemble, None, "fresh_x.npy", "fresh_y.npy"), 0.999)
+    of_structures = Ensemble.load(demo_run)
+    dataset = read_labelled(of_structures, str(demo_run.parent / "few.npz"), None, None)
+    assert len(dataset) == 30

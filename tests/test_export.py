@@ -1,0 +1,80 @@
+"""Exports: the same numbers in a process that does not have this package."""
+
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ray_ft.cross_validation import rebuild_ensemble
+from ray_ft.ensemble import Ensemble
+from ray_ft.errors import EnsembleError
+from ray_ft.export import OUTPUTS, average_weights, export_ensemble
+
+READ_PT2 = """
+import sys, numpy as np, torch
+outputs = torch.export.load(sys.argv[1]).module()(torch.from_numpy(np.load(sys.argv[2])))
+np.savez(sys.argv[3], *[output.detach().numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))])
+assert "ray_ft" not in sys.modules
+"""
+READ_ONNX = """
+import sys, numpy as np, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+assert '"format":"ray-ft ensemble"' in session.get_modelmeta().custom_metadata_map["card"]
+np.savez(sys.argv[3], *session.run(None, {"inputs": np.load(sys.argv[2])}))
+assert "ray_ft" not in sys.modules
+"""
+
+
+def run_elsewhere(path: Path, inputs: np.ndarray) -> list[np.ndarray]:
+    np.save("inputs.npy", inputs)
+    code = READ_PT2 if path.suffix == ".pt2" else READ_ONNX
+    command = [sys.executable, "-c", code, str(path), "inputs.npy", "outputs.npz"]
+    subprocess.run(command, check=True, capture_output=True)
+    with np.load("outputs.npz") as archive:
+        return list(archive.values())
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_exported_numbers_are_those_of_predict(run: Path, suffix: str) -> None:
+    rebuild_ensemble(run, strategies=["top", "last"], method="greedy", level=0.8)
+    ensemble, x = Ensemble.load(run), np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
+    found = run_elsewhere(export_ensemble(ensemble, Path("toy").with_suffix(suffix)), x)
+    expected = asdict(ensemble.predict(x))
+    for name, array in zip(OUTPUTS, found, strict=True):
+        np.testing.assert_allclose(array, expected[name], atol=1e-5, err_msg=name)
+
+
+def test_a_symmetric_ensemble_of_structures_is_exported(demo_run: Path, toy_folder: Path) -> None:
+    ensemble = Ensemble.load(demo_run)
+    with np.load(demo_run.parent / "few.npz") as archive:
+        x = np.unpackbits(archive["structure"][:4], axis=-1)
+    found = run_elsewhere(export_ensemble(ensemble, toy_folder / "demo.onnx"), x[:, None].astype(np.float32))
+    expected = asdict(ensemble.predict(x))
+    for name, array in zip(OUTPUTS, found, strict=True):
+        np.testing.assert_allclose(array, expected[name], atol=1e-4, err_msg=name)
+
+
+def test_a_soup_is_one_network_of_average_weights(run: Path) -> None:
+    ensemble, x = Ensemble.load(run), np.load("x.npy")
+    (found,) = run_elsewhere(export_ensemble(ensemble, Path("soup.pt2"), soup=True), x)
+    state = {name: tensor[0] for name, tensor in average_weights(ensemble).items()}
+    for name, tensor in ensemble.states["top"].items():
+        np.testing.assert_allclose(state[name], tensor.double().mean(0), atol=1e-6)
+    features = ensemble.network.compute_features(torch.from_numpy(x))
+    np.testing.assert_allclose(found, ensemble.network.apply_tail("top", state, features), atol=1e-6)
+
+
+def test_what_cannot_be_exported_is_refused(run: Path) -> None:
+    ensemble = Ensemble.load(run)
+    with pytest.raises(EnsembleError, match=r"an export ends in \.pt2 or \.onnx, got net\.pt"):
+        export_ensemble(ensemble, Path("net.pt"))
+    with pytest.raises(EnsembleError, match="an export must be writable"):
+        export_ensemble(ensemble, Path("/proc/net.pt2"))
+    rebuild_ensemble(run, strategies=["top", "last"])
+    with pytest.raises(EnsembleError, match="members of one strategy, got an ensemble of top, last"):
+        export_ensemble(Ensemble.load(run), Path("soup.pt2"), soup=True)
+    assert not list(Path().glob("*.pt2"))
