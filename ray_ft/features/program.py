@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 __all__ = ["Program", "read_program", "size_of", "write_program"]
@@ -116,8 +117,8 @@ def find_operation(name: str) -> Callable[..., Any]:
     packet, _, overload = rest.partition(".")
     if space != "aten" or packet.startswith(FORBIDDEN) or not hasattr(torch.ops.aten, packet):
         raise ValueError(f"a step must be an operation of torch's aten, got {name}")
-    function: Callable[..., Any] | None = getattr(getattr(torch.ops.aten, packet), overload, None)
-    if function is None:
+    function = getattr(getattr(torch.ops.aten, packet), overload, None)
+    if not isinstance(function, OpOverload):
         raise ValueError(f"this release of torch has no operation {name}")
     return function
 
