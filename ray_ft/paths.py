@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from ray_ft.errors import RunFolderError
+
 __all__ = [
     "CandidateFolder",
     "CurveFolder",
     "EnsembleFolder",
     "RunFolder",
+    "find_newest_run",
     "read_arrays",
     "replace_file",
     "write_arrays",
@@ -173,6 +176,19 @@ class CurveFolder:
 
     def figure(self, suffix: str) -> Path:
         return self.root / f"learning_curve.{suffix}"
+
+
+def find_newest_run(folder: Path) -> Path:
+    """Find the run in a folder that finished last.
+
+    Raises:
+        RunFolderError: There is none.
+    """
+    runs = [RunFolder(path) for path in folder.iterdir()] if folder.is_dir() else []
+    finished = [run for run in runs if run.summary.is_file()]
+    if not finished:
+        raise RunFolderError(f"a run must be named where {folder} has no finished one; give its folder with --run")
+    return max(finished, key=lambda run: run.summary.stat().st_mtime).root
 
 
 @contextmanager

@@ -1,12 +1,17 @@
 """A suggested batch: valid, without repetitions, spread over what the pool holds, and worth more than a random one."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_ft.ensemble import Ensemble
 from ray_ft.errors import DataError
-from ray_ft.suggestion import choose_batch
+from ray_ft.suggestion import choose_batch, suggest_samples
 
 N_CLUSTERS = 10
 
@@ -68,3 +73,22 @@ def test_units_do_not_matter(seed: int, scale: float, unit: float) -> None:
 def test_a_batch_that_the_pool_does_not_hold_is_refused(n: int) -> None:
     with pytest.raises(DataError, match=rf"one sample or more and at most the pool's 12, got {n}; ask for fewer"):
         choose_batch(np.ones((12, 3)), np.ones(12), n)
+
+
+def test_a_pool_is_chosen_from_by_an_ensemble(run: Path, ray_ft: Callable[..., Any]) -> None:
+    pool = np.random.default_rng(1).normal(size=(70, 6)).astype(np.float32)
+    ensemble = Ensemble.load(run)
+    found = suggest_samples(ensemble, pool, 5)
+    assert len(set(found.indices.tolist())) == 5
+    spread = ensemble.predict(pool).std
+    np.testing.assert_allclose(found.disagreement, np.sqrt((spread**2).mean(1)), rtol=1e-4)
+    assert found.indices[0] == found.disagreement.argmax()
+    np.save("pool.npy", pool)
+    result = ray_ft("suggest", "pool.npy", "--n", "5", "--run", "run")
+    assert result.returncode == 0, result.stderr
+    assert " ".join(map(str, found.indices)) in result.stdout
+    rows = Path("suggestion.csv").read_text().splitlines()
+    assert [int(row.split(",")[1]) for row in rows[1:]] == found.indices.tolist()
+    assert Path("suggestion.png").stat().st_size > 1000
+    assert "give its folder with --run" in ray_ft("suggest", "pool.npy").stderr
+    assert "at most the pool's 70, got 71" in ray_ft("suggest", "pool.npy", "--n", "71", "--run", "run").stderr

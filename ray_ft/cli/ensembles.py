@@ -131,3 +131,32 @@ def export(
     path = export_ensemble(loaded, output, soup)
     what = "one network, the mean" if soup else f"{len(loaded.card.members)} members; {', '.join(OUTPUTS)}"
     typer.echo(f"export  {path}: {what} of inputs (n, {', '.join(map(str, loaded.card.input_shape))}) in float32")
+
+
+@ensembles.command()
+def suggest(
+    pool: Annotated[str, typer.Argument(help="Structures without labels: .npy, .npz or .npz::key.")],
+    n: Annotated[int, typer.Option("--n", help="How many to choose.")] = 20,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN_OR_ENSEMBLE",
+            help="Whose members disagree; the newest run in runs/ where left out.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where to write: NAME.csv and NAME.png.")] = Path("suggestion"),
+) -> None:
+    """Choose which samples of a pool to measure next: where the members disagree, and far from one another."""
+    from ray_ft.data import read_array
+    from ray_ft.ensemble import Ensemble
+    from ray_ft.paths import find_newest_run
+    from ray_ft.report.ensembles import write_suggestion
+    from ray_ft.suggestion import suggest_samples
+
+    source = run or find_newest_run(Path("runs"))
+    found = suggest_samples(Ensemble.load(source), read_array(pool), n, pool)
+    files = write_suggestion(found, out)
+    typer.echo(f"measure next, in this order, of {len(found.disagreement)} in {pool}, by {source}:")
+    typer.echo("  " + " ".join(map(str, found.indices)))
+    typer.echo(f"written  {files[0]}, {files[1]}")

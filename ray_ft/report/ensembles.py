@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Group
 from rich.table import Table
@@ -9,12 +10,14 @@ from rich.text import Text
 
 from ray_ft.errors import DataError
 from ray_ft.evaluation import Evaluation
+from ray_ft.paths import write_text
 from ray_ft.report.figures import COLORS, MUTED, draw_grid, use_style
 from ray_ft.report.page import save_figure
 from ray_ft.report.words import Unit, choose_unit, say_pair
+from ray_ft.suggestion import Suggestion
 from ray_ft.summary import EnsembleSummary
 
-__all__ = ["render_ensemble", "render_evaluation", "write_calibration"]
+__all__ = ["render_ensemble", "render_evaluation", "write_calibration", "write_suggestion"]
 
 LABELS = {"single": "best member alone"}
 
@@ -82,6 +85,50 @@ def draw_calibration(found: Evaluation) -> Figure:
     axes.set_ylabel(f"coverage of {found.n_samples} fresh samples")
     axes.legend()
     return figure
+
+
+def draw_suggestion(found: Suggestion) -> Figure:
+    """The pool in the two directions in which its features vary most, and what was chosen of it."""
+    centred = found.features - found.features.mean(0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    places = centred @ directions[:2].T
+    places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
+    figure, (axes,) = draw_grid(1, 4.0)
+    spots = axes.scatter(places[:, 0], places[:, 1], c=found.disagreement, s=14, cmap="cividis", linewidths=0)
+    figure.colorbar(spots, ax=axes, label="disagreement of the members").outline.set_visible(False)
+    axes.scatter(
+        places[found.indices, 0],
+        places[found.indices, 1],
+        s=60,
+        facecolors="none",
+        edgecolors=COLORS[4],
+        linewidths=1.2,
+    )
+    for rank, index in enumerate(found.indices, start=1):
+        axes.annotate(str(rank), places[index], xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set_xlabel("first principal component of the features")
+    axes.set_ylabel("second")
+    return figure
+
+
+def write_suggestion(found: Suggestion, name: Path) -> tuple[Path, Path]:
+    """Write the chosen samples as a table, and draw them.
+
+    Raises:
+        DataError: The path cannot be written.
+    """
+    rows = [
+        f"{rank},{index},{found.disagreement[index]:.6g},{found.p_value[index]:.4g}"
+        for rank, index in enumerate(found.indices, start=1)
+    ]
+    table, picture = (name.with_name(name.name + suffix) for suffix in (".csv", ".png"))
+    try:
+        write_text(table, "\n".join(["rank,index,disagreement,p_value_of_novelty", *rows]) + "\n")
+        with use_style():
+            save_figure(draw_suggestion(found), picture)
+    except OSError as error:
+        raise DataError(f"--out must be writable, got {name}: {error.strerror}") from error
+    return table, picture
 
 
 def write_calibration(found: Evaluation, path: Path) -> Path:
