@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from ray_ft.config import Config, load_config
-from ray_ft.cross_validation import cross_validate
-from ray_ft.errors import RunFolderError
+from ray_ft.cross_validation import cross_validate, rebuild_ensemble
+from ray_ft.errors import RunFolderError, UserError
 from ray_ft.paths import RunFolder
 from ray_ft.report.page import write_report
 from ray_ft.report.terminal import render_summary
@@ -119,3 +119,37 @@ def test_a_run_that_is_not_finished_or_damaged_has_no_report(toy_config: Config,
     run.summary.write_text(run.summary.read_text()[:-20])
     with pytest.raises(RunFolderError, match="must be a summary as this release writes it"):
         write_report(run.root)
+
+
+def test_a_damaged_or_missing_file_is_named_in_one_line(toy_config: Config, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    summary = cross_validate(toy_config, run.root, inline=True)
+    chosen = run.candidate(f"{summary.winner}-{summary.strategies[summary.winner].chosen_candidates[0][0]:03d}")
+    commands = {run.splits: write_report, run.plan: write_report, run.config: write_report}
+    read_again = (run.provenance, run.verdicts, chosen.members, chosen.predictions)
+    commands |= dict.fromkeys(read_again, rebuild_ensemble)
+    for path, command in commands.items():
+        whole = path.read_bytes()
+        for damage in (b"{}", b"[1", None):
+            if damage is None:
+                path.unlink()
+            else:
+                path.write_bytes(damage)
+            with pytest.raises(UserError) as caught:
+                command(run.root)
+            assert "\n" not in str(caught.value)
+            assert path.name in str(caught.value) or path.parent.name in str(caught.value)
+        path.write_bytes(whole)
+    chosen.result.write_text("[1")
+    with pytest.raises(RunFolderError, match="a candidate's result is JSON"):
+        rebuild_ensemble(run.root)
+    run.provenance.write_text("{}")
+    with pytest.raises(RunFolderError, match="a run holds its provenance"):
+        cross_validate(toy_config, run.root, inline=True)
+
+
+def test_a_report_that_cannot_be_written_says_so(toy_config: Config, tmp_path: Path) -> None:
+    cross_validate(toy_config, tmp_path / "run", inline=True)
+    (tmp_path / "run/figures").touch()
+    with pytest.raises(RunFolderError, match=r"goes into its run's folder, got .*figures: File exists"):
+        write_report(tmp_path / "run")
