@@ -98,7 +98,7 @@ def prepare(config: Config, out: Path) -> Prepared:
         UserError: It breaks a rule.
     """
     data, cv = config.data, config.cv
-    dataset = load_dataset(data.inputs, data.targets, config.layout, data.groups, data.stratify)
+    dataset = load_dataset(data.inputs, data.targets, config.layout, data.groups, data.stratify, cv.folds)
     splits = deal_folds(dataset.groups, cv.folds, cv.repeats, cv.seed, dataset.strata)
     if cv.train_size is not None:
         splits = limit_training(splits, dataset.groups, cv.train_size)
