@@ -202,6 +202,14 @@ def test_a_diverging_candidate_fails_alone_and_never_wins(toy_folder: Path) -> N
     assert summary.strategies["wild"].score_mean is None
 
 
+@pytest.mark.parametrize("options", [{"training.batch_size": 1}, {"cv.train_size": 1}])
+def test_batch_norm_of_one_sample_is_not_taken_for_a_high_learning_rate(toy_folder: Path, options: dict) -> None:
+    full = {"train": ["*"], "lr": 1e-3, "epochs": 2}
+    config = load_config(toy_folder / "toy.yaml", {"strategies.full": full, "cv.strategies": ["full"], **options})
+    with pytest.raises(RunError, match=r"of two or more samples, got one: body\.1\.running_var is no number"):
+        cross_validate(config, toy_folder / "run", inline=True)
+
+
 def test_a_pattern_that_matches_nothing_leaves_nothing_behind(toy_folder: Path) -> None:
     config = load_config(
         toy_folder / "toy.yaml", {"strategies.x": {"train": ["haed.*"], "lr": 1, "epochs": 1}, "cv.strategies": ["x"]}
