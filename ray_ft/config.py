@@ -262,7 +262,7 @@ def fix_values(strategy: StrategyConfig, training: TrainingSection) -> StrategyC
     return StrategyConfig.model_validate({"description": strategy.description, "stages": stages})
 
 
-def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a config file, or the embedded demo's, under overrides.
 
     Args:
@@ -273,6 +273,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
         ConfigError: The file is missing or no YAML mapping, or any key or value in it is not valid;
             the message lists all of them.
     """
+    path = None if path is None else Path(path)
     raw = read_yaml(path or DEMO_FOLDER / "config.yaml")
     if path is None:
         place_in_demo_folder(raw)
