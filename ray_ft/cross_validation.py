@@ -17,10 +17,10 @@ from rich.console import Console
 from torch import nn
 
 from ray_ft.baselines import score_baselines
-from ray_ft.config import Config
+from ray_ft.config import STRATEGIES_FILE, Config, read_yaml
 from ray_ft.data import load_dataset
 from ray_ft.ensemble import reduce_members
-from ray_ft.errors import DataError, RunError, RunFolderError, UserError, WeightsError, first_few
+from ray_ft.errors import DataError, RunError, RunFolderError, StrategyError, UserError, WeightsError, first_few
 from ray_ft.folds import deal_folds, deal_inner, limit_training
 from ray_ft.models import build_network, read_weights
 from ray_ft.paths import RunFolder, write_json, write_text
@@ -127,10 +127,17 @@ def match_strategies(
     trained, parts = {}, {}
     for strategy, settings in config.selected.items():
         (stage,) = settings.stages
-        trained[strategy] = select_trained(strategy, stage, names)
+        try:
+            trained[strategy] = select_trained(strategy, stage, names)
+            if stage.head_dropout is not None:
+                find_head_dropouts(network)  # raises if there is none
+        except StrategyError as error:
+            shipped = read_yaml(STRATEGIES_FILE).get(strategy, {})
+            if config.cv.strategies or list(stage.train) != shipped.get("train"):
+                raise
+            hint = f"{strategy} is shipped for DiffractionNet: name your own with --strategies (cv.strategies)"
+            raise StrategyError(f"{error}; {hint}") from error
         parts[strategy] = count_by_part(network, trained[strategy])
-        if stage.head_dropout is not None:
-            find_head_dropouts(network)  # raises if there is none
     return trained, parts
 
 
@@ -250,8 +257,10 @@ def compare(old: Any, new: Any, key: str) -> Iterator[str]:
         yield f"{key}: {json.dumps(old)} there, {json.dumps(new)} here"
 
 
-def reduce_run(prepared: Prepared, verdicts: dict[str, Verdict], started: float) -> Summary:
-    """Score the strategies, build the winner's ensemble, and write the summary."""
+def reduce_run(
+    prepared: Prepared, verdicts: dict[str, Verdict], started: float, wall_s: float | None = None
+) -> Summary:
+    """Score the strategies, build the winner's ensemble, and write the summary, with the time that is given if any."""
     task, plan, cv = prepared.task, prepared.plan, prepared.task.config.cv
     scores = score_strategies(task.run, plan, verdicts, task.splits)
     winner = pick_winner(scores)
@@ -281,7 +290,7 @@ def reduce_run(prepared: Prepared, verdicts: dict[str, Verdict], started: float)
         selection=correct_selection(losses, task.dataset.groups, cv.seed),
         ensemble=reduce_members(task, plan, winner, complete[winner], prepared.trained[winner], prepared.zero_shot),
         notes=[*task.dataset.notes, *find_notes(task.run, plan, scores)],
-        wall_s=time.monotonic() - started,
+        wall_s=time.monotonic() - started if wall_s is None else wall_s,
     )
     write_summary(task.run, summary)
     return summary
@@ -306,5 +315,9 @@ def rebuild_ensemble(root: Path) -> EnsembleSummary:
     verdicts = load_verdicts(run)
     load_provenance(run)  # without it the folder would pass for one that is not a run's
     prepared = prepare(load_run_config(run), root)
+    try:
+        trained_s = Summary.load(root).wall_s
+    except RunFolderError:  # it has none yet, or that of another release
+        trained_s = None
     with open_run(prepared):
-        return reduce_run(prepared, verdicts, time.monotonic()).ensemble
+        return reduce_run(prepared, verdicts, time.monotonic(), trained_s).ensemble
