@@ -24,7 +24,16 @@ from ray_ft.metrics import score_predictions
 from ray_ft.paths import CurveFolder, RunFolder, replace_file, write_text
 from ray_ft.plan import CandidateSpec
 from ray_ft.report import figures
-from ray_ft.report.words import Unit, choose_unit, describe_shape, label, say_changes, say_sureness, say_winner, unit_of
+from ray_ft.report.words import (
+    Unit,
+    describe_shape,
+    label,
+    say_changes,
+    say_sureness,
+    say_winner,
+    unit_of,
+    unit_of_curve,
+)
 from ray_ft.results import load_blind, load_history, load_plan, load_provenance, load_run_config, load_splits
 from ray_ft.sample_size import LearningCurve
 from ray_ft.scores import Curves, build_curves
@@ -115,7 +124,7 @@ def writing(root: Path) -> Iterator[None]:
 
 def write_curve_figure(curve: LearningCurve, root: str | Path) -> list[Path]:
     """Draw a learning curve into its folder, as PNG and SVG."""
-    unit = choose_unit(score for each in curve.curves.values() for score in each.score_mean)
+    unit = unit_of_curve(curve)
     with figures.use_style(), writing(Path(root)):
         figure = figures.draw_learning_curve(curve, unit)
         return [save_figure(figure, CurveFolder(Path(root)).figure(suffix)) for suffix in ("png", "svg")]
@@ -142,6 +151,8 @@ def draw_plates(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
     for name, figure in drawn.items():
         if figure is not None:
             title, caption = CAPTIONS[name]
+            if name == "search" and summary.protocol == "nested":
+                caption = caption.replace("held-out loss", "loss of the inner parts")
             yield name, title, caption, figure
     yield from draw_samples(findings)
 
