@@ -70,6 +70,11 @@ class Splits:
         """What members predict after each epoch: the held-out samples, then the inner part."""
         return np.concatenate([self.held_out(repeat, fold), self.inner(repeat, fold)])
 
+    @property
+    def n_train(self) -> float:
+        """Mean samples of the training parts."""
+        return self.n_samples / self.n_folds / self.test_share
+
     @cached_property
     def test_share(self) -> float:
         """Held-out samples for each that may be learned from, n_test / n_train of the corrected tests."""
