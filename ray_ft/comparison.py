@@ -170,7 +170,7 @@ def count_repeats(
         n = n_repeats * n_folds
         shift = abs(difference) / (deviation * math.sqrt(1 / n + test_share))
         critical = stats.t.ppf(1 - level / 2, n - 1)
-        power = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
+        power = stats.nct.sf(critical, n - 1, shift)  # on the other side next to none is left, where scipy has NaN
         if power >= POWER:
             return n_repeats
     return None

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,17 +17,17 @@ from rich.console import Console
 from torch import nn
 
 from ray_ft.baselines import score_baselines
-from ray_ft.config import Config, reload_config
+from ray_ft.config import STRATEGIES_FILE, Config, read_yaml, reload_config
 from ray_ft.data import load_dataset
 from ray_ft.ensemble import reduce_members
-from ray_ft.errors import DataError, RunError, RunFolderError, UserError, WeightsError, first_few
+from ray_ft.errors import DataError, RunError, RunFolderError, StrategyError, UserError, WeightsError, first_few
 from ray_ft.folds import deal_folds, deal_inner, limit_training
 from ray_ft.models import build_network, read_weights
 from ray_ft.paths import RunFolder, write_json, write_text
 from ray_ft.plan import CandidateSpec, build_plan
 from ray_ft.progress import Display
 from ray_ft.provenance import describe_environment, hash_arrays, hash_tensors
-from ray_ft.results import Verdict, gather_losses, load_verdicts, score_strategies
+from ray_ft.results import Verdict, gather_losses, load_provenance, load_verdicts, score_strategies
 from ray_ft.runner import run_trials
 from ray_ft.scores import pick_winner
 from ray_ft.selection import correct_selection
@@ -44,9 +43,7 @@ from ray_ft.summary import (
 )
 from ray_ft.task import Task
 
-__all__ = ["Prepared", "cross_validate", "open_run", "prepare", "rebuild_ensemble", "reduce_run"]
-
-OWN_FILES = (".lock", "config.yaml", "splits.json", "plan.json")  # what a run that was cut off at its start leaves
+__all__ = ["Prepared", "check_record", "cross_validate", "open_run", "prepare", "rebuild_ensemble", "reduce_run"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def cross_validate(config: Config, out: str | Path, inline: bool = False, consol
     started = time.monotonic()
     prepared = prepare(config, Path(out))
     run = prepared.task.run
-    with open_run(prepared), forget_on_user_error(run):
+    with open_run(prepared):
         if run.summary.exists():
             return Summary.load(out)
         n_members = config.cv.folds * config.cv.seeds * config.cv.repeats
@@ -101,7 +98,7 @@ def prepare(config: Config, out: Path) -> Prepared:
         UserError: It breaks a rule.
     """
     data, cv = config.data, config.cv
-    dataset = load_dataset(data.inputs, data.targets, config.layout, data.groups, data.stratify)
+    dataset = load_dataset(data.inputs, data.targets, config.layout, data.groups, data.stratify, cv.folds)
     splits = deal_folds(dataset.groups, cv.folds, cv.repeats, cv.seed, dataset.strata)
     if cv.train_size is not None:
         splits = limit_training(splits, dataset.groups, cv.train_size)
@@ -130,10 +127,17 @@ def match_strategies(
     trained, parts = {}, {}
     for strategy, settings in config.selected.items():
         (stage,) = settings.stages
-        trained[strategy] = select_trained(strategy, stage, names)
+        try:
+            trained[strategy] = select_trained(strategy, stage, names)
+            if stage.head_dropout is not None:
+                find_head_dropouts(network)  # raises if there is none
+        except StrategyError as error:
+            shipped = read_yaml(STRATEGIES_FILE).get(strategy, {})
+            if config.cv.strategies or list(stage.train) != shipped.get("train"):
+                raise
+            hint = f"{strategy} is shipped for DiffractionNet: name your own with --strategies (cv.strategies)"
+            raise StrategyError(f"{error}; {hint}") from error
         parts[strategy] = count_by_part(network, trained[strategy])
-        if stage.head_dropout is not None:
-            find_head_dropouts(network)  # raises if there is none
     return trained, parts
 
 
@@ -151,35 +155,20 @@ def predict_zero_shot(
 
 
 @contextmanager
-def forget_on_user_error(run: RunFolder) -> Iterator[None]:
-    """Remove a run folder in which nothing was trained when it turns out that the run cannot start."""
-    try:
-        yield
-    except UserError:
-        if not run.candidates.exists():
-            shutil.rmtree(run.root)
-        raise
-
-
-@contextmanager
 def open_run(prepared: Prepared) -> Iterator[None]:
     """Make the run folder, or make sure that it holds this very run; keep others out while it is open.
 
+    What this call wrote goes again when it turns out that the run cannot start.
+
     Raises:
-        RunFolderError: It cannot be written, is in use, or holds another run.
+        RunFolderError: It cannot be written, is in use, or holds another run or other files.
     """
     task = prepared.task
-    run = task.run
-    record = {
-        "config": task.config.identity(),
-        "splits_hash": task.splits.hash,
-        "data_hash": hash_arrays(task.dataset.inputs, task.dataset.targets),
-        "weights_hash": hash_tensors(task.weights),
-    }
-    check_record(run, record)
+    run, made = task.run, not task.run.root.exists()
     try:
+        record = check_record(task)
         run.root.mkdir(parents=True, exist_ok=True)
-        lock = run.lock.open("w")
+        lock = run.lock.open("a")
     except OSError as error:
         raise RunFolderError(f"the run folder must be writable, got {run.root}: {error.strerror}; set --out") from error
     with lock:
@@ -189,25 +178,52 @@ def open_run(prepared: Prepared) -> Iterator[None]:
             raise RunFolderError(
                 f"one command at a time may use a run folder, got {run.root}, which is in use"
             ) from error
-        if not run.provenance.exists():
-            write_text(run.config, yaml.safe_dump(task.config.model_dump(mode="json"), sort_keys=False))
-            write_json(run.splits, {"hash": task.splits.hash, **asdict(task.splits)})
-            write_json(run.plan, [spec.as_dict() for spec in prepared.plan])
-            write_json(run.provenance, record | {"environment": describe_environment()})
+        if run.provenance.exists():
+            yield
+            return
+        write_text(run.config, yaml.safe_dump(task.config.model_dump(mode="json"), sort_keys=False))
+        write_json(run.splits, {"hash": task.splits.hash, **asdict(task.splits)})
+        write_json(run.plan, [spec.as_dict() for spec in prepared.plan])
+        write_json(run.provenance, record | {"environment": describe_environment()})
+        with forget_on_user_error(run, made):
+            yield
+
+
+@contextmanager
+def forget_on_user_error(run: RunFolder, made: bool) -> Iterator[None]:
+    """Remove the files of a run in which nothing was trained, and its folder if it was made for it."""
+    try:
         yield
+    except UserError:
+        if not run.candidates.exists():
+            for path in (run.provenance, run.plan, run.splits, run.config, run.lock):
+                path.unlink(missing_ok=True)
+            if made and not any(run.root.iterdir()):
+                run.root.rmdir()
+        raise
 
 
-def check_record(run: RunFolder, record: Mapping[str, Any]) -> None:
+def check_record(task: Task) -> dict[str, Any]:
+    """Write down what a run is made of, and make sure that its folder holds nothing else.
+
+    Raises:
+        RunFolderError: It holds another run, other files, or a record that is damaged.
+    """
+    run = task.run
+    record = {
+        "config": task.config.identity(),
+        "splits_hash": task.splits.hash,
+        "data_hash": hash_arrays(task.dataset.inputs, task.dataset.targets),
+        "weights_hash": hash_tensors(task.weights),
+    }
     if not run.provenance.exists():
-        strangers = (
-            [path.name for path in run.root.iterdir() if path.name not in OWN_FILES] if run.root.is_dir() else []
-        )
+        strangers = list_strangers(run)
         if strangers:
             raise RunFolderError(
                 f"a new run needs an empty folder, got {run.root} with {first_few(strangers)}; choose another --out"
             )
-        return
-    old = json.loads(run.provenance.read_text())
+        return record
+    old = load_provenance(run)
     changes = list(compare(old["config"], record["config"], ""))
     for key, what in (
         ("data_hash", "the data"),
@@ -222,6 +238,14 @@ def check_record(run: RunFolder, record: Mapping[str, Any]) -> None:
             f"a run folder goes on with the config that it was made with, but {run.root} differs\n{listed}\n"
             "choose another --out, or remove the folder"
         )
+    return record
+
+
+def list_strangers(run: RunFolder) -> list[str]:
+    """Name the files of a folder that are not what a run cut off at its start leaves; that always has a lock."""
+    names = sorted(path.name for path in run.root.iterdir()) if run.root.is_dir() else []
+    own = (run.lock, run.config, run.splits, run.plan) if run.lock.exists() else ()
+    return [name for name in names if name not in {path.name for path in own}]
 
 
 def compare(old: Any, new: Any, key: str) -> Iterator[str]:
@@ -233,8 +257,10 @@ def compare(old: Any, new: Any, key: str) -> Iterator[str]:
         yield f"{key}: {json.dumps(old)} there, {json.dumps(new)} here"
 
 
-def reduce_run(prepared: Prepared, verdicts: dict[str, Verdict], started: float) -> Summary:
-    """Score the strategies, build the winner's ensemble, and write the summary."""
+def reduce_run(
+    prepared: Prepared, verdicts: dict[str, Verdict], started: float, wall_s: float | None = None
+) -> Summary:
+    """Score the strategies, build the winner's ensemble, and write the summary, with the time that is given if any."""
     task, plan, cv = prepared.task, prepared.plan, prepared.task.config.cv
     scores = score_strategies(task.run, plan, verdicts, task.splits)
     winner = pick_winner(scores)
@@ -264,7 +290,7 @@ def reduce_run(prepared: Prepared, verdicts: dict[str, Verdict], started: float)
         selection=correct_selection(losses, task.dataset.groups, cv.seed),
         ensemble=reduce_members(task, plan, scores, winner, prepared.zero_shot),
         notes=[*task.dataset.notes, *find_notes(task.run, plan, scores)],
-        wall_s=time.monotonic() - started,
+        wall_s=time.monotonic() - started if wall_s is None else wall_s,
     )
     write_summary(task.run, summary)
     return summary
@@ -292,6 +318,11 @@ def rebuild_ensemble(root: Path, **choice: Any) -> EnsembleSummary:
     """
     run = RunFolder(root)
     verdicts = load_verdicts(run)
+    load_provenance(run)  # without it the folder would pass for one that is not a run's
     prepared = prepare(reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()}), root)
+    try:
+        trained_s = Summary.load(root).wall_s
+    except RunFolderError:  # it has none yet, or that of another release
+        trained_s = None
     with open_run(prepared):
-        return reduce_run(prepared, verdicts, time.monotonic()).ensemble
+        return reduce_run(prepared, verdicts, time.monotonic(), trained_s).ensemble

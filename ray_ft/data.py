@@ -26,6 +26,7 @@ __all__ = [
 
 STRUCTURE_AXES, SPECTRA_AXES = (-2, -1), (-3, -2)
 SIDE_PX = 128
+N_BINS = 5  # into which a column of numbers is cut, at most
 RGB_OF_QUADRANT = [[0, 1], [1, 2]]  # a Bayer cell: [[R, G], [G, B]]
 
 
@@ -44,7 +45,7 @@ class Dataset:
 
 
 def load_dataset(
-    inputs: str, targets: str, layout: str, groups: str | None = None, stratify: str | None = None
+    inputs: str, targets: str, layout: str, groups: str | None = None, stratify: str | None = None, n_folds: int = 5
 ) -> Dataset:
     """Read and check a data set.
 
@@ -55,6 +56,7 @@ def load_dataset(
             spectra (n, 2, 2, L) or, with reversed sign, (n, 3, L) as R, G, B. `raw`: arrays as they are.
         groups: Column of labels; samples that share one stay on one side of a split.
         stratify: Column of labels or numbers to spread evenly over the folds.
+        n_folds: Their number, to which the classes that numbers are cut into are matched.
 
     Raises:
         DataError: A file is unreadable, or its content breaks a rule.
@@ -77,7 +79,8 @@ def load_dataset(
     group_column, strata = (column if column is None else column[kept] for column in columns)
     orbits = label_orbits(x, list(OPERATIONS) if layout == "diffraction" else [])
     joined = join_groups([orbits] if group_column is None else [orbits, group_column])
-    return Dataset(x, y, joined, bin_strata(strata), describe_changes(kept, orbits))
+    binned = None if strata is None else bin_strata(strata, stratify or "", n_folds)
+    return Dataset(x, y, joined, binned, describe_changes(kept, orbits))
 
 
 def read_array(source: str) -> Shaped[np.ndarray, "..."]:
@@ -184,11 +187,24 @@ def label_orbits(inputs: Float[np.ndarray, "sample *input"], operations: Sequenc
     return np.array([numbers[content] for content in canonical])
 
 
-def bin_strata(column: Shaped[np.ndarray, " sample"] | None, n_bins: int = 5) -> Int[np.ndarray, " sample"] | None:
-    """Number the classes of a column; real numbers are cut at their quantiles."""
-    if column is None:
-        return None
-    if column.dtype.kind == "f":
+def bin_strata(column: Shaped[np.ndarray, " sample"], source: str, n_folds: int) -> Int[np.ndarray, " sample"]:
+    """Number the classes of a column.
+
+    Real numbers are cut at their quantiles, and so are whole ones if their classes have fewer samples than there are
+    folds on average: up to five bins, each large enough for all folds.
+
+    Raises:
+        DataError: A number is missing.
+    """
+    broken = list(np.flatnonzero(~np.isfinite(column))) if column.dtype.kind == "f" else []
+    if len(broken):
+        raise DataError(
+            f"data.stratify must have a number for each sample, got NaN or infinity in {source} "
+            f"(samples {first_few([str(i) for i in broken])}); fill them in or leave data.stratify out"
+        )
+    many = len(np.unique(column)) * n_folds > len(column)
+    if column.dtype.kind == "f" or (column.dtype.kind in "iu" and many):
+        n_bins = max(1, min(N_BINS, len(column) // n_folds))
         column = np.searchsorted(np.quantile(column, np.arange(1, n_bins) / n_bins), column)
     return np.unique(column, return_inverse=True)[1]
 

@@ -6,6 +6,7 @@ nested protocol, and for what a learning curve does without.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -69,6 +70,11 @@ class Splits:
         """What members predict after each epoch: the held-out samples, then the inner part."""
         return np.concatenate([self.held_out(repeat, fold), self.inner(repeat, fold)])
 
+    @property
+    def n_train(self) -> float:
+        """Mean samples of the training parts."""
+        return self.n_samples / self.n_folds / self.test_share
+
     @cached_property
     def test_share(self) -> float:
         """Held-out samples for each that may be learned from, n_test / n_train of the corrected tests."""
@@ -93,13 +99,19 @@ def deal_folds(
         strata: Class of each sample.
 
     Raises:
-        DataError: There are fewer groups than folds.
+        DataError: There are fewer groups than folds, or no stratum has a sample for each fold.
     """
     n_groups = len(np.unique(groups))
     if n_groups < n_folds:
         raise DataError(
             f"the samples must make at least as many groups as there are folds, got {len(groups)} samples in "
             f"{n_groups} groups for {n_folds} folds; lower cv.folds or add samples"
+        )
+    largest = n_folds if strata is None else int(np.unique(strata, return_counts=True)[1].max())
+    if largest < n_folds:
+        raise DataError(
+            f"some class of data.stratify must have a sample for each of {n_folds} folds, got {largest} in the largest "
+            "one; bin the column, lower cv.folds, or leave data.stratify out"
         )
     return Splits(tuple(deal_once(groups, n_folds, seed + repeat, strata) for repeat in range(n_repeats)), seed)
 
@@ -114,7 +126,10 @@ def limit_training(splits: Splits, groups: Int[np.ndarray, " sample"], size: int
     """
     smallest = min(len(splits.training_part(r, k)) for r in range(splits.n_repeats) for k in range(splits.n_folds))
     if size > smallest:
-        raise DataError(f"cv.train_size must be at most the smallest training part, {smallest} samples, got {size}")
+        raise DataError(
+            f"cv.train_size (or --sizes) must be at most the smallest training part, {smallest} samples, got {size}; "
+            "lower it"
+        )
 
     def choose_unused(repeat: int, fold: int) -> tuple[int, ...]:
         part = splits.training_part(repeat, fold)
@@ -123,7 +138,7 @@ def limit_training(splits: Splits, groups: Int[np.ndarray, " sample"], size: int
         rank = rng.permutation(len(labels))[index]
         kept = rank < np.searchsorted(np.bincount(rank).cumsum(), size, side="right")
         if not kept.any():
-            raise DataError(f"cv.train_size must hold at least one group of samples, got {size}; raise it")
+            raise DataError(f"cv.train_size (or --sizes) must hold at least one group of samples, got {size}; raise it")
         return tuple(part[~kept].tolist())
 
     return replace(splits, unused_of=map_folds(choose_unused, splits))
@@ -161,10 +176,14 @@ def deal_once(
 ) -> tuple[int, ...]:
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold  # a second, which only the dealer pays
 
-    splitter = (GroupKFold if strata is None else StratifiedGroupKFold)(n_folds, shuffle=True, random_state=seed)
+    # Of inner and limited parts, which are small, all classes may have fewer samples than there are folds.
+    stratified = strata is not None and np.unique(strata, return_counts=True)[1].max() >= n_folds
+    splitter = (StratifiedGroupKFold if stratified else GroupKFold)(n_folds, shuffle=True, random_state=seed)
     fold_of = np.empty(len(groups), int)
-    for fold, (_, held_out) in enumerate(splitter.split(groups, strata, groups)):
-        fold_of[held_out] = fold
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # it is in as many folds as it has samples
+        for fold, (_, held_out) in enumerate(splitter.split(groups, strata, groups)):
+            fold_of[held_out] = fold
     return tuple(fold_of.tolist())
 
 

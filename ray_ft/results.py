@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,6 +34,9 @@ __all__ = [
     "load_verdicts",
     "score_strategies",
 ]
+
+
+RECORDED = ("config", "splits_hash", "data_hash", "weights_hash", "environment")  # in a run's provenance
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,16 @@ def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
     """Read the verdicts.
 
     Raises:
-        RunFolderError: There are none: the folder is no run, or the run is not finished.
+        RunFolderError: They are missing or damaged: the folder is no run, or the run is not finished.
     """
-    if not run.verdicts.exists():
+    try:
+        verdicts = json.loads(run.verdicts.read_text(encoding="utf-8"))
+        return {spec.name: Verdict(**verdicts[spec.name]) for spec in load_plan(run)}
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunFolderError(
-            f"a finished run holds {run.verdicts.name}, got {run.root} without it; repeat its cv command"
-        )
-    return {name: Verdict(**verdict) for name, verdict in json.loads(run.verdicts.read_text()).items()}
+            f"a finished run holds {run.verdicts.name}, got {run.root} where it is missing or damaged; "
+            f"remove its {run.summary.name}, if any, and repeat its cv command"
+        ) from error
 
 
 def load_plan(run: RunFolder) -> tuple[CandidateSpec, ...]:
@@ -77,7 +85,7 @@ def load_plan(run: RunFolder) -> tuple[CandidateSpec, ...]:
     try:
         return TypeAdapter(tuple[CandidateSpec, ...]).validate_json(run.plan.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"a run holds its plan, got {run.plan}, which is missing or damaged") from error
+        raise RunFolderError(say_damaged("its plan", run.plan)) from error
 
 
 def load_provenance(run: RunFolder) -> dict[str, Any]:
@@ -87,12 +95,14 @@ def load_provenance(run: RunFolder) -> dict[str, Any]:
         RunFolderError: It is missing or damaged.
     """
     try:
-        provenance: dict[str, Any] = json.loads(run.provenance.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"a run holds its provenance, got {run.provenance}, which is missing or damaged"
-        ) from error
-    return provenance
+        provenance = json.loads(run.provenance.read_text(encoding="utf-8"))
+        return {key: provenance[key] for key in RECORDED}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(say_damaged("its provenance", run.provenance)) from error
+
+
+def say_damaged(what: str, path: Path) -> str:
+    return f"a run holds {what}, got {path}, which is missing or damaged; restore it, or run again into another --out"
 
 
 def load_blind(run: RunFolder) -> dict[str, Float[np.ndarray, "sample *target"]]:
@@ -112,20 +122,37 @@ def load_blind(run: RunFolder) -> dict[str, Float[np.ndarray, "sample *target"]]
 
 
 def load_splits(run: RunFolder) -> Splits:
-    content = json.loads(run.splits.read_text())
-    by_fold = [
-        tuple(tuple(tuple(samples) for samples in repeat) for repeat in content[key])
-        for key in ("inner_of", "unused_of")
-    ]
-    return Splits(tuple(tuple(repeat) for repeat in content["fold_of"]), content["seed"], *by_fold)
+    """Read the folds.
+
+    Raises:
+        RunFolderError: They are missing or damaged.
+    """
+    try:
+        content = json.loads(run.splits.read_text(encoding="utf-8"))
+        by_fold = [
+            tuple(tuple(tuple(samples) for samples in repeat) for repeat in content[key])
+            for key in ("inner_of", "unused_of")
+        ]
+        return Splits(tuple(tuple(repeat) for repeat in content["fold_of"]), content["seed"], *by_fold)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(say_damaged("its splits", run.splits)) from error
 
 
 def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
-    """Read how a candidate's training ended; None where it has not."""
+    """Read how a candidate's training ended; None where it has not.
+
+    Raises:
+        RunFolderError: It is damaged.
+    """
     path = run.candidate(spec.name).result
-    if not path.exists():
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    result: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"a candidate's result is JSON, got {path}, which is not; remove {path.parent} and repeat the cv command"
+        ) from error
     return result
 
 
@@ -139,12 +166,35 @@ def load_history(run: RunFolder, spec: CandidateSpec) -> History | None:
 
 
 def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
-    """Read a candidate's snapshots, stacked along a first axis of members."""
-    return load_file(run.candidate(candidate).members)
+    """Read a candidate's snapshots, stacked along a first axis of members.
+
+    Raises:
+        RunFolderError: They are missing or damaged.
+    """
+    try:
+        return load_file(run.candidate(candidate).members)
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(say_lost(run, candidate, "snapshots")) from error
 
 
 def load_predictions(run: RunFolder, candidate: str) -> Float[np.ndarray, "repeat seed sample *target"]:
-    return read_arrays(run.candidate(candidate).predictions)["predictions"]
+    """Read what a candidate's snapshots say of their held-out samples.
+
+    Raises:
+        RunFolderError: It is missing or damaged.
+    """
+    try:
+        return read_arrays(run.candidate(candidate).predictions)["predictions"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunFolderError(say_lost(run, candidate, "predictions")) from error
+
+
+def say_lost(run: RunFolder, candidate: str, what: str) -> str:
+    folder = run.candidate(candidate).root
+    return (
+        f"a completed candidate has {what}, got {folder} where they are missing or damaged; remove it and "
+        f"{run.summary.name}, and repeat the cv command"
+    )
 
 
 def score_strategies(

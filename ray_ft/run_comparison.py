@@ -1,6 +1,6 @@
 """Runs on the same data and splits, compared as strategies of one run are: other checkpoints, augmentations, code."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class RunComparison(BaseModel):
         return pd.DataFrame([describe_comparison(comparison) for comparison in self.comparisons])
 
 
-def compare(runs: Sequence[str | Path]) -> RunComparison:
+def compare(runs: Iterable[str | Path]) -> RunComparison:
     """Compare finished runs by the corrected resampled and the Bayesian correlated t-test.
 
     Args:
@@ -55,6 +55,7 @@ def compare(runs: Sequence[str | Path]) -> RunComparison:
     Raises:
         RunFolderError: A run is not finished, given twice, or of other data or splits.
     """
+    runs = list(runs)
     folders = [Path(run).resolve() for run in runs]
     if len(folders) < 2 or len(set(folders)) < len(folders):
         raise RunFolderError(f"runs to compare are two or more different ones, got {', '.join(map(str, runs))}")

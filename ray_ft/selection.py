@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 __all__ = ["Selection", "correct_selection"]
 
 N_RESAMPLES = 1000
+ROUNDING = 1e-12  # relative differences below this are none
 
 
 class Selection(BaseModel):
@@ -37,7 +38,7 @@ class Selection(BaseModel):
 def correct_selection(
     losses: Mapping[str, Float[np.ndarray, " sample"]], groups: Int[np.ndarray, " sample"], seed: int
 ) -> Selection:
-    """Repeat the choice of the winner on bootstrap samples and score it on what each leaves out.
+    """Repeat the choice of the winner on bootstrap samples and score it on what each leaves out; ties share a win.
 
     Args:
         losses: Held-out losses by strategy.
@@ -52,9 +53,10 @@ def correct_selection(
         weights = np.bincount(rng.integers(len(labels), size=len(labels)), minlength=len(labels))[index]
         if weights.all():
             continue  # of very few groups, all may be drawn
-        best = int((table @ weights).argmin())
-        wins[best] += 1
-        left_out.append(float(table[best, weights == 0].mean()))
+        sums = table @ weights
+        best = sums <= sums.min() * (1 + ROUNDING)
+        wins[best] += 1 / best.sum()
+        left_out.append(float(table[best][:, weights == 0].mean()))
     low, high = np.quantile(left_out, (0.025, 0.975))
     shares = {name: float(share) for name, share in zip(names, wins / N_RESAMPLES, strict=True)}
     return Selection(score=float(np.mean(left_out)), interval=(float(low), float(high)), shares=shares)

@@ -184,6 +184,12 @@ class Summary(Frozen):
                 "remove it and repeat the cv command"
             ) from error
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def n_train(self) -> float:
+        """Mean samples of the training parts."""
+        return round(self.n_samples / self.n_folds / self.test_share, 6)
+
     @property
     def best_baseline(self) -> str:
         return min(self.baselines, key=lambda name: self.baselines[name].score_mean)
@@ -309,8 +315,8 @@ def find_notes(run: RunFolder, plan: Sequence[CandidateSpec], scores: Mapping[st
 
 
 def differ_by(values: Float[np.ndarray, "repeat fold seed"]) -> float:
-    """The largest difference between seeds, as a share of the mean."""
-    return float(np.ptp(values, axis=-1).max() / values.mean())
+    """The largest difference between seeds, as a share of the mean; none where all scores are 0."""
+    return float(np.ptp(values, axis=-1).max() / values.mean()) if values.any() else 0.0
 
 
 def collect(run: RunFolder, specs: Sequence[CandidateSpec], key: str) -> list[str]:

@@ -196,7 +196,20 @@ def train_epoch(pack: Pack, split: SplitNetwork, bank: ViewBank, recipe: Recipe,
     for member, total in zip(pack.members, totals.tolist(), strict=True):
         if not math.isfinite(total):
             raise DivergedError(f"the training loss of {member.key} became {total} in epoch {epoch + 1}; lower the lr")
+    check_single_batches(pack, split, bank, recipe.hyper, epoch)
     return size
+
+
+def check_single_batches(pack: Pack, split: SplitNetwork, bank: ViewBank, hyper: Hyperparameters, epoch: int) -> None:
+    """Tell a batch norm that had one value a channel, and so no variance, from a learning rate that is too high."""
+    if hyper.batch_size > 1 and all(len(member.samples) * bank.n_views > 1 for member in pack.members):
+        return
+    broken = [name for name in split.state if not pack.state[name].isfinite().all() and name not in split.trained_names]
+    if broken:
+        raise DivergedError(
+            f"batch norm needs batches of two or more samples, got one: {broken[0]} is no number in epoch {epoch + 1}; "
+            "raise batch_size, or cv.train_size where a training part is one sample"
+        )
 
 
 def step_within_memory(

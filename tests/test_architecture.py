@@ -14,12 +14,13 @@ ROWS = {
     4: ("task", "progress"),
     5: ("squad", "summary"),
     6: ("candidate", "ensemble", "run_comparison"),
-    7: ("runner", "evaluation", "export", "suggestion", "streaming", "requests"),
-    8: ("cross_validation",),
-    9: ("sample_size",),
-    10: ("report",),
-    11: ("cli", "__init__"),
-    12: ("__main__",),
+    7: ("evaluation", "export", "suggestion", "streaming", "requests"),
+    8: ("runner",),
+    9: ("cross_validation",),
+    10: ("sample_size",),
+    11: ("report",),
+    12: ("cli", "__init__"),
+    13: ("__main__",),
 }
 ROW_OF = {module: row for row, modules in ROWS.items() for module in modules}
 

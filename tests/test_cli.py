@@ -44,6 +44,9 @@ def test_errors_are_word_for_word(words: list[str], text: str, toy_folder: Path)
         (["--set", "data.inputs=object.npy"], "must hold plain arrays"),
         (["--folds", "31"], "30 samples in 30 groups for 31 folds"),
         (["--strategies", "topp"], "unknown strategy topp; did you mean top?"),
+        (["--strategies", ""], "--strategies takes names, comma-separated, got ''; leave it out for all"),
+        (["--strategies", "top,"], "--strategies takes names, comma-separated, got 'top,'"),
+        (["--set", "cv.strategies=null"], "head is shipped for DiffractionNet: name your own with --strategies"),
         (["--set", "strategies.top.train=[haed.*]"], "got haed.*; did you mean head.*?"),
         (["--set", 'strategies.top.freeze=["*"]'], "some parameter must learn"),
         (["--set", "model.checkpoint=evil.pt"], "it holds more than tensors"),
@@ -81,7 +84,9 @@ def test_a_run_then_predict_and_ensemble(toy_folder: Path) -> None:
         assert archive["mean"].shape == archive["std"].shape == (30, 3)
         assert (archive["std"] > 0).all()
     card = (toy_folder / "runs/toy/ensemble/card.json").read_text()
+    summary = (toy_folder / "runs/toy/summary.json").read_text()
     assert ray_ft("ensemble", "runs/toy").returncode == 0
+    assert (toy_folder / "runs/toy/summary.json").read_text() == summary, "with the time that the run took"
     assert (toy_folder / "runs/toy/ensemble/card.json").read_text() == card
 
 

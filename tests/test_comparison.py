@@ -149,5 +149,12 @@ def test_repeats_reach_their_power_in_simulation() -> None:
     assert rejected[1] > 0.78
 
 
+def test_repeats_are_the_least_of_their_power_where_the_other_side_is_out_of_reach() -> None:
+    """Of two folds scipy has no number for the far tail, of 1e-9 and less."""
+    assert count_repeats(11.3, 1.0, 2, 1.0) == 2
+    powers = [TTestPower().power(11.3, 1 / (1 / n + 1), 0.025, df=n - 1, alternative="larger") for n in (2, 4)]
+    assert powers[0] < 0.8 <= powers[1]
+
+
 def test_repeats_cannot_settle_what_the_samples_do_not_hold() -> None:
     assert count_repeats(0.1, 1.0, 5, 0.25) is None

@@ -16,7 +16,7 @@ from ray_ft.comparison import compare_pair
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.ensemble import Ensemble
-from ray_ft.errors import RunError, RunFolderError, StrategyError
+from ray_ft.errors import ConfigError, RunError, RunFolderError, StrategyError
 from ray_ft.summary import Summary
 
 
@@ -167,11 +167,30 @@ def test_refuses_the_folder_of_another_config(toy_config: Config, tmp_path: Path
         cross_validate(other, tmp_path / "run", inline=True)
 
 
-def test_refuses_a_folder_with_other_files(toy_config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["thesis.tex", "config.yaml", "splits.json"])
+def test_refuses_a_folder_with_other_files(name: str, toy_config: Config, tmp_path: Path) -> None:
+    """Also with one of a run's names: what a run leaves has a lock beside it."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").touch()
-    with pytest.raises(RunFolderError, match=r"thesis\.tex"):
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(RunFolderError, match=f"needs an empty folder, got .* with {name}"):
         cross_validate(toy_config, tmp_path / "run", inline=True)
+    assert [path.read_text() for path in (tmp_path / "run").iterdir()] == ["mine"]
+
+
+def test_a_run_that_cannot_start_takes_back_what_it_wrote_alone(toy_config: Config, tmp_path: Path) -> None:
+    nowhere = toy_config.model_copy(update={"compute": toy_config.compute.model_copy(update={"address": "[::1]:9"})})
+    run = tmp_path / "run"
+    for leftovers in ([], [".lock", "config.yaml"]):  # of a run that was cut off
+        run.mkdir(exist_ok=True)
+        for name in leftovers:
+            (run / name).touch()
+        with pytest.raises(ConfigError, match="nobody answers"):
+            cross_validate(nowhere, run)
+        assert list(run.iterdir()) == []
+    run.rmdir()
+    with pytest.raises(ConfigError, match="nobody answers"):
+        cross_validate(nowhere, run)
+    assert not run.exists()
 
 
 def test_a_diverging_candidate_fails_alone_and_never_wins(toy_folder: Path) -> None:
@@ -181,6 +200,14 @@ def test_a_diverging_candidate_fails_alone_and_never_wins(toy_folder: Path) -> N
     assert summary.winner == "top"
     assert summary.strategies["wild"].candidates["failed"] == 3
     assert summary.strategies["wild"].score_mean is None
+
+
+@pytest.mark.parametrize("options", [{"training.batch_size": 1}, {"cv.train_size": 1}])
+def test_batch_norm_of_one_sample_is_not_taken_for_a_high_learning_rate(toy_folder: Path, options: dict) -> None:
+    full = {"train": ["*"], "lr": 1e-3, "epochs": 2}
+    config = load_config(toy_folder / "toy.yaml", {"strategies.full": full, "cv.strategies": ["full"], **options})
+    with pytest.raises(RunError, match=r"of two or more samples, got one: body\.1\.running_var is no number"):
+        cross_validate(config, toy_folder / "run", inline=True)
 
 
 def test_a_pattern_that_matches_nothing_leaves_nothing_behind(toy_folder: Path) -> None:

@@ -61,6 +61,24 @@ def test_a_groups_column_joins_and_a_strata_column_spreads(tmp_path) -> None:
         assert not set(held_out // 2) & set(splits.training(0, fold) // 2)
 
 
+@pytest.mark.parametrize("column", [np.arange(24), np.arange(24.0), np.arange(24) // 2])
+@pytest.mark.parametrize("n_folds", [3, 8, 24])
+def test_numbers_in_a_strata_column_are_cut_so_that_folds_can_share_them(column, n_folds, tmp_path) -> None:
+    x, y, strata = save(tmp_path, x=np.random.default_rng(0).random((24, 3)), y=np.zeros((24, 2)), strata=column)
+    dataset = load_dataset(x, y, "raw", None, strata, n_folds)
+    splits = deal_folds(dataset.groups, n_folds, 1, 0, dataset.strata)
+    for fold in range(n_folds):
+        held_out = splits.held_out(0, fold)
+        assert abs((held_out < 12).sum() - (held_out >= 12).sum()) <= 2
+
+
+def test_a_strata_column_without_a_number_is_refused(tmp_path) -> None:
+    column = np.r_[1.0, np.nan, np.ones(22)]
+    x, y, strata = save(tmp_path, x=np.random.default_rng(0).random((24, 3)), y=np.zeros((24, 2)), strata=column)
+    with pytest.raises(DataError, match=r"got NaN or infinity in .*strata\.npy \(samples 1\); fill them in"):
+        load_dataset(x, y, "raw", None, strata)
+
+
 def test_views_move_targets_along(tmp_path, structures) -> None:
     spectra = np.random.default_rng(0).random((6, 2, 2, 5)).astype(np.float32)
     dataset = load_dataset(*save(tmp_path, x=structures, y=spectra), "diffraction")

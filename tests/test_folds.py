@@ -27,6 +27,21 @@ def test_strata_are_shared_out_equally() -> None:
         assert sorted(strata[splits.held_out(0, fold)]) == ["a"] * 4 + ["b"] * 2
 
 
+def test_classes_that_no_fold_can_share_are_refused_and_rare_ones_are_dealt() -> None:
+    with pytest.raises(DataError, match="a sample for each of 5 folds, got 4 in the largest one; bin the column"):
+        deal_folds(np.arange(20), 5, 1, 0, np.arange(20) // 4)
+    rare = np.repeat([0, 1], [28, 2])
+    splits = deal_folds(np.arange(30), 5, 1, 0, rare)
+    assert sorted(rare[splits.held_out(0, k)].sum() for k in range(5)) == [0, 0, 0, 1, 1]
+
+
+def test_inner_parts_too_small_for_their_classes_are_dealt_without() -> None:
+    strata, dealt = np.arange(30) // 5, deal_folds(np.arange(30), 5, 1, 0, np.arange(30) // 5)
+    splits = deal_inner(dealt, np.arange(30), strata)
+    assert {len(splits.inner(0, k)) for k in range(5)} == {5}
+    deal_inner(limit_training(dealt, np.arange(30), 6), np.arange(30), strata)
+
+
 def test_the_seed_names_the_deal() -> None:
     assert deal_folds(np.arange(30), 5, 2, 1).hash == deal_folds(np.arange(30), 5, 2, 1).hash
     assert deal_folds(np.arange(30), 5, 2, 1).hash != deal_folds(np.arange(30), 5, 2, 2).hash
@@ -69,7 +84,7 @@ def test_smaller_training_parts_are_subsets_of_larger_ones(seed: int, n_folds: i
 
 def test_training_parts_cannot_grow_nor_vanish() -> None:
     dealt = deal_folds(np.arange(30) // 2, 5, 1, 0)
-    with pytest.raises(DataError, match="at most the smallest training part, 24 samples, got 25"):
+    with pytest.raises(DataError, match="at most the smallest training part, 24 samples, got 25; lower it"):
         limit_training(dealt, np.arange(30) // 2, 25)
     with pytest.raises(DataError, match="at least one group of samples, got 1"):
         limit_training(dealt, np.arange(30) // 2, 1)

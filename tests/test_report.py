@@ -5,31 +5,91 @@ import io
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from rich.console import Console
 
 from ray_ft.config import Config, load_config
-from ray_ft.cross_validation import cross_validate
-from ray_ft.errors import RunFolderError
+from ray_ft.cross_validation import cross_validate, rebuild_ensemble
+from ray_ft.errors import RunFolderError, UserError
 from ray_ft.paths import RunFolder
-from ray_ft.report.page import write_report
+from ray_ft.report.figures import draw_search, style_candidate, use_log
+from ray_ft.report.page import Findings, draw_plates, load_findings, write_report
 from ray_ft.report.terminal import render_summary
-from ray_ft.report.words import Unit, unit_of
-from ray_ft.results import load_verdicts
-from ray_ft.summary import BaselineSummary
+from ray_ft.report.words import Unit, choose_unit, describe_shape, say_changes, say_winner, unit_of
+from ray_ft.results import Verdict, load_verdicts
 
 
-@pytest.mark.parametrize(("highest", "exponent"), [(0.002, -3), (2.0, 0), (4e-7, -9), (12345.0, 3)])
-def test_units_are_powers_of_a_thousand(highest: float, exponent: int, toy_config: Config, tmp_path: Path) -> None:
-    summary = cross_validate(toy_config, tmp_path / "run", inline=True)
-    high = BaselineSummary(score_mean=highest, score_std=0.0, scores=[])
-    unit = unit_of(summary.model_copy(update={"baselines": {"zero_shot": high}}))
+@pytest.mark.parametrize(
+    ("lowest", "exponent"),
+    [(0.002, -3), (2.0, 0), (4e-7, -6), (12345.0, 3), (4.82e-4, -3), (0.05, -3), (0.1, 0), (1e-4, -3)],
+)
+def test_units_are_powers_of_a_thousand_that_show_three_digits_of_the_lowest(lowest: float, exponent: int) -> None:
+    unit = choose_unit([lowest * 1e4, lowest, 0.0])
     assert unit == Unit(exponent)
-    assert unit.write(highest) == f"{highest / 10.0**exponent:.3f}"
+    assert 0.1 <= unit.scale(lowest) < 100
+    assert unit.write(lowest) == f"{lowest / 10.0**exponent:.3f}"
+
+
+def test_scores_of_zero_have_the_unit_one() -> None:
+    assert choose_unit([0.0, 0.0]) == Unit(0)
+
+
+@pytest.fixture
+def findings(toy_config: Config, tmp_path: Path) -> Findings:
+    cross_validate(toy_config, tmp_path / "run", inline=True)
+    return load_findings(RunFolder(tmp_path / "run"))
+
+
+def test_what_is_said_of_a_choice_needs_one(findings: Findings) -> None:
+    """Of one strategy, or of hyperparameters with one value each."""
+    summary, unit, text = findings.summary, findings.unit, io.StringIO()
+    alone = summary.selection.model_copy(update={"shares": {summary.winner: 1.0}})
+    assert "Corrected for having been picked" in say_winner(summary, unit)
+    single = summary.model_copy(update={"selection": alone})
+    assert "orrected for having been picked" not in say_winner(single, unit)
+    Console(file=text, width=160).print(render_summary(single, findings.run))
+    assert "orrected for having been picked" not in text.getvalue()
+    assert "thin search" in "".join(say_changes(summary, findings.config, findings.plan, unit))
+    values = {"lr": 0.1, "epochs": 5, "batch_size": 8, "weight_decay": 0.01}
+    fixed = {f"training.{key}": value for key, value in values.items()}
+    config = load_config("toy.yaml", fixed | {"cv.strategies": ["top", "last"]})
+    assert "thin search" not in "".join(say_changes(summary, config, findings.plan, unit))
+
+
+def test_baselines_and_limits_of_the_training_parts_are_what_they_say(findings: Findings) -> None:
+    summary = findings.summary
+    near_zero = {name: row.model_copy(update={"score_mean": 1e-15}) for name, row in summary.baselines.items()}
+    assert unit_of(summary.model_copy(update={"baselines": near_zero})) == findings.unit
+    assert describe_shape(summary) == "30 samples, 3 folds × 2 seeds"
+    limited = summary.model_copy(update={"test_share": 10 / 8})
+    assert describe_shape(limited) == "30 samples, 3 folds × 2 seeds, training parts of 8"
+
+
+def test_the_search_shows_how_candidates_ended(findings: Findings) -> None:
+    verdicts = {spec.name: Verdict("completed", 5, "", 0.0) for spec in findings.plan}
+    verdicts |= {"top-000": Verdict("stopped", 1, "", 0.0), "top-001": Verdict("failed", 0, "", 0.0)}
+    figure = draw_search(findings.summary, findings.plan, verdicts, findings.curves, findings.unit)
+    assert figure is not None
+    stopped, failed, *_ = figure.axes[0].lines
+    assert stopped.get_fillstyle() == "none"
+    assert stopped.get_ydata()[0] == pytest.approx(findings.unit.scale(findings.curves["top-000"].guide[0].mean()))
+    assert failed.get_marker() == "x"
+    assert isinstance(figure.axes[0].xaxis.get_minor_formatter(), NullFormatter), "within a decade they would overlap"
+    assert [text.get_text() for text in figure.legends[0].texts][-2:] == ["stopped by ASHA", "failed"]
+    row = findings.summary.strategies["top"]
+    many = findings.summary.model_copy(update={"strategies": {f"s{i}": row for i in range(12)}})
+    styles = [style_candidate(many, name, "completed") for name in many.strategies]
+    assert len({(style["color"], style["marker"]) for style in styles}) == 12
+    nested = replace(findings, summary=findings.summary.model_copy(update={"protocol": "nested"}))
+    captions = {name: caption for name, _, caption, _ in draw_plates(nested)}
+    assert "lowest mean loss of the inner parts" in captions["search"]
 
 
 def test_the_table_shows_a_hole_and_how_members_trained(toy_folder: Path) -> None:
@@ -47,6 +107,13 @@ def test_the_table_shows_a_hole_and_how_members_trained(toy_folder: Path) -> Non
     assert rows["wild"]["score_mean"] == ""
     assert float(rows["top"]["score_mean"]) == summary.strategies["top"].score_mean
     assert {verdict.state for name, verdict in load_verdicts(run).items() if name.startswith("wild")} == {"failed"}
+
+
+def test_an_axis_without_anything_above_zero_is_no_logarithm() -> None:
+    axes = Figure().add_subplot()
+    axes.plot([1, 2], [0, 0])
+    use_log(axes)
+    assert axes.get_yscale() == "linear"
 
 
 @pytest.fixture
@@ -119,3 +186,37 @@ def test_a_run_that_is_not_finished_or_damaged_has_no_report(toy_config: Config,
     run.summary.write_text(run.summary.read_text()[:-20])
     with pytest.raises(RunFolderError, match="must be a summary as this release writes it"):
         write_report(run.root)
+
+
+def test_a_damaged_or_missing_file_is_named_in_one_line(toy_config: Config, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    summary = cross_validate(toy_config, run.root, inline=True)
+    chosen = run.candidate(f"{summary.winner}-{summary.strategies[summary.winner].chosen_candidates[0][0]:03d}")
+    commands = {run.splits: write_report, run.plan: write_report, run.config: write_report}
+    read_again = (run.provenance, run.verdicts, chosen.members, chosen.predictions)
+    commands |= dict.fromkeys(read_again, rebuild_ensemble)
+    for path, command in commands.items():
+        whole = path.read_bytes()
+        for damage in (b"{}", b"[1", None):
+            if damage is None:
+                path.unlink()
+            else:
+                path.write_bytes(damage)
+            with pytest.raises(UserError) as caught:
+                command(run.root)
+            assert "\n" not in str(caught.value) or path == run.config  # whose problems are listed
+            assert path.name in str(caught.value) or path.parent.name in str(caught.value)
+        path.write_bytes(whole)
+    chosen.result.write_text("[1")
+    with pytest.raises(RunFolderError, match="a candidate's result is JSON"):
+        rebuild_ensemble(run.root)
+    run.provenance.write_text("{}")
+    with pytest.raises(RunFolderError, match="a run holds its provenance"):
+        cross_validate(toy_config, run.root, inline=True)
+
+
+def test_a_report_that_cannot_be_written_says_so(toy_config: Config, tmp_path: Path) -> None:
+    cross_validate(toy_config, tmp_path / "run", inline=True)
+    (tmp_path / "run/figures").touch()
+    with pytest.raises(RunFolderError, match=r"goes into its run's folder, got .*figures: File exists"):
+        write_report(tmp_path / "run")

@@ -1,14 +1,18 @@
 """Runs against one another: the comparison of one run over several, and what may not be compared."""
 
+import io
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import ray_ft
 from ray_ft.comparison import compare_pair
 from ray_ft.config import load_config
 from ray_ft.errors import RunFolderError
+from ray_ft.report.terminal import render_comparison
+from ray_ft.run_comparison import RunComparison
 
 
 def run(folder: Path, name: str, **options: object) -> Path:
@@ -33,7 +37,7 @@ def test_strategies_of_one_name_and_the_winners_are_compared(toy_folder: Path) -
 
 
 def test_a_run_repeated_is_found_identical(toy_folder: Path) -> None:
-    found = ray_ft.compare([run(toy_folder, "a"), run(toy_folder, "b")])
+    found = ray_ft.compare(run(toy_folder, name) for name in "ab")
     assert {pair.verdict for pair in found.comparisons} == {"practically equal"}
     assert "a/top and b/top are identical on every fold" in found.notes[0]
 
@@ -64,3 +68,11 @@ def test_runs_must_be_several_and_finished(toy_folder: Path) -> None:
     (toy_folder / "b" / "summary.json").unlink()
     with pytest.raises(RunFolderError, match=r"a finished run holds summary\.json"):
         ray_ft.compare([folder, toy_folder / "b"])
+
+
+def test_names_of_folders_are_no_markup() -> None:
+    names = ("toy[old]/top", "p[/x]/top")
+    found = RunComparison(metric="mse", scores=dict.fromkeys(names, (0.1, 0.0)), comparisons=(), notes=names)
+    text = io.StringIO()
+    Console(file=text).print(render_comparison(found))
+    assert all(text.getvalue().count(name) == 2 for name in names)

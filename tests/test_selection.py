@@ -32,3 +32,10 @@ def test_groups_stand_on_one_side() -> None:
     found = correct_selection({"a": losses, "b": losses + 1}, groups, 0)
     assert found.interval == (1.0, 3.0), "what is left out is one group or the other, whole"
     assert found.shares == {"a": 1.0, "b": 0.0}
+
+
+def test_strategies_that_are_equal_share_the_wins() -> None:
+    losses = np.random.default_rng(0).exponential(size=50)
+    found = correct_selection({"a": losses, "b": losses.copy(), "worse": losses + 1}, np.arange(50), 0)
+    assert found.shares == pytest.approx({"a": 0.5, "b": 0.5, "worse": 0.0})
+    assert found.score == pytest.approx(correct_selection({"a": losses}, np.arange(50), 0).score)

@@ -7,6 +7,7 @@ import pytest
 
 import ray_ft
 from ray_ft.config import Config, load_config
+from ray_ft.summary import differ_by
 
 
 def test_the_public_names_are_what_they_say() -> None:
@@ -41,3 +42,7 @@ def test_seeds_that_give_the_same_results_are_noted(toy_folder: Path) -> None:
     values = {"cv.strategies": ["last"], "cv.candidates": 1, "training.batch_size": 20, "training.head_dropout": 0.0}
     summary = ray_ft.cross_validate(load_config(toy_folder / "toy.yaml", values), toy_folder / "run", inline=True)
     assert "last: all seeds gave the same results, so they count as one" in summary.notes[-1]
+
+
+def test_scores_of_zero_are_the_same() -> None:
+    assert differ_by(np.zeros((1, 3, 2))) == 0

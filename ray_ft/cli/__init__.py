@@ -248,13 +248,20 @@ def collect(
         "cv.seeds": seeds,
         "cv.repeats": repeats,
         "cv.protocol": protocol,
-        "cv.strategies": strategies.split(",") if strategies else None,
+        "cv.strategies": None if strategies is None else read_names("--strategies", strategies),
         "cv.candidates": candidates,
         "data.groups": groups,
         "data.stratify": stratify,
         "compute.address": address,
     }
     return {key: value for key, value in given.items() if value is not None}
+
+
+def read_names(option: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ConfigError(f"{option} takes names, comma-separated, got {text!r}; leave it out for all")
+    return names
 
 
 def load(path: Path | None, options: dict[str, Any], overrides: Sequence[str] | None) -> "Config":

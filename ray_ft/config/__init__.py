@@ -1,6 +1,6 @@
 """A run's config: frozen sections that refuse unknown keys, from YAML, overrides and the shipped strategies."""
 
-from ray_ft.config.loading import load_config, reload_config
+from ray_ft.config.loading import STRATEGIES_FILE, load_config, read_yaml, reload_config
 from ray_ft.config.sections import (
     AS_WRITTEN,
     BASELINES,
@@ -16,6 +16,7 @@ from ray_ft.config.sections import (
 __all__ = [
     "AS_WRITTEN",
     "BASELINES",
+    "STRATEGIES_FILE",
     "ComputeSection",
     "Config",
     "EnsembleSection",
@@ -24,5 +25,6 @@ __all__ = [
     "StageConfig",
     "StrategyConfig",
     "load_config",
+    "read_yaml",
     "reload_config",
 ]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from ray_ft.config.sections import AS_WRITTEN, Config, StageConfig, StrategyConfig
 from ray_ft.errors import ConfigError, suggest
 
-__all__ = ["load_config", "reload_config"]
+__all__ = ["STRATEGIES_FILE", "load_config", "read_yaml", "reload_config"]
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 STRATEGIES_FILE = Path(__file__).parents[1] / "strategies.yaml"
@@ -19,7 +19,7 @@ ENCODER_PATTERNS = tuple(f"*{part}*" for part in ENCODER_PARTS)
 DECODER_PATTERNS = ("film_*", "dec.*", "wav_embed.*")
 
 
-def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a config file, or the embedded demo's, under overrides.
 
     Args:
@@ -30,6 +30,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
         ConfigError: The file is missing or no YAML mapping, or any key or value in it is not valid;
             the message lists all of them.
     """
+    path = None if path is None else Path(path)
     raw = read_yaml(path or DEMO_FOLDER / "config.yaml")
     if path is None:
         place_in_demo_folder(raw)

@@ -43,7 +43,7 @@ class Prediction:
         band_upper: The same.
         novelty: How unlike the training samples the input is, higher is more unlike; its unit is arbitrary.
         p_value: Share of inputs like the training samples that are as unlike them as this one.
-        flag: Whether that is 5 % or less: the intervals hold for inputs like the training samples, so do not trust them.
+        flag: Whether that is 5 % or less. Intervals hold for inputs like the training samples: do not trust these.
     """
 
     mean: Float[np.ndarray, "sample *target"]

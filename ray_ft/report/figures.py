@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from ray_ft.comparison import Comparison
 from ray_ft.config import BASELINES
@@ -29,6 +29,7 @@ __all__ = [
 
 INK, MUTED = "#16202c", "#808c99"
 COLORS = ("#3d87c9", "#d9822b", "#2a9d78", "#b65a9e", "#c2483d", "#8a8f2a")
+MARKERS = ("o", "s", "D", "^", "v", "P")  # of strategies that share a colour
 BETTER, WORSE = "#2a9d78", "#c2483d"
 WIDTH = 5.6  # inches; as wide as a phone can show without the text becoming too small
 STYLE: Any = {
@@ -48,6 +49,14 @@ MANY_CELLS = 80  # of a heat map, above which its numbers are not written
 
 def color_of(summary: Summary) -> dict[str, str]:
     return {name: COLORS[i % len(COLORS)] for i, name in enumerate(summary.strategies)}
+
+
+def marker_of(summary: Summary) -> dict[str, str]:
+    return {name: choose_marker(i) for i, name in enumerate(summary.strategies)}
+
+
+def choose_marker(i: int) -> str:
+    return MARKERS[i // len(COLORS) % len(MARKERS)]
 
 
 def draw_grid(n: int, height: float, n_columns: int = 2) -> tuple[Figure, list[Axes]]:
@@ -184,23 +193,31 @@ def draw_search(
     figure, panels = draw_grid(len(varied), 1.9)
     for axes, key in zip(panels, varied, strict=True):
         for spec in seen:
-            value = getattr(spec.stages[0], key)
+            verdict, value = verdicts[spec.name], getattr(spec.stages[0], key)
             if value is None:
                 continue
-            color, stopped = color_of(summary)[spec.strategy], verdicts[spec.name].state == "stopped"
-            lowest = unit.scale(float(curves[spec.name].guide.mean((1, 2)).min()))
-            axes.plot(value, lowest, "o", color=color, markersize=6, fillstyle="none" if stopped else "full")
+            guide = curves[spec.name].guide
+            if verdict.state == "stopped":
+                guide = guide[: verdict.epoch]  # what it did past the rung does not count
+            style = style_candidate(summary, spec.strategy, verdict.state)
+            axes.plot(value, unit.scale(float(guide.mean((1, 2)).min())), markersize=6, **style)
         use_log(axes)
         if key == "lr":
-            axes.set_xscale("log")
+            use_log(axes, "x")
         axes.set_xlabel(HYPERPARAMETERS[key])
     figure.supylabel(f"lowest mean {summary.metric}{unit.suffix}", fontsize="medium")
-    handles = [
-        Line2D([], [], color=color, marker="o", linestyle="", label=name) for name, color in color_of(summary).items()
-    ]
+    handles = [Line2D([], [], label=name, **style_candidate(summary, name, "completed")) for name in summary.strategies]
     handles.append(Line2D([], [], color=MUTED, marker="o", linestyle="", fillstyle="none", label="stopped by ASHA"))
+    if any(verdicts[spec.name].state == "failed" for spec in seen):
+        handles.append(Line2D([], [], color=MUTED, marker="x", linestyle="", label="failed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
+
+
+def style_candidate(summary: Summary, strategy: str, state: str) -> Any:
+    marker = "x" if state == "failed" else marker_of(summary)[strategy]
+    filled = "none" if state == "stopped" else "full"
+    return {"color": color_of(summary)[strategy], "marker": marker, "linestyle": "", "fillstyle": filled}
 
 
 def draw_spectra(
@@ -274,10 +291,10 @@ def draw_learning_curve(curve: LearningCurve, unit: Unit) -> Figure:
         color = COLORS[i % len(COLORS)] if name not in BASELINES else MUTED
         sizes = [forecast.size for forecast in each.forecasts]
         fine = np.geomspace(sizes[0], sizes[-1], 100)
-        low, high = (unit.factor * np.array([f.interval[i] for f in each.forecasts]) for i in (0, 1))
+        low, high = (unit.factor * np.array([f.interval[end] for f in each.forecasts]) for end in (0, 1))
         axes.errorbar(
-            curve.sizes, unit.factor * np.array(each.score_mean), yerr=unit.factor * np.array(each.score_std), fmt="o",
-            color=color, markersize=4, capsize=2, label=label(name),
+            curve.sizes, unit.factor * np.array(each.score_mean), yerr=unit.factor * np.array(each.score_std),
+            fmt=choose_marker(i), color=color, markersize=4, capsize=2, label=label(name),
         )  # fmt: skip
         axes.plot(fine, unit.factor * each.fit.predict(fine), color=color)
         axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
@@ -285,18 +302,23 @@ def draw_learning_curve(curve: LearningCurve, unit: Unit) -> Figure:
     use_log(axes)
     axes.set_xlabel("training samples; right of the dotted line, forecast")
     axes.set_ylabel(f"held-out {curve.metric}{unit.suffix}")
-    figure.legend(loc="outside lower center", ncols=4)
+    if curve.curves:
+        figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
-def use_log(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers, also where it spans less than a decade."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    if high < 30 * low:
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
+def use_log(axes: Axes, which: Literal["x", "y"] = "y") -> None:
+    """A logarithmic axis with plain numbers, also where it spans less than a decade; not where nothing is above 0."""
+    if axes.dataLim.max["xy".index(which)] <= 0:
+        return
+    getattr(axes, f"set_{which}scale")("log")
+    axis, n_ticks, wide = (axes.yaxis, 4, 30) if which == "y" else (axes.xaxis, 2, 10)
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if high < wide * low:
+        axis.set_major_locator(MaxNLocator(n_ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
 
 
 def use_style() -> Any:

@@ -4,6 +4,7 @@ import io
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -18,11 +19,21 @@ from matplotlib.figure import Figure
 
 from ray_ft.config import Config, reload_config
 from ray_ft.data import TargetAxes, describe_targets
+from ray_ft.errors import RunFolderError
 from ray_ft.metrics import score_predictions
 from ray_ft.paths import CurveFolder, RunFolder, replace_file, write_text
 from ray_ft.plan import CandidateSpec
 from ray_ft.report import figures
-from ray_ft.report.words import Unit, choose_unit, describe_shape, label, say_changes, say_sureness, say_winner, unit_of
+from ray_ft.report.words import (
+    Unit,
+    describe_shape,
+    label,
+    say_changes,
+    say_sureness,
+    say_winner,
+    unit_of,
+    unit_of_curve,
+)
 from ray_ft.results import load_blind, load_history, load_plan, load_provenance, load_splits
 from ray_ft.sample_size import LearningCurve
 from ray_ft.scores import Curves, build_curves
@@ -92,19 +103,29 @@ def write_report(root: str | Path) -> Path:
     """Write the report of a finished run into its folder; return the path of the page.
 
     Raises:
-        RunFolderError: The run is not finished, or a file of it is damaged.
+        RunFolderError: The run is not finished, a file of it is damaged, or its folder is not writable.
     """
     findings = load_findings(RunFolder(Path(root)))
-    with figures.use_style():
+    with figures.use_style(), writing(Path(root)):
         plates = [save_plate(findings.run, *drawn) for drawn in draw_plates(findings)]
-    write_text(findings.run.report, fill_page(findings, plates))
+        write_text(findings.run.report, fill_page(findings, plates))
     return findings.run.report
+
+
+@contextmanager
+def writing(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"a report goes into its run's folder, got {error.filename or root}: {error.strerror}; make way for it"
+        ) from error
 
 
 def write_curve_figure(curve: LearningCurve, root: str | Path) -> list[Path]:
     """Draw a learning curve into its folder, as PNG and SVG."""
-    unit = choose_unit(score for each in curve.curves.values() for score in each.score_mean)
-    with figures.use_style():
+    unit = unit_of_curve(curve)
+    with figures.use_style(), writing(Path(root)):
         figure = figures.draw_learning_curve(curve, unit)
         return [save_figure(figure, CurveFolder(Path(root)).figure(suffix)) for suffix in ("png", "svg")]
 
@@ -131,6 +152,8 @@ def draw_plates(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
     for name, figure in drawn.items():
         if figure is not None:
             title, caption = CAPTIONS[name]
+            if name == "search" and summary.protocol == "nested":
+                caption = caption.replace("held-out loss", "loss of the inner parts")
             yield name, title, caption, figure
     yield from draw_samples(findings)
 

@@ -9,9 +9,18 @@ from rich.text import Text
 
 from ray_ft.paths import RunFolder
 from ray_ft.plan import CandidateSpec
-from ray_ft.report.words import Unit, choose_unit, describe_shape, label, say_pair, unit_of
+from ray_ft.report.words import (
+    Unit,
+    choose_unit,
+    describe_shape,
+    label,
+    say_corrected,
+    say_pair,
+    unit_of,
+    unit_of_curve,
+)
 from ray_ft.run_comparison import RunComparison
-from ray_ft.sample_size import Forecast, LearningCurve
+from ray_ft.sample_size import Forecast, LearningCurve, StrategyCurve
 from ray_ft.summary import StrategySummary, Summary
 
 __all__ = ["render_comparison", "render_curve", "render_plan", "render_summary"]
@@ -32,33 +41,33 @@ def build_table(summary: Summary, unit: Unit) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     scored = {name: row for name, row in summary.strategies.items() if row.score_mean is not None}
     for name, row in sorted(scored.items(), key=lambda item: item[1].score_mean or 0.0):
-        table.add_row(*describe_row(name, row, unit), style="green" if name == summary.winner else None)
+        table.add_row(Text(name), *describe_row(row, unit), style="green" if name == summary.winner else None)
     for name, row in summary.strategies.items():
         if name not in scored:
-            table.add_row(*describe_hole(name, row))
+            table.add_row(Text(name), *describe_hole(row))
     table.add_section()
     for name, baseline in sorted(summary.baselines.items(), key=lambda item: item[1].score_mean):
         score = unit.spread(baseline.score_mean, baseline.score_std)
-        table.add_row(label(name), "0", "", "", score, "", "", "", "", style="dim")
+        table.add_row(Text(label(name)), "0", "", "", score, "", "", "", "", style="dim")
     return table
 
 
-def describe_row(name: str, row: StrategySummary, unit: Unit) -> tuple[str, ...]:
+def describe_row(row: StrategySummary, unit: Unit) -> tuple[str, ...]:
     assert row.score_mean is not None
     assert row.score_std is not None
     assert row.best_epoch_mean is not None
     assert row.optimism is not None
     stops = [epoch for repeat in row.stop_epochs for epoch in repeat]
     return (
-        name, describe_trained(row), describe_states(row), str(row.n_members),
+        describe_trained(row), describe_states(row), str(row.n_members),
         unit.spread(row.score_mean, row.score_std), unit.write(row.best_epoch_mean), unit.write(row.optimism),
         f"{min(stops)}–{max(stops)}", f"{row.seconds:.0f} s",
     )  # fmt: skip
 
 
-def describe_hole(name: str, row: StrategySummary) -> tuple[str, ...]:
+def describe_hole(row: StrategySummary) -> tuple[str, ...]:
     hole = "no candidate completed"
-    return (name, describe_trained(row), describe_states(row), "0", hole, "", "", "", f"{row.seconds:.0f} s")
+    return (describe_trained(row), describe_states(row), "0", hole, "", "", "", f"{row.seconds:.0f} s")
 
 
 def describe_trained(row: StrategySummary) -> str:
@@ -79,7 +88,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
     pairs = summary.of(summary.winner)
     (against_baseline,) = (pair for pair in pairs if pair.second == summary.best_baseline)
     below = "below" if against_baseline.difference < 0 else "NOT below"
-    picked, ensemble, folder = summary.selection, summary.ensemble, shlex.quote(str(run.root))
+    ensemble, folder = summary.ensemble, shlex.quote(str(run.root))
     return [
         "* mean over folds × seeds of each one's best epoch: what most tools print; optimism is what it leaves out",
         *(f"note: {note}" for note in summary.notes),
@@ -87,8 +96,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         "",
         f"winner    {summary.winner} (lowest mean score, {below} the best baseline)",
         *(f"          {say_pair(pair, unit)}" for pair in pairs),
-        f"          corrected for having been picked: {unit.write(picked.score)} {unit.interval(picked.interval)}; "
-        f"the lowest in {picked.shares[summary.winner]:.0%} of bootstrap samples",
+        *(f"          corrected for having been picked: {corrected}" for corrected in say_corrected(summary, unit)),
         f"spread    {describe_spread(summary.strategies[summary.winner], unit)}",
         f"ensemble  {ensemble.n_members} members in {ensemble.path}; score {unit.write(ensemble.score)} by the "
         f"{ensemble.n_blind} of them that never saw a sample",
@@ -124,37 +132,52 @@ def render_comparison(found: RunComparison) -> Group:
     table.add_column("run/strategy")
     table.add_column(f"{found.metric}{unit.suffix}", justify="right")
     for name, (mean, std) in sorted(found.scores.items(), key=lambda item: item[1]):
-        table.add_row(name, unit.spread(mean, std))
+        table.add_row(Text(name), unit.spread(mean, std))  # a folder's name may look like markup
     lines = [*(say_pair(pair, unit) for pair in found.comparisons), *(f"note: {note}" for note in found.notes)]
     return Group(table, Text(), *(Text(line) for line in lines))
 
 
 def render_curve(curve: LearningCurve) -> Group:
     """Draw the scores by size of the training parts, and what more samples would buy."""
-    unit = choose_unit(score for each in curve.curves.values() for score in each.score_mean)
+    unit = unit_of_curve(curve)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(f"{curve.metric}{unit.suffix}, training samples")
     for size in curve.sizes:
-        table.add_column(str(size), justify="right")
-    table.add_column("falls as n to the power of", justify="right")
-    for name, each in sorted(curve.curves.items(), key=lambda item: item[1].score_mean[-1]):
+        table.add_column(write_size(size), justify="right")
+    table.add_column("floor", justify="right")
+    table.add_column("excess over it falls as n to the power of", justify="right")
+    for name, each in sort_curves(curve):
         scores = (unit.spread(*pair) for pair in zip(each.score_mean, each.score_std, strict=True))
         low, high = each.exponent_interval
-        table.add_row(label(name), *scores, f"-{each.fit.exponent:.2f} [-{high:.2f}, -{low:.2f}]")
+        power = f"{write_power(each.fit.exponent)} [{write_power(high)}, {write_power(low)}]"
+        table.add_row(Text(label(name)), *scores, unit.write(each.fit.floor), Text(power))
     notes = [Text(f"note: {note}") for note in curve.notes]
     return Group(table, Text(), build_forecasts(curve, unit), Text(), *notes)
 
 
-def build_forecasts(curve: LearningCurve, unit: Unit) -> Table:
-    largest, ordered = curve.sizes[-1], sorted(curve.curves.items(), key=lambda item: item[1].score_mean[-1])
+def sort_curves(curve: LearningCurve) -> list[tuple[str, StrategyCurve]]:
+    return sorted(curve.curves.items(), key=lambda item: item[1].score_mean[-1])
+
+
+def write_size(size: float) -> str:
+    """Parts of a sample are of a mean over folds."""
+    return f"{round(size, 1):g}"
+
+
+def write_power(exponent: float) -> str:
+    return f"-{exponent:.2f}" if exponent else "0"
+
+
+def build_forecasts(curve: LearningCurve, unit: Unit) -> Table | Text:
+    largest = curve.sizes[-1]
+    ahead = {name: [f for f in each.forecasts if f.size > largest] for name, each in sort_curves(curve)}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"forecast for more than {largest}")
-    ahead = {name: [f for f in each.forecasts if f.size > largest] for name, each in ordered}
-    for forecast in next(iter(ahead.values())):
-        table.add_column(f"+{forecast.size - largest}", justify="right")
+    table.add_column(f"forecast for more than {write_size(largest)}")
+    for forecast in next(iter(ahead.values()), ()):
+        table.add_column(f"+{write_size(forecast.size - largest)}", justify="right")
     for name, forecasts in ahead.items():
-        table.add_row(label(name), *(say_forecast(forecast, unit) for forecast in forecasts))
-    return table
+        table.add_row(Text(label(name)), *(Text(say_forecast(forecast, unit)) for forecast in forecasts))
+    return table if any(ahead.values()) else Text()
 
 
 def say_forecast(forecast: Forecast, unit: Unit) -> str:
@@ -180,7 +203,7 @@ def render_plan(
     by_part.add_column("all", justify="right")
     for part in next(iter(parts.values())):
         learning = [f"{counts[part][0]:,}" if counts[part][0] else "frozen" for counts in parts.values()]
-        by_part.add_row(part, *learning, f"{next(iter(parts.values()))[part][1]:,}")
+        by_part.add_row(Text(part), *learning, f"{next(iter(parts.values()))[part][1]:,}")
     totals = [sum(learning for learning, _ in counts.values()) for counts in parts.values()]
     total = sum(count for _, count in next(iter(parts.values())).values())
     by_part.add_row("total", *(f"{n:,} ({n / total:.1%})" for n in totals), f"{total:,}", style="bold")

@@ -1,13 +1,15 @@
 """What a run found, in words: which strategy, how sure, and what would change the answer."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ray_ft.comparison import Comparison
-from ray_ft.config import BASELINES, Config
+from ray_ft.config import BASELINES, Config, StageConfig
 from ray_ft.plan import CandidateSpec
+from ray_ft.sample_size import LearningCurve
 from ray_ft.summary import StrategySummary, Summary
 
 __all__ = [
@@ -16,10 +18,12 @@ __all__ = [
     "describe_shape",
     "label",
     "say_changes",
+    "say_corrected",
     "say_pair",
     "say_sureness",
     "say_winner",
     "unit_of",
+    "unit_of_curve",
 ]
 
 EDGE = 0.1  # of a range, from which on a value is at its end
@@ -54,11 +58,21 @@ class Unit:
 
 
 def choose_unit(scores: Iterable[float]) -> Unit:
-    return Unit(3 * int(np.floor(np.log10(max(*scores, 1e-300)) / 3)))
+    """Choose the unit in which the lowest score above 0 is 0.1 or more, so that three decimals are three digits."""
+    lowest = min((score for score in scores if score > 0), default=1.0)
+    return Unit(3 * math.floor((math.log10(lowest) + 1) / 3))
 
 
 def unit_of(summary: Summary) -> Unit:
-    return choose_unit(baseline.score_mean for baseline in summary.baselines.values())
+    """The unit of the strategies; a baseline may be next to 0, or very bad."""
+    own = [strategy.score_mean for strategy in summary.strategies.values() if strategy.score_mean]
+    return choose_unit(own or [baseline.score_mean for baseline in summary.baselines.values()])
+
+
+def unit_of_curve(curve: LearningCurve) -> Unit:
+    scores = {name: each.score_mean for name, each in curve.curves.items()}
+    own = [score for name, each in scores.items() if name not in BASELINES for score in each]
+    return choose_unit(own or [score for each in scores.values() for score in each])
 
 
 def label(name: str) -> str:
@@ -70,6 +84,8 @@ def describe_shape(summary: Summary) -> str:
     shape = f"{summary.n_samples} samples, {summary.n_folds} folds × {summary.n_seeds} seeds"
     if summary.n_repeats > 1:
         shape += f" × {summary.n_repeats} repeats"
+    if summary.n_train < 0.999 * summary.n_samples * (1 - 1 / summary.n_folds):
+        shape += f", training parts of {summary.n_train:.4g}"
     return shape + (", nested" if summary.protocol == "nested" else "")
 
 
@@ -101,13 +117,19 @@ def say_winner(summary: Summary, unit: Unit) -> str:
     winner = summary.strategies[summary.winner]
     assert winner.score_mean is not None
     assert winner.score_std is not None
-    corrected, share = summary.selection, summary.selection.shares[summary.winner]
     score = f"{summary.metric} {unit.spread(winner.score_mean, winner.score_std)}{unit.suffix}"
-    return (
-        f"{summary.winner}: {score} over {describe_shape(summary)}. Corrected for having been picked as the lowest: "
-        f"{unit.write(corrected.score)} {unit.interval(corrected.interval)}; it is the lowest in {share:.0%} of "
-        "bootstrap samples"
-    )
+    said = f"{summary.winner}: {score} over {describe_shape(summary)}"
+    return ". Corrected for having been picked as the lowest: ".join([said, *say_corrected(summary, unit)])
+
+
+def say_corrected(summary: Summary, unit: Unit) -> Iterator[str]:
+    """What the score is worth after the choice; nothing where there was none."""
+    corrected = summary.selection
+    if len(corrected.shares) > 1:
+        yield (
+            f"{unit.write(corrected.score)} {unit.interval(corrected.interval)}; it is the lowest in "
+            f"{corrected.shares[summary.winner]:.0%} of bootstrap samples"
+        )
 
 
 def say_sureness(summary: Summary, unit: Unit) -> list[str]:
@@ -122,7 +144,7 @@ def say_changes(summary: Summary, config: Config, plan: Sequence[CandidateSpec],
         *say_undecided(summary),
         *say_spread(summary.winner, winner, unit),
         *say_edges(summary, config, plan),
-        *say_thinness(summary),
+        *say_thinness(summary, config),
     ]
 
 
@@ -168,10 +190,17 @@ def say_edges(summary: Summary, config: Config, plan: Sequence[CandidateSpec]) -
         yield "every fold was best at the end of its schedule: more epochs may go lower"
 
 
-def say_thinness(summary: Summary) -> Iterator[str]:
+def say_thinness(summary: Summary, config: Config) -> Iterator[str]:
     counts = {name: sum(strategy.candidates.values()) for name, strategy in summary.strategies.items()}
-    if (fewest := min(counts.values())) < ENOUGH:
+    searched = [n for name, n in counts.items() if any(map(has_range, config.selected[name].stages))]
+    if searched and (fewest := min(searched)) < ENOUGH:
         yield f"{fewest} draws of the hyperparameters a strategy are a thin search: --candidates 8 looks further"
     failed = {name: n for name, strategy in summary.strategies.items() if (n := strategy.candidates["failed"])}
     for name, n in failed.items():
         yield f"{n} of {counts[name]} candidates of {name} failed: it may be better than it looks"
+
+
+def has_range(stage: StageConfig) -> bool:
+    """Whether there is anything to draw."""
+    values = stage.model_dump(exclude={"train", "freeze"}).values()
+    return any(isinstance(value, tuple) and value[0] < value[1] for value in values)
