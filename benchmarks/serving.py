@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def main() -> None:
     for n_samples in options.samples:
         inputs = draw_inputs(ensemble.card, n_samples)
         n_requests = options.threads * options.requests
-        tally = repeat(lambda x=inputs: ensemble.predict(x), n_requests, options.seconds)
+        tally = repeat(partial(ensemble.predict, inputs), n_requests, options.seconds)
         results[f"direct-{n_samples}"] = show(f"in this process, {n_samples} samples", tally)
     print(json.dumps(results))
 

@@ -28,7 +28,7 @@ from ray_ft.plan import CandidateSpec, build_plan
 from ray_ft.progress import Display
 from ray_ft.provenance import describe_environment, hash_arrays, hash_tensors
 from ray_ft.results import Verdict, gather_losses, load_provenance, load_verdicts, score_strategies
-from ray_ft.runner import run_trials
+from ray_ft.runner import run_near_storage, run_trials
 from ray_ft.scores import pick_winner
 from ray_ft.selection import correct_selection
 from ray_ft.strategies import count_by_part, find_head_dropouts, select_trained
@@ -88,7 +88,7 @@ def cross_validate(config: Config, out: str | Path, inline: bool = False, consol
         # An epoch costs roughly in proportion to what learns.
         with Display(console, prepared.plan, n_members, config.cv.metric, prepared.n_trained) as display:
             verdicts = run_trials(prepared.task, prepared.plan, inline, display)
-        return reduce_run(prepared, verdicts, started)
+        return reduce_run(prepared, verdicts, started, inline)
 
 
 def prepare(config: Config, out: Path) -> Prepared:
@@ -258,7 +258,11 @@ def compare(old: Any, new: Any, key: str) -> Iterator[str]:
 
 
 def reduce_run(
-    prepared: Prepared, verdicts: dict[str, Verdict], started: float, wall_s: float | None = None
+    prepared: Prepared,
+    verdicts: dict[str, Verdict],
+    started: float,
+    inline: bool = True,
+    wall_s: float | None = None,
 ) -> Summary:
     """Score the strategies, build the winner's ensemble, and write the summary, with the time that is given if any."""
     task, plan, cv = prepared.task, prepared.plan, prepared.task.config.cv
@@ -288,7 +292,9 @@ def reduce_run(
         winner=winner,
         comparisons=compare_with_baseline(scores, baselines, cv.rope, task.splits.test_share),
         selection=correct_selection(losses, task.dataset.groups, cv.seed),
-        ensemble=reduce_members(task, plan, scores, winner, prepared.zero_shot),
+        ensemble=run_near_storage(
+            task.config.compute, inline, reduce_members, task, plan, scores, winner, prepared.zero_shot
+        ),
         notes=[*task.dataset.notes, *find_notes(task.run, plan, scores)],
         wall_s=time.monotonic() - started if wall_s is None else wall_s,
     )
@@ -325,4 +331,4 @@ def rebuild_ensemble(root: Path, **choice: Any) -> EnsembleSummary:
     except RunFolderError:  # it has none yet, or that of another release
         trained_s = None
     with open_run(prepared):
-        return reduce_run(prepared, verdicts, time.monotonic(), trained_s).ensemble
+        return reduce_run(prepared, verdicts, time.monotonic(), wall_s=trained_s).ensemble

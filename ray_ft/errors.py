@@ -7,7 +7,8 @@ RayFTError
 │   ├── WeightsError     a file of weights, or a network that does not fit it
 │   ├── StrategyError    a strategy that does not fit the network
 │   ├── RunFolderError   a run folder: of another config, in use, unwritable, incomplete
-│   └── EnsembleError    an ensemble folder: foreign, damaged, of a newer version
+│   ├── EnsembleError    an ensemble folder: foreign, damaged, of a newer version
+│   └── RequestError     a request over HTTP (in `requests`, with its status)
 └── RunError             the run itself failed: exit code 1
     ├── FrozenDriftError a frozen parameter or buffer moved
     └── DivergedError    a loss is no longer a number

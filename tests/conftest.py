@@ -1,5 +1,6 @@
 """A toy run: a small network of the user's own on a linear problem, so that a whole cross-validation takes seconds."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hypothesis import settings
 import ray_ft as package
 from ray_ft.config import Config, load_config
 
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray then stays on the loopback address that it is given
 settings.register_profile("untimed", deadline=None)  # a first call may import for seconds
 settings.load_profile("untimed")
 

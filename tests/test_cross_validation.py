@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray.cluster_utils import Cluster
 
 from ray_ft.comparison import compare_pair
 from ray_ft.config import Config, load_config
@@ -232,3 +233,25 @@ def test_the_ensemble_score_is_that_of_the_blind_members(toy_config: Config, tmp
         blind[held_out] = members[0, 0, fold].mean(0)
     assert summary.ensemble.score == pytest.approx(((blind - y) ** 2).mean(), rel=1e-5)
     assert summary.ensemble.n_blind == 2
+
+
+@pytest.mark.ray
+def test_a_cluster_gives_the_table_and_the_ensemble_of_the_inline_run(
+    toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes in one process tree; the ensemble is reduced by a task there."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else a head finds a token of the user's, and we do not
+    values = {"cv.strategies": ["top"], "cv.candidates": 2}
+    expected = cross_validate(load_config(toy_folder / "toy.yaml", values), toy_folder / "inline", inline=True)
+    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(**node)
+        config = load_config(toy_folder / "toy.yaml", values | {"compute.address": cluster.address})
+        summary = cross_validate(config, toy_folder / "run")
+    finally:
+        cluster.shutdown()
+    assert summary.strategies["top"].scores == expected.strategies["top"].scores
+    cards = [json.loads((toy_folder / name / "ensemble/card.json").read_text()) for name in ("inline", "run")]
+    assert cards[0]["files"]["members.safetensors"] == cards[1]["files"]["members.safetensors"]
+    assert summary.ensemble.score == pytest.approx(expected.ensemble.score, rel=1e-6)

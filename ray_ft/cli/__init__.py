@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ray_ft.cli.ensembles import ensembles
-from ray_ft.cli.show import show
+from ray_ft.cli.show import resumable, show
 from ray_ft.errors import ConfigError, RayFTError
 
 if TYPE_CHECKING:
@@ -178,16 +178,6 @@ def read_counts(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"{option} takes whole numbers, comma-separated, got {text}") from error
-
-
-@contextmanager
-def resumable() -> Iterator[None]:
-    """Say that an interrupted command goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the last checkpoints", err=True)
-        raise typer.Exit(130) from None
 
 
 @app.command()

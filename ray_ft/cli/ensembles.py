@@ -1,11 +1,15 @@
 """The commands on what a run leaves: its ensemble."""
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_ft.cli.show import show
+from ray_ft.cli.show import resumable, show
+
+if TYPE_CHECKING:
+    from ray_ft.streaming import Streamed
 
 __all__ = ["ensembles"]
 
@@ -86,30 +90,75 @@ def evaluate(
 @ensembles.command()
 def predict(
     source: Source,
-    inputs: Annotated[str, typer.Option(help="Inputs: .npy, .npz or .npz::key.")],
-    output: Annotated[Path, typer.Option(help="Where to write mean, std, intervals and flags: .npz.")],
+    inputs: Annotated[
+        str, typer.Option(help="Inputs: .npy, .npz, .npz::key, .parquet, .zarr::key, or a folder of .npy or .parquet.")
+    ],
+    output: Annotated[Path, typer.Option(help="Where to write: .npz, or a folder that the same command goes on with.")],
     level: LevelOption = None,
+    quantities: Annotated[
+        str | None, typer.Option(help="Such as mean,flag; all where left out.", show_default=False)
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Of Parquet, that of the inputs.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Batches at a time.", show_default="cores")] = None,
+    on_ray: Annotated[bool, typer.Option("--ray", help="By Ray Data, into a folder of Parquet parts.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; a local one where left out.", show_default=False)
+    ] = None,
 ) -> None:
-    """Predict with an ensemble: mean, intervals, and whether an input is unlike the training samples."""
-    from dataclasses import fields
+    """Predict with an ensemble: mean, intervals, and whether an input is unlike the training samples.
 
-    from ray_ft.data import read_array
+    The output as a folder is written as it is computed, for inputs larger than memory.
+    """
+    from rich.console import Console
+
+    from ray_ft.config import ComputeSection
     from ray_ft.ensemble import Ensemble
-    from ray_ft.errors import DataError
-    from ray_ft.paths import write_arrays
+    from ray_ft.streaming import open_source, predict_to_archive, predict_to_folder
 
-    if output.suffix != ".npz":
-        raise DataError(f"--output must end in .npz, got {output}")
-    loaded = Ensemble.load(source)
-    prediction = loaded.predict(read_array(inputs), level, source=inputs)
-    try:
-        write_arrays(output, **{f.name: getattr(prediction, f.name) for f in fields(prediction)})
-    except OSError as error:
-        raise DataError(f"--output must be writable, got {output}: {error.strerror}") from error
-    typer.echo(
-        f"{len(prediction.mean)} samples by {len(loaded.card.members)} members: {prediction.mean.shape} in {output}; "
-        f"{int(prediction.flag.sum())} unlike the training samples"
-    )
+    check_output(device, output, on_ray)
+    opened = open_source(inputs, column)
+    asked: dict[str, Any] = {
+        "quantities": quantities.split(",") if quantities else None,
+        "level": level,
+        "console": Console(stderr=True, highlight=False),
+    }
+    with resumable():
+        if on_ray:
+            from ray_ft.runner.streaming import predict_on_ray
+
+            loaded = Ensemble.load(source)
+            compute = ComputeSection.model_validate({"address": address, "device": device})
+            found = predict_on_ray(loaded, source, opened, output, compute=compute, **asked)
+        else:
+            loaded = Ensemble.load(source, pick_device(device))
+            n_threads = threads or (os.cpu_count() or 1 if loaded.device.type == "cpu" else 1)
+            write = predict_to_archive if output.suffix else predict_to_folder
+            found = write(loaded, opened, output, n_threads=n_threads, **asked)
+    typer.echo(describe_stream(found, len(loaded.card.members), output))
+
+
+def check_output(device: str, output: Path, on_ray: bool) -> None:
+    from ray_ft.errors import ConfigError, DataError
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device must be auto, cpu or cuda, got {device}")
+    if output.suffix not in ("", ".npz") or (on_ray and output.suffix):
+        raise DataError(f"--output must end in .npz, or be a folder; with --ray a folder; got {output}")
+
+
+def pick_device(device: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def describe_stream(found: "Streamed", n_members: int, output: Path) -> str:
+    new = found.n_samples - found.n_before
+    rest = f" for {new:,} of them, the others before" if found.n_before else ""
+    took = f"{found.seconds:.0f} s{rest}" if new else "finished before"
+    flagged = "" if found.n_flagged is None else f"; {found.n_flagged:,} unlike the training samples"
+    return f"{found.n_samples:,} samples by {n_members} members in {output}, {took}{flagged}"
 
 
 @ensembles.command()
@@ -160,3 +209,23 @@ def suggest(
     typer.echo(f"measure next, in this order, of {len(found.disagreement)} in {pool}, by {source}:")
     typer.echo("  " + " ".join(map(str, found.indices)))
     typer.echo(f"written  {files[0]}, {files[1]}")
+
+
+@ensembles.command()
+def serve(
+    source: Source,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    max_samples: Annotated[int, typer.Option(help="Samples of a request, at most.", min=1)] = 1024,
+    max_body_mb: Annotated[float, typer.Option(help="Size of a request's body, at most.", min=0.001)] = 64,
+    replicas: Annotated[int, typer.Option(help="Processes that predict.", min=1)] = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to join: auto, or host:port; a local Ray where left out.", show_default=False),
+    ] = None,
+) -> None:
+    """Serve an ensemble over HTTP until Ctrl-C: POST /predict, GET /health."""
+    from ray_ft.requests import Limits
+    from ray_ft.runner.serving import serve as serve_ensemble
+
+    serve_ensemble(source, host, port, Limits(max_samples, max_body_mb), replicas, address)

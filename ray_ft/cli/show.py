@@ -1,8 +1,12 @@
 """What commands print."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["show"]
+import typer
+
+__all__ = ["resumable", "show"]
 
 
 def show(renderable: Any) -> None:
@@ -13,3 +17,13 @@ def show(renderable: Any) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=140)  # a pipe has no width
     console.print(renderable)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say that an interrupted command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from the last checkpoints", err=True)
+        raise typer.Exit(130) from None

@@ -5,7 +5,7 @@ the mean of the fold models, and the intervals are CV+ around them.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ray_ft.models import build_network
 from ray_ft.novelty import Density
 from ray_ft.symmetry import apply_operation, generate_group
 
-__all__ = ["FALSE_ALARMS", "Calibration", "Ensemble", "Prediction", "flatten_features"]
+__all__ = ["FALSE_ALARMS", "QUANTITIES", "Calibration", "Ensemble", "Prediction", "flatten_features"]
 
 FALSE_ALARMS = 0.05  # share of inputs like the training samples that are flagged
 
@@ -55,6 +55,9 @@ class Prediction:
     novelty: Float[np.ndarray, " sample"]
     p_value: Float[np.ndarray, " sample"]
     flag: Bool[np.ndarray, " sample"]
+
+
+QUANTITIES = tuple(field.name for field in fields(Prediction))
 
 
 @dataclass(frozen=True)
@@ -152,18 +155,41 @@ class Ensemble:
         prepared = self.prepare(inputs, source)
         level = self.card.level if level is None else level
         check_level(1 - level, len(self.residuals))
-        starts = range(0, len(prepared), batch_size)
-        parts = [self.predict_batch(prepared[start : start + batch_size], level) for start in starts]
-        return Prediction(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Prediction)))
+        return self.predict_prepared(prepared, level, batch_size)
 
-    def predict_batch(self, inputs: Float[np.ndarray, "sample *input"], level: float) -> Prediction:
+    def predict_prepared(
+        self, prepared: Float[np.ndarray, "sample *input"], level: float, batch_size: int = 32
+    ) -> Prediction:
+        """Predict for inputs that `prepare` returned, at a level that `check_level` passes."""
+        starts = range(0, len(prepared), batch_size)
+        parts = [self.compute(prepared[start : start + batch_size], level) for start in starts]
+        return Prediction(**{name: np.concatenate([part[name] for part in parts]) for name in QUANTITIES})
+
+    def compute(
+        self, inputs: Float[np.ndarray, "sample *input"], level: float, quantities: Collection[str] | None = None
+    ) -> dict[str, Shaped[np.ndarray, "sample ..."]]:
+        """Compute some of the quantities of a `Prediction` for prepared inputs, all at a time.
+
+        Args:
+            inputs: As `prepare` returns them.
+            level: Of the intervals; one that `check_level` passes.
+            quantities: Names of fields of `Prediction`; all where left out. What is not asked for costs nothing.
+        """
+        asked = set(QUANTITIES if quantities is None else quantities)
         members, features = self.predict_members(inputs, self.card.symmetric)
         folds = self.average_folds(members)
         around = (folds, self.residuals, self.calibration.fold_of, 1 - level)
-        pointwise, together = build_pointwise(*around), build_simultaneous(*around)
-        novelty, p_value = self.measure_novelty(features)
-        spread = self.measure_spread(members)
-        return Prediction(folds.mean((0, 1)), spread, *pointwise, *together, novelty, p_value, p_value <= FALSE_ALARMS)
+        found: dict[str, Any] = {"mean": folds.mean((0, 1))}
+        if "std" in asked:
+            found["std"] = self.measure_spread(members)
+        if asked & {"lower", "upper"}:
+            found["lower"], found["upper"] = build_pointwise(*around)
+        if asked & {"band_lower", "band_upper"}:
+            found["band_lower"], found["band_upper"] = build_simultaneous(*around)
+        if asked & {"novelty", "p_value", "flag"}:
+            found["novelty"], found["p_value"] = self.measure_novelty(features)
+            found["flag"] = found["p_value"] <= FALSE_ALARMS
+        return {name: found[name] for name in QUANTITIES if name in asked}
 
     def measure_spread(
         self, members: Float[np.ndarray, "strategy repeat fold seed sample *target"]

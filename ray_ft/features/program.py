@@ -56,22 +56,12 @@ class Program:
         values = list(inputs)
         assert len(values) == self.n_inputs
 
-        def resolve(argument: Any) -> Any:
-            if isinstance(argument, list):
-                return [resolve(part) for part in argument]
-            if not isinstance(argument, dict):
-                return argument
-            ((kind, content),) = argument.items()
-            if kind == "value":
-                return values[content]
-            return tensors[content] if kind == "tensor" else getattr(torch, content)
-
         for index, (name, args, keywords) in enumerate(self.steps):
-            function = find_operation(name)
-            values.append(function(*resolve(args), **{key: resolve(value) for key, value in keywords.items()}))
+            named = {key: resolve(value, values, tensors) for key, value in keywords.items()}
+            values.append(find_operation(name)(*resolve(args, values, tensors), **named))
             for done in self.last_uses.get(index, ()):
                 values[done] = None  # so that memory holds no more than what is still needed
-        return resolve(self.output)
+        return resolve(self.output, values, tensors)
 
     @cached_property
     def last_uses(self) -> dict[int, list[int]]:
@@ -92,6 +82,18 @@ class Program:
         """Names of the constants, each once."""
         every = [[args, *keywords.values()] for _, args, keywords in self.steps]
         return list(dict.fromkeys(list_named([*every, self.output], "tensor")))
+
+
+def resolve(argument: Any, values: Sequence[Any], tensors: Mapping[str, Tensor]) -> Any:
+    """Look up what an argument names; as a closure that calls itself it would keep the values alive."""
+    if isinstance(argument, list):
+        return [resolve(part, values, tensors) for part in argument]
+    if not isinstance(argument, dict):
+        return argument
+    ((kind, content),) = argument.items()
+    if kind == "value":
+        return values[content]
+    return tensors[content] if kind == "tensor" else getattr(torch, content)
 
 
 def list_named(argument: Any, kind: str) -> Iterator[Any]:

@@ -3,12 +3,13 @@
 import os
 import time
 import traceback
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from ray_ft.candidate import command, run_candidate, write_failure
+from ray_ft.config import ComputeSection
 from ray_ft.errors import RunError
 from ray_ft.folds import Splits
 from ray_ft.paths import RunFolder, write_json
@@ -22,7 +23,7 @@ from ray_ft.task import Part, Task, prepare_part
 if TYPE_CHECKING:
     from ray_ft.runner.judge import Judge
 
-__all__ = ["run_trials"]
+__all__ = ["run_near_storage", "run_trials", "set_up_ray"]
 
 QUIET_RAY = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0; the new output prints a banner all the same
@@ -32,6 +33,13 @@ QUIET_RAY = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
+
+
+# Ray takes the machine's outward address in place of 127.0.0.1, and then listens on all interfaces, but where it forms
+# no clusters: by default on Windows and macOS alone.
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+T = TypeVar("T")
 
 
 class StopCandidate(Exception):  # noqa: N818  # no error: it ends a candidate
@@ -50,7 +58,7 @@ def run_trials(task: Task, plan: Sequence[CandidateSpec], inline: bool, display:
     Raises:
         KeyboardInterrupt: It was interrupted; the same call goes on.
     """
-    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET_RAY.items()})
+    set_up_ray(task.config.compute.address)
     from ray_ft.runner.judge import Judge  # after the settings above, which Ray reads when it is imported
 
     judge = Judge(plan, build_rungs(task), task.config.search.reduction_factor)
@@ -67,6 +75,27 @@ def run_trials(task: Task, plan: Sequence[CandidateSpec], inline: bool, display:
     verdicts = {spec.name: pass_verdict(task, spec, judge, seconds.get(spec.name, 0.0)) for spec in plan}
     write_json(task.run.verdicts, {name: verdict.as_dict() for name, verdict in verdicts.items()})
     return verdicts
+
+
+def set_up_ray(address: str | None) -> None:
+    """Set what Ray reads when it is imported; what the user has set stays.
+
+    Args:
+        address: Of the cluster to join; a local Ray, where it is None, stays on the loopback interface.
+    """
+    settings = QUIET_RAY | (ON_LOOPBACK if address is None else {})
+    os.environ.update({key: os.environ.get(key, value) for key, value in settings.items()})
+
+
+def run_near_storage(compute: ComputeSection, inline: bool, function: Callable[..., T], *args: Any) -> T:
+    """Call a function as a Ray task on the cluster that is joined, whose nodes share the run folder; else here."""
+    if inline or compute.address is None:
+        return function(*args)
+    set_up_ray(compute.address)
+    from ray_ft.runner.tune import run_task
+
+    result: T = run_task(compute, function, *args)
+    return result
 
 
 def build_rungs(task: Task) -> dict[str, tuple[int, int]]:

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from ray_ft.plan import CandidateSpec
 from ray_ft.progress import Display
 from ray_ft.results import load_result
 from ray_ft.runner.judge import Judge
-from ray_ft.runner.shares import Share, choose_share, prepare_parts, raise_squads
+from ray_ft.runner.shares import Share, choose_share, fetch, prepare_parts, raise_squads
 from ray_ft.task import Task, count_trained, prepare_part
 
-__all__ = ["run_on_ray"]
+__all__ = ["run_on_ray", "run_task"]
 
 OBJECT_STORE_BYTES = 512 * 2**20
 
@@ -103,6 +103,13 @@ def connect(compute: ComputeSection) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def run_task(compute: ComputeSection, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function once, on a node that has a CPU to spare; what it raises is raised here."""
+    with connect(compute):
+        task: Any = ray.remote(num_cpus=1)(function)
+        return fetch(task.remote(*args))
 
 
 def check_reachable(address: str) -> None:

@@ -1,0 +1,517 @@
+"""The server: requests read without trust, batches that keep requests apart, and the real server on Ray."""
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_ft.ensemble import QUANTITIES, Ensemble, Prediction
+from ray_ft.errors import ConfigError
+from ray_ft.requests import JSON, NPZ, Limits, RequestError, read_npy, read_query
+from ray_ft.runner import replica
+from ray_ft.runner.replica import MAX_WAITING, Batcher, Predictor, Room
+from ray_ft.runner.serving import check_free
+
+pytest.importorskip("ray.serve")
+X = np.random.default_rng(3).normal(size=(5, 6)).astype(np.float32)
+NPY = {"content-type": "application/x-npy"}
+
+
+def write_npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def write_header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.fixture(scope="module")
+def ensemble(toy_run: Path) -> Ensemble:
+    return Ensemble.load(toy_run)
+
+
+@pytest.fixture
+def predictor(toy_run: Path) -> Predictor:
+    return Predictor(str(toy_run), Limits(max_samples=8, max_body_mb=0.01))
+
+
+async def ask(
+    predictor: Predictor,
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+    target: str = "/predict",
+    method: str = "POST",
+) -> tuple[int, Mapping[str, str], bytes]:
+    """Answer one request without a socket; a body without Content-Length comes in chunks."""
+    from starlette.requests import Request
+
+    path, _, query = target.partition("?")
+    given = {"content-type": JSON} | dict(headers or {})
+    parts = [body[i : i + 4096] for i in range(0, len(body), 4096)] or [b""]
+    messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+    messages[-1]["more_body"] = False
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query.encode(),
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        "server": ("127.0.0.1", 8000),
+        "scheme": "http",
+    }
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    answer = await predictor(Request(scope, receive))
+    return answer.status_code, answer.headers, bytes(answer.body)
+
+
+def check_equal(found: Mapping[str, Any], expected: Prediction, names: tuple[str, ...] = QUANTITIES) -> None:
+    assert tuple(found) == names
+    for name in names:
+        np.testing.assert_allclose(np.asarray(found[name]), getattr(expected, name), rtol=1e-5, atol=1e-6)
+
+
+def test_answers_are_the_ensembles(predictor: Predictor, ensemble: Ensemble) -> None:
+    body = {"inputs": X.tolist(), "level": 0.8, "quantities": ["upper", "mean"]}
+    status, headers, content = asyncio.run(ask(predictor, json.dumps(body).encode()))
+    assert (status, headers["content-type"]) == (200, JSON)
+    check_equal(json.loads(content), ensemble.predict(X, 0.8), ("upper", "mean"))
+    for array in (X, np.asfortranarray(X), X.astype(">f8"), X.astype(np.float64)):
+        status, headers, content = asyncio.run(ask(predictor, write_npy(array), NPY))
+        assert (status, headers["content-type"]) == (200, NPZ)
+        with np.load(io.BytesIO(content), allow_pickle=False) as found:
+            check_equal(dict(found), ensemble.predict(X))
+
+
+def test_the_client_chooses_the_form_of_the_answer(predictor: Predictor, ensemble: Ensemble) -> None:
+    target = "/predict?level=0.7&quantities=lower,flag"
+    status, _, content = asyncio.run(
+        ask(predictor, write_npy(X), NPY | {"accept": "text/html, application/json"}, target)
+    )
+    assert status == 200
+    check_equal(json.loads(content), ensemble.predict(X, 0.7), ("lower", "flag"))
+    body = json.dumps({"inputs": X.tolist()}).encode()
+    _, headers, content = asyncio.run(ask(predictor, body, {"accept": "application/octet-stream"}))
+    assert headers["content-type"] == NPZ
+    with np.load(io.BytesIO(content)) as found:
+        check_equal(dict(found), ensemble.predict(X))
+
+
+async def check_refused(
+    predictor: Predictor, status: int, text: str, body: bytes, headers: Mapping[str, str], target: str, method: str
+) -> None:
+    found, kinds, content = await ask(predictor, body, headers, target, method)
+    error = json.loads(content)["error"]
+    assert (found, kinds["content-type"]) == (status, JSON), error
+    assert text in error
+    assert ("allow" in kinds) == (status == 405)
+    assert predictor.room.n_requests == predictor.room.n_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "body"),
+    [
+        (400, "the body must be JSON", b"{"),
+        (400, "the body must be JSON", b"[" * 5000),
+        (400, "NaN is no number of JSON", b'{"inputs": [[NaN]]}'),
+        (413, "0.01 MB at most", b" " * 20_000),
+        (413, "8 samples at most, got 9", json.dumps({"inputs": [[0] * 6] * 9}).encode()),
+        (422, "must be an object with inputs, got a list", b"[]"),
+        (422, "unknown key: input; did you mean inputs?", b'{"input": []}'),
+        (422, "must have inputs", b"{}"),
+        (422, "lists of numbers, got a str at depth 2", b'{"inputs": [[1, "2"]]}'),
+        (422, "lists of numbers, got a list at depth 1", b'{"inputs": [1, [1]]}'),
+        (422, "lists of numbers, got null at depth 0", b'{"inputs": null}'),
+        (422, "equal length at each depth, got lengths 1, 2 at depth 1", b'{"inputs": [[1], [1, 2]]}'),
+        (422, "32 axes at most", b'{"inputs": ' + b"[" * 33 + b"1" + b"]" * 33 + b"}"),
+        (422, "none empty, got shape (0,)", b'{"inputs": []}'),
+        (422, "inputs must have the shape (6,)", b'{"inputs": [[1, 2]]}'),
+        (422, "data must be finite", b'{"inputs": [[1e999, 0, 0, 0, 0, 0]]}'),
+        (422, "within 3.4e+38 as float32", b'{"inputs": [[1e99, 0, 0, 0, 0, 0]]}'),
+        (422, "below 1e308", b'{"inputs": [[1' + b"0" * 400 + b"]]}"),
+        (422, "a number between 0.5 and 1, got a bool", b'{"inputs": [[1]], "level": true}'),
+        (422, "between 50 % and 100 %, got 30 %", b'{"inputs": [[1]], "level": 0.3}'),
+        (422, "need at least", b'{"inputs": [[1]], "level": 0.9999}'),
+        (422, "unknown quantity: maen; did you mean mean?", b'{"inputs": [], "quantities": ["maen"]}'),
+        (422, "quantities must be a list of names", b'{"inputs": [], "quantities": "mean"}'),
+    ],
+)
+def test_bad_json_states_the_rule(status: int, text: str, body: bytes, predictor: Predictor) -> None:
+    asyncio.run(check_refused(predictor, status, text, body, {}, "/predict", "POST"))
+
+
+HUGE = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000, 6), }"
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "body", "query"),
+    [
+        (400, "a .npy file by numpy.save", b"PK\x03\x04 and so on", ""),
+        (400, "(1000000000, 6) of float64, 48000000000 bytes, and 8", write_header(HUGE) + b"8 bytes.", ""),
+        (400, "one plain array", write_header(HUGE.replace("<f8", "|O")), ""),
+        (400, "numbers that numpy knows", write_header(HUGE.replace("<f8", "<f7")), ""),
+        (422, "32 axes at most, got 33", write_header(HUGE.replace("6", "6" + ", 1" * 31)), ""),
+        (422, "must not be empty, got shape (0, 6)", write_npy(X[:0]), ""),
+        (422, "level must be a number between 0.5 and 1", write_npy(X), "?level=nan"),
+        (422, "level must be a number between 0.5 and 1, got a str", write_npy(X), "?level=high"),
+        (422, "did you mean level?", write_npy(X), "?levl=0.9"),
+        (422, "did you mean mean?", write_npy(X), "?quantities=std,maen"),
+    ],
+)
+def test_bad_npy_states_the_rule(status: int, text: str, body: bytes, query: str, predictor: Predictor) -> None:
+    asyncio.run(check_refused(predictor, status, text, body, NPY, f"/predict{query}", "POST"))
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "method", "target", "headers"),
+    [
+        (400, "Content-Length must be a whole number, got '-1'", "POST", "/predict", {"content-length": "-1"}),
+        (404, "there are POST /predict and GET /health, got /", "GET", "/", {}),
+        (405, "/predict takes POST, got GET", "GET", "/predict", {}),
+        (405, "/health takes GET or HEAD, got POST", "POST", "/health", {}),
+        (413, "0.01 MB at most, got 1 MB", "POST", "/predict", {"content-length": str(2**20)}),
+        (415, "Content-Type must be application/json or", "POST", "/predict", {"content-type": "text/csv"}),
+        (415, "got Content-Encoding gzip", "POST", "/predict", {"content-encoding": "gzip"}),
+        (422, "parameter of the URL, where JSON", "POST", "/predict?level=0.9", {}),
+    ],
+)
+def test_bad_heads_state_the_rule(
+    status: int, text: str, method: str, target: str, headers: dict[str, str], predictor: Predictor
+) -> None:
+    asyncio.run(check_refused(predictor, status, text, b"{}", headers, target, method))
+
+
+def test_health_says_what_is_served(predictor: Predictor) -> None:
+    status, _, content = asyncio.run(ask(predictor, target="/health", method="GET"))
+    found = json.loads(content)
+    card = predictor.ensemble.card
+    assert (status, found["name"], found["score"]) == (200, "toy", card.score)
+    assert (found["input_shape"], found["target_shape"], found["version"]) == ([6], [3], card.version)
+
+
+def read_any(body: bytes, kind: str) -> None:
+    with contextlib.suppress(RequestError):
+        assert read_query(body, {"content-type": kind}, {}, QUANTITIES).inputs.dtype.kind in "biuf"
+
+
+@given(st.binary(max_size=300), st.sampled_from([JSON, "application/x-npy"]))
+def test_any_bytes_are_read_or_refused(body: bytes, kind: str) -> None:
+    read_any(body, kind)
+
+
+@given(st.data())
+def test_damaged_npy_is_read_or_refused(data: st.DataObject) -> None:
+    body = bytearray(write_npy(np.arange(6.0).reshape(2, 3)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    read_any(bytes(body[: data.draw(st.integers(0, len(body)))]), "application/x-npy")
+
+
+@given(st.text("{}':,()<>|fiub48 \nTrueFalsdcoOhp_", max_size=200), st.sampled_from([1, 2, 3]))
+def test_any_header_of_npy_is_read_or_refused(text: str, version: int) -> None:
+    size = len(text).to_bytes(2 if version == 1 else 4, "little")
+    read_any(b"\x93NUMPY" + bytes([version, 0]) + size + text.encode(), "application/x-npy")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@given(JSON_VALUES, JSON_VALUES, JSON_VALUES)
+def test_any_json_is_read_or_refused(inputs: Any, level: Any, quantities: Any) -> None:
+    read_any(json.dumps({"inputs": inputs, "level": level, "quantities": quantities}).encode(), JSON)
+    read_any(json.dumps({"inputs": inputs}).encode(), JSON)
+
+
+@pytest.mark.parametrize("dtype", ["|b1", "|u1", "<i2", ">i8", "<f2", "<f4", ">f8"])
+def test_npy_is_read_as_numpy_reads_it(dtype: str) -> None:
+    for shape in ((3,), (2, 3), (1, 2, 3)):
+        array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+        found = read_npy(write_npy(array))
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+
+
+def test_requests_that_come_together_do_not_spoil_one_another(predictor: Predictor, ensemble: Ensemble) -> None:
+    """Good and bad ones, of several levels and sizes."""
+    bodies, expected = zip(*(build_request(i, ensemble) for i in range(20)), strict=True)
+
+    async def ask_all() -> list[tuple[int, Mapping[str, str], bytes]]:
+        return await asyncio.gather(*(ask(predictor, body, {"content-length": str(len(body))}) for body in bodies))
+
+    for (status, _, content), (wanted, prediction) in zip(asyncio.run(ask_all()), expected, strict=True):
+        assert status == wanted
+        if prediction is not None:
+            check_equal(json.loads(content), prediction)
+
+
+def test_a_batch_holds_requests_of_one_level_as_far_as_they_fit(ensemble: Ensemble) -> None:
+    jobs = [
+        (X[i % 4 : i % 4 + size], level) for i, (size, level) in enumerate([(2, 0.9), (1, 0.8), (2, 0.9), (1, 0.9)])
+    ]
+    jobs += [(X, 0.8), (X[:1], 0.9)]
+
+    async def predict_all() -> tuple[list[Prediction], int]:
+        batcher = Batcher(ensemble, 5)
+        return await asyncio.gather(*(batcher.predict(inputs, level) for inputs, level in jobs)), batcher.n_batches
+
+    found, n_batches = asyncio.run(predict_all())
+    assert n_batches == 4  # 2 + 2 + 1 samples at 90 %; 1 at 80 %, as 5 more do not fit; 5 at 80 %; the last 1 at 90 %
+    for prediction, (inputs, level) in zip(found, jobs, strict=True):
+        check_equal(vars(prediction), ensemble.predict(inputs, level))
+
+
+def build_request(i: int, ensemble: Ensemble) -> tuple[bytes, tuple[int, Prediction | None]]:
+    """A request and its answer: each fifth is malformed, each seventh of the wrong shape."""
+    inputs = X[i % 3 : i % 3 + 1 + i % 2] + i
+    level = (0.9, 0.8)[i % 2]
+    if i % 5 == 0:
+        return b'{"inputs": ', (400, None)
+    if i % 7 == 0:
+        return json.dumps({"inputs": inputs[:, :4].tolist()}).encode(), (422, None)
+    return json.dumps({"inputs": inputs.tolist(), "level": level}).encode(), (200, ensemble.predict(inputs, level))
+
+
+def test_what_fails_in_a_batch_fails_alone(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = replica.predict_prepared
+
+    def fail(ensemble: Ensemble, several: list[np.ndarray], level: float) -> Prediction:
+        if any((inputs == 13).any() for inputs in several):
+            raise RuntimeError("a secret of the server")
+        return plain(ensemble, several, level)
+
+    monkeypatch.setattr(replica, "predict_prepared", fail)
+    monkeypatch.setattr(replica.logger, "propagate", True)
+    bodies = [json.dumps({"inputs": [[value] * 6]}).encode() for value in (1, 13, 2)]
+
+    async def ask_all() -> list[tuple[int, Mapping[str, str], bytes]]:
+        return await asyncio.gather(*(ask(predictor, body) for body in bodies))
+
+    with caplog.at_level(logging.ERROR, replica.logger.name):
+        answers = asyncio.run(ask_all())
+    assert [status for status, _, _ in answers] == [200, 500, 200]
+    assert json.loads(answers[1][2]) == {"error": "the server failed on this request; its log says why"}
+    assert "a secret of the server" in caplog.text
+
+
+def test_a_client_that_leaves_is_not_predicted_for(ensemble: Ensemble) -> None:
+    async def leave() -> int:
+        batcher = Batcher(ensemble, 8)
+        tasks = [asyncio.create_task(batcher.predict(X[i : i + 1], 0.9)) for i in range(2)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await tasks[1]
+        return batcher.n_batches
+
+    assert asyncio.run(leave()) == 1
+
+
+def test_a_full_server_says_so(predictor: Predictor) -> None:
+    predictor.room.n_requests = MAX_WAITING
+    status, headers, content = asyncio.run(ask(predictor, b"{}"))
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert "the server is busy with 64 requests" in json.loads(content)["error"]
+    room = Room(2, 100)
+    with room.hold(60):
+        with pytest.raises(RequestError, match="busy"), room.hold(60):
+            pass
+        with room.hold(40):
+            assert (room.n_requests, room.n_bytes) == (2, 100)
+
+
+def test_a_slow_body_is_refused(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    from starlette.requests import Request
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(10)
+        return {"type": "http.disconnect"}
+
+    monkeypatch.setattr(replica, "READ_SECONDS", 0.01)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": b"",
+        "server": ("h", 1),
+        "scheme": "http",
+    }
+    request = Request(scope | {"headers": [(b"content-type", JSON.encode())]}, receive)
+    assert asyncio.run(predictor(request)).status_code == 408
+
+
+def test_json_has_null_for_what_is_no_number(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = replica.predict_prepared
+
+    def spoil(ensemble: Ensemble, several: list[np.ndarray], level: float) -> Prediction:
+        found = plain(ensemble, several, level)
+        found.std[0, 0], found.upper[0, 1] = np.nan, np.inf
+        return found
+
+    monkeypatch.setattr(replica, "predict_prepared", spoil)
+    _, _, content = asyncio.run(ask(predictor, json.dumps({"inputs": X.tolist()}).encode()))
+    found = json.loads(content, parse_constant=pytest.fail)
+    assert found["std"][0][0] is None
+    assert found["upper"][0][1] is None
+
+
+def test_a_port_in_use_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as Serve does
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match=r"must be free to listen on, got 127.0.0.1:\d+: Address already in use"):
+            check_free("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(ConfigError, match="must be free to listen on"):
+        check_free("203.0.113.7", 8000)  # of no interface here
+
+
+@dataclass(frozen=True)
+class Server:
+    """The real one, in a process of its own, found again by what its processes inherit."""
+
+    process: subprocess.Popen[str]
+    url: str
+    mark: str
+
+    def ask(self, target: str, body: bytes | None = None, kind: str = JSON) -> tuple[int, str, bytes]:
+        request = urllib.request.Request(self.url + target, body, {"Content-Type": kind})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.headers["content-type"], answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers["content-type"], error.read()
+
+    def find_processes(self) -> list[Path]:
+        wanted = f"SERVER_MARK={self.mark}".encode()
+        return [folder for folder in Path("/proc").glob("[0-9]*") if wanted in read(folder / "environ").split(b"\0")]
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+@pytest.fixture(scope="module")
+def server(toy_run: Path) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = (
+        "import sys; from ray_ft.runner.serving import serve; from ray_ft.requests import Limits; "
+        "serve(sys.argv[1], port=int(sys.argv[2]), limits=Limits(max_samples=8, max_body_mb=0.1))"
+    )
+    mark = uuid.uuid4().hex
+    command = [sys.executable, "-c", code, str(toy_run), str(port)]
+    env = {**os.environ, "SERVER_MARK": mark}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        try:
+            assert line == f"toy is served on http://127.0.0.1:{port}  (POST /predict, GET /health)\n"
+            yield Server(process, f"http://127.0.0.1:{port}", mark)
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.ray
+def test_the_server_answers(server: Server, ensemble: Ensemble) -> None:
+    status, kind, content = server.ask("/health")
+    assert (status, kind, json.loads(content)["name"]) == (200, JSON, "toy")
+    status, _, content = server.ask("/predict", json.dumps({"inputs": X.tolist()}).encode())
+    assert status == 200
+    check_equal(json.loads(content), ensemble.predict(X))
+    status, kind, content = server.ask("/predict?level=0.8", write_npy(X), "application/x-npy")
+    assert (status, kind) == (200, NPZ)
+    with np.load(io.BytesIO(content)) as found:
+        check_equal(dict(found), ensemble.predict(X, 0.8))
+
+
+@pytest.mark.ray
+def test_the_server_refuses(server: Server) -> None:
+    cases = [
+        (404, "/", None, JSON),
+        (405, "/predict", None, JSON),
+        (413, "/predict", b" " * 2**18, JSON),
+        (415, "/predict", b"{}", "text/csv"),
+        (422, "/predict", b"{}", JSON),
+        (400, "/predict", b"\x93NUMPY", "application/octet-stream"),
+    ]
+    for wanted, target, body, content_type in cases:
+        status, kind, content = server.ask(target, body, content_type)
+        assert (status, kind, list(json.loads(content))) == (wanted, JSON, ["error"])
+
+
+@pytest.mark.ray
+def test_the_server_keeps_clients_apart(server: Server, ensemble: Ensemble) -> None:
+    requests = [build_request(i, ensemble) for i in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        answers = pool.map(lambda request: server.ask("/predict", request[0]), requests)
+    for (status, _, content), (_, (wanted, prediction)) in zip(answers, requests, strict=True):
+        assert status == wanted
+        if prediction is not None:
+            check_equal(json.loads(content), prediction)
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_server_listens_on_loopback_alone(server: Server) -> None:
+    sockets = set()
+    for process in server.find_processes():
+        for file in process.glob("fd/*"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                sockets |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(file)))
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    places = [line[1] for line in lines if line[3] == "0A" and line[9] in sockets]
+    assert len(places) > 5
+    assert [place for place in places if not re.match("(0{16}FFFF0000)?0100007F:", place)] == []
+
+
+@pytest.mark.ray
+def test_sigterm_ends_the_server_and_leaves_nothing(server: Server) -> None:
+    assert len(server.find_processes()) > 5
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=20) == 0
+    assert server.process.stdout is not None
+    lines = server.process.stdout.read().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("log in ")
+    ends = time.monotonic() + 10
+    while server.find_processes() and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert server.find_processes() == []
