@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ray.cluster_utils import Cluster
 
 from ray_ft.comparison import compare_pair
 from ray_ft.config import Config, load_config
@@ -85,9 +84,10 @@ def test_ray_gives_the_table_of_the_inline_run(toy_config: Config, toy_folder: P
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
-def test_a_candidate_over_two_workers_gives_the_table_of_one(toy_config: Config, tmp_path: Path) -> None:
-    inline = cross_validate(toy_config, tmp_path / "inline", inline=True)
-    spread = load_config(Path("toy.yaml"), {"cv.strategies": ["top", "last"], "compute.workers_per_candidate": 2})
+def test_a_candidate_over_two_workers_gives_the_table_of_one(toy_folder: Path, tmp_path: Path) -> None:
+    values = {"cv.strategies": ["top"], "cv.candidates": 1}
+    inline = cross_validate(load_config("toy.yaml", values), tmp_path / "inline", inline=True)
+    spread = load_config("toy.yaml", values | {"compute.workers_per_candidate": 2})
     assert table(cross_validate(spread, tmp_path / "ray")) == table(inline)
 
 
@@ -235,22 +235,33 @@ def test_the_ensemble_score_is_that_of_the_blind_members(toy_config: Config, tmp
     assert summary.ensemble.n_blind == 2
 
 
+ON_A_CLUSTER = """
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from ray_ft.config import load_config
+from ray_ft.cross_validation import cross_validate
+
+node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+try:
+    cluster.add_node(**node)
+    values = {"cv.strategies": ["top"], "cv.candidates": 2, "compute.address": cluster.address}
+    cross_validate(load_config("toy.yaml", values), "run")
+finally:
+    cluster.shutdown()
+"""
+
+
 @pytest.mark.ray
-def test_a_cluster_gives_the_table_and_the_ensemble_of_the_inline_run(
-    toy_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_gives_the_table_and_the_ensemble_of_the_inline_run(toy_folder: Path) -> None:
     """Two nodes in one process tree; the ensemble is reduced by a task there."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else a head finds a token of the user's, and we do not
     values = {"cv.strategies": ["top"], "cv.candidates": 2}
-    expected = cross_validate(load_config(toy_folder / "toy.yaml", values), toy_folder / "inline", inline=True)
-    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    try:
-        cluster.add_node(**node)
-        config = load_config(toy_folder / "toy.yaml", values | {"compute.address": cluster.address})
-        summary = cross_validate(config, toy_folder / "run")
-    finally:
-        cluster.shutdown()
+    expected = cross_validate(load_config("toy.yaml", values), "inline", inline=True)
+    env = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(toy_folder)}  # else a head takes a user's token
+    command = [sys.executable, "-W", "ignore", "-c", ON_A_CLUSTER]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+    summary = Summary.load("run")
     assert summary.strategies["top"].scores == expected.strategies["top"].scores
     cards = [json.loads((toy_folder / name / "ensemble/card.json").read_text()) for name in ("inline", "run")]
     assert cards[0]["files"]["members.safetensors"] == cards[1]["files"]["members.safetensors"]

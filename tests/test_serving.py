@@ -302,14 +302,14 @@ def build_request(i: int, ensemble: Ensemble) -> tuple[bytes, tuple[int, Predict
 def test_what_fails_in_a_batch_fails_alone(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain = replica.predict_prepared
+    plain = Ensemble.predict_prepared
 
-    def fail(ensemble: Ensemble, several: list[np.ndarray], level: float) -> Prediction:
-        if any((inputs == 13).any() for inputs in several):
+    def fail(ensemble: Ensemble, inputs: np.ndarray, level: float) -> Prediction:
+        if (inputs == 13).any():
             raise RuntimeError("a secret of the server")
-        return plain(ensemble, several, level)
+        return plain(ensemble, inputs, level)
 
-    monkeypatch.setattr(replica, "predict_prepared", fail)
+    monkeypatch.setattr(Ensemble, "predict_prepared", fail)
     monkeypatch.setattr(replica.logger, "propagate", True)
     bodies = [json.dumps({"inputs": [[value] * 6]}).encode() for value in (1, 13, 2)]
 
@@ -369,14 +369,14 @@ def test_a_slow_body_is_refused(predictor: Predictor, monkeypatch: pytest.Monkey
 
 
 def test_json_has_null_for_what_is_no_number(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = replica.predict_prepared
+    plain = Ensemble.predict_prepared
 
-    def spoil(ensemble: Ensemble, several: list[np.ndarray], level: float) -> Prediction:
-        found = plain(ensemble, several, level)
+    def spoil(ensemble: Ensemble, inputs: np.ndarray, level: float) -> Prediction:
+        found = plain(ensemble, inputs, level)
         found.std[0, 0], found.upper[0, 1] = np.nan, np.inf
         return found
 
-    monkeypatch.setattr(replica, "predict_prepared", spoil)
+    monkeypatch.setattr(Ensemble, "predict_prepared", spoil)
     _, _, content = asyncio.run(ask(predictor, json.dumps({"inputs": X.tolist()}).encode()))
     found = json.loads(content, parse_constant=pytest.fail)
     assert found["std"][0][0] is None
