@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import EnsembleError
+from ray_ft.features import silence
 from ray_ft.intervals import find_rank
 from ray_ft.paths import replace_file
 from ray_ft.symmetry import Operation, generate_group
@@ -172,7 +171,7 @@ def export_ensemble(ensemble: Ensemble, path: Path, soup: bool = False) -> Path:
     module = SoupModule(ensemble) if soup else EnsembleModule(ensemble)
     example = torch.randint(0, 2, (N_EXAMPLES, *ensemble.card.input_shape), generator=torch.Generator().manual_seed(0))
     try:
-        with quiet(), replace_file(path) as partial, torch.no_grad():
+        with silence(), contextlib.redirect_stdout(io.StringIO()), replace_file(path) as partial, torch.no_grad():
             partial.touch()  # of a path that cannot be written, torch raises what it raises for a bug, too
             writers[path.suffix](module.eval(), example.float(), ensemble, partial)
     except ImportError as error:
@@ -208,16 +207,3 @@ def write_onnx(module: nn.Module, example: Tensor, ensemble: Ensemble, path: Pat
         value.name = name
     program.model.metadata_props["card"] = ensemble.card.model_dump_json()
     program.save(str(path))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Exporters warn, log and print."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -27,7 +27,7 @@ from torch.func import functional_call
 from ray_ft.features.dropout import DropoutSite, draw_masks
 from ray_ft.features.graph import cut_network
 
-__all__ = ["SplitNetwork", "set_training_modes", "split_network"]
+__all__ = ["SplitNetwork", "set_training_modes", "silence", "split_network"]
 
 Features = tuple[Shaped[Tensor, "..."], ...]
 Tail = Callable[[Mapping[str, Tensor], Features, Features], Tensor]
@@ -267,7 +267,7 @@ def probe_network(split: SplitNetwork, example: Tensor, training: bool) -> Tenso
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Export warns, logs and prints; the user needs the one line of the error alone."""
+    """Export warns, logs and prints to stderr; the user needs the one line of the error alone."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -26,7 +26,7 @@ def open_zarr(path: Path, key: str) -> Zarr:
     except ImportError as error:
         raise DataError(f"zarr must be installed to read {path}; pip install 'ray-ft[zarr]'") from error
     try:
-        found = zarr.open(str(path), mode="r")
+        found: Any = zarr.open(str(path), mode="r")
         found = found[key] if key else found
     except (KeyError, ValueError, FileNotFoundError) as error:
         raise DataError(f"inputs must be a zarr array, got {path}{'::' * bool(key)}{key}: {error}") from error
