@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 
 from ray_ft.data import Dataset, load_dataset
-from ray_ft.ensemble import FALSE_ALARMS, Ensemble
+from ray_ft.ensemble import FALSE_ALARMS, Ensemble, limit_blas
 from ray_ft.errors import DataError
 from ray_ft.intervals import (
     build_pointwise,
@@ -124,7 +124,8 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Dataset, level: float | None 
     level = ensemble.card.level if level is None else level
     check_level(1 - level, len(ensemble.residuals))
     every = [ensemble.use_method(method) for method in ensemble.card.weights]
-    folds, spread, p_values = run(ensemble, every, dataset)
+    with limit_blas():
+        folds, spread, p_values = run(ensemble, every, dataset)
     methods = {
         use.card.method: evaluate_method(use, own, dataset.targets, level)
         for use, own in zip(every, folds, strict=True)

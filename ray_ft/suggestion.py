@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from ray_ft.ensemble import Ensemble, flatten_features
+from ray_ft.ensemble import Ensemble, flatten_features, limit_blas
 from ray_ft.errors import DataError
 
 __all__ = ["Suggestion", "choose_batch", "suggest_samples"]
@@ -94,7 +94,8 @@ def suggest_samples(
     projected, disagreement, p_values = [], [], []
     projection: Any = None
     for start in range(0, len(inputs), BATCH_SIZE):
-        members, found = ensemble.predict_members(inputs[start : start + BATCH_SIZE], ensemble.card.symmetric)
+        with limit_blas():
+            members, found = ensemble.predict_members(inputs[start : start + BATCH_SIZE], ensemble.card.symmetric)
         features = flatten_features(ensemble.network, ensemble.card.strategies[0], found)
         if projection is None:
             n_kept = min(N_PROJECTED, features.shape[1])

@@ -6,13 +6,16 @@ the mean of the fold models, and the intervals are CV+ around them.
 
 import math
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from ray_ft.data import SPECTRA_AXES, STRUCTURE_AXES, prepare_inputs
@@ -25,7 +28,7 @@ from ray_ft.models import build_network
 from ray_ft.novelty import Density
 from ray_ft.symmetry import apply_operation, generate_group
 
-__all__ = ["FALSE_ALARMS", "QUANTITIES", "Calibration", "Ensemble", "Prediction", "flatten_features"]
+__all__ = ["FALSE_ALARMS", "QUANTITIES", "Calibration", "Ensemble", "Prediction", "flatten_features", "limit_blas"]
 
 FALSE_ALARMS = 0.05  # share of inputs like the training samples that are flagged
 
@@ -162,7 +165,8 @@ class Ensemble:
     ) -> Prediction:
         """Predict for inputs that `prepare` returned, at a level that `check_level` passes."""
         starts = range(0, len(prepared), batch_size)
-        parts = [self.compute(prepared[start : start + batch_size], level) for start in starts]
+        with limit_blas():
+            parts = [self.compute(prepared[start : start + batch_size], level) for start in starts]
         return Prediction(**{name: np.concatenate([part[name] for part in parts]) for name in QUANTITIES})
 
     def compute(
@@ -267,6 +271,17 @@ def flatten_features(
     """Lay out, sample by sample, what a strategy's tail reads."""
     flat = [features[index].movedim(axis, 0).flatten(1) for index, axis in network.find_sampled(strategy)]
     return torch.cat(flat, 1).float().cpu().numpy()
+
+
+def limit_blas() -> AbstractContextManager[Any]:
+    """Keep NumPy to one thread: its threads and torch's wait for one another in busy loops, many times as long."""
+    limiter: AbstractContextManager[Any] = find_pools().limit(limits=1, user_api="blas")
+    return limiter
+
+
+@cache
+def find_pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def apply_stacked(

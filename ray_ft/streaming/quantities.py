@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Shaped
-from threadpoolctl import threadpool_limits
 
-from ray_ft.ensemble import QUANTITIES, Ensemble
+from ray_ft.ensemble import QUANTITIES, Ensemble, limit_blas
 from ray_ft.errors import ConfigError, DataError, suggest
 from ray_ft.intervals import check_level
 from ray_ft.streaming.sources import Source, read_chunks
@@ -75,7 +74,7 @@ def predict_chunks(
     """
     shape = arrange(source, ensemble)
     pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
-    with pool, threadpool_limits(1, "blas"):  # NumPy's threads wait for one another in a busy loop
+    with pool, limit_blas():
         first = start
         for chunk in read_chunks(source, start, stop, size):
             inputs = chunk.reshape(len(chunk), *shape)
