@@ -22,6 +22,7 @@ from ray_ft.data import load_dataset
 from ray_ft.ensemble import reduce_members
 from ray_ft.errors import DataError, RunError, RunFolderError, StrategyError, UserError, WeightsError, first_few
 from ray_ft.folds import deal_folds, deal_inner, limit_training
+from ray_ft.intervals import check_level
 from ray_ft.models import build_network, read_weights
 from ray_ft.paths import RunFolder, write_json, write_text
 from ray_ft.plan import CandidateSpec, build_plan
@@ -146,10 +147,13 @@ def predict_zero_shot(
     network: nn.Module, inputs: Float[np.ndarray, "sample *input"]
 ) -> Float[np.ndarray, "sample *target"]:
     try:
-        parts = [network(part) for part in torch.split(torch.from_numpy(inputs), 64)]
+        parts = [network(part.clone()) for part in torch.split(torch.from_numpy(inputs), 64)]  # it may change them
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DataError(f"the network must take the inputs, got shape {inputs.shape}: {reason}") from error
+    if not all(isinstance(part, torch.Tensor) for part in parts):
+        kind = type(parts[0]).__name__
+        raise DataError(f"the network must answer with one tensor, got {kind}; wrap it in a module that does")
     predicted: np.ndarray = torch.cat(parts).numpy()
     return predicted
 
@@ -326,6 +330,8 @@ def rebuild_ensemble(root: Path, **choice: Any) -> EnsembleSummary:
     verdicts = load_verdicts(run)
     load_provenance(run)  # without it the folder would pass for one that is not a run's
     prepared = prepare(reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()}), root)
+    if "level" in choice:
+        check_level(1 - choice["level"], len(prepared.task.dataset))
     try:
         trained_s = Summary.load(root).wall_s
     except RunFolderError:  # it has none yet, or that of another release

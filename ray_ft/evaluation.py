@@ -17,6 +17,7 @@ from ray_ft.intervals import (
     trace_calibration,
 )
 from ray_ft.metrics import score_predictions
+from ray_ft.provenance import hash_arrays
 
 __all__ = ["Evaluation", "MethodEvaluation", "evaluate_ensemble", "read_labelled"]
 
@@ -62,6 +63,7 @@ class Evaluation(Frozen):
         nominal: Level of the intervals.
         spread_coverage: Share of target values within two standard deviations of the members, which are no interval.
         flagged: Share of samples flagged as unlike the training samples.
+        n_known: Samples that the members trained on: all, where the data set is theirs as a whole, else none is known.
         methods: By method of weighing.
         calibration: By level.
     """
@@ -77,6 +79,7 @@ class Evaluation(Frozen):
     band_width: float
     spread_coverage: float
     flagged: float
+    n_known: int
     methods: dict[str, MethodEvaluation]
     calibration: tuple[CalibrationPoint, ...]
 
@@ -140,6 +143,7 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Dataset, level: float | None 
         nominal=level,
         spread_coverage=float(within.mean()),
         flagged=float((p_values <= FALSE_ALARMS).mean()),
+        n_known=len(dataset) * (hash_arrays(dataset.inputs, dataset.targets) == ensemble.card.data_hash),
         methods=methods,
         calibration=tuple(
             CalibrationPoint(nominal=point.level, coverage=point.values, band_coverage=point.samples)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import EnsembleError
 from ray_ft.features import silence
-from ray_ft.intervals import find_rank
+from ray_ft.intervals import check_level, find_rank
 from ray_ft.paths import replace_file
 from ray_ft.symmetry import Operation, generate_group
 
@@ -64,6 +64,7 @@ class EnsembleModule(nn.Module):
     def __init__(self, ensemble: Ensemble) -> None:
         super().__init__()
         card = ensemble.card
+        check_level(1 - card.level, len(ensemble.residuals))
         self.members = Members(ensemble, ensemble.states)
         self.shape = (len(card.strategies), card.n_repeats, card.n_folds, card.n_seeds)
         self.rank = find_rank(1 - card.level, len(ensemble.residuals))

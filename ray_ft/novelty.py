@@ -63,7 +63,7 @@ def fit_density(features: Float[np.ndarray, "training feature"], groups: Int[np.
         groups: Samples of a group, such as images of each other, are left out together.
 
     Raises:
-        DataError: The samples make a single group, or their features are all the same.
+        DataError: The samples make a single group.
     """
     if len(np.unique(groups)) < 2:
         raise DataError(
@@ -73,8 +73,8 @@ def fit_density(features: Float[np.ndarray, "training feature"], groups: Int[np.
     centred = features - mean
     gram = centred @ centred.T
     noise = NOISE_SHARE * float(np.trace(gram)) / n
-    if noise == 0:
-        raise DataError(f"training samples must differ in their features, got {n} that are the same")
+    if noise == 0:  # all alike: whatever differs from them is new
+        return Density(mean.astype(np.float32), np.zeros((1, features.shape[1]), np.float32), np.zeros(n))
     shrunk = gram + noise * np.eye(n)
     basis = np.linalg.solve(np.linalg.cholesky(shrunk), centred)
     precision = np.linalg.inv(shrunk) - 1 / (n * noise)  # of a sample given the others, the mean unknown to them

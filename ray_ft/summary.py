@@ -115,6 +115,7 @@ class EnsembleSummary(Frozen):
         comparisons: Of each method with `uniform`.
         symmetric_score: Of the same members, predictions averaged over the symmetry; None where there is none.
         soup_score: Of one network for each fold, its members' weights averaged; None where there is one seed.
+        notes: What is odd.
     """
 
     score: float
@@ -128,6 +129,7 @@ class EnsembleSummary(Frozen):
     comparisons: tuple[Comparison, ...]
     symmetric_score: float | None
     soup_score: float | None
+    notes: tuple[str, ...] = ()
 
 
 class Summary(Frozen):

@@ -126,3 +126,26 @@ def test_the_users_own_keys_mean_what_they_say(toy_folder: Path) -> None:
     assert (stage.lr, stage.epochs, stage.weight_decay) == ((3e-4, 3e-4), (100, 100), (0.01, 0.01))
     assert list(config.selected) == ["as_written"]
     assert set(load_config(Path("own.yaml"), {"cv.strategies": ["head"]}).selected) == {"head"}
+
+
+def test_outputs_do_not_take_the_place_of_what_is_there(run: Path) -> None:
+    np.savez("in.npz", x=np.load("x.npy"))
+    over = ray_ft("predict", "run", "--inputs", "in.npz", "--output", "in.npz")
+    assert (over.returncode, "another file than the inputs" in over.stderr) == (2, True)
+    into = ray_ft("predict", "run", "--inputs", "x.npy", "--output", "run")
+    assert (into.returncode, "plan.json of another kind" in into.stderr) == (2, True)
+    done = ["predict", "run", "--inputs", "x.npy", "--output", "done"]
+    assert ray_ft(*done).returncode == 0
+    assert "finished before" in ray_ft(*done).stdout
+    Path("done/mean.npy").unlink()
+    lost = ray_ft(*done)
+    assert (lost.returncode, "must be whole" in lost.stderr) == (2, True)
+
+
+def test_a_rebuilt_ensemble_is_in_the_report(run: Path) -> None:
+    result = ray_ft("ensemble", "run", "--strategies", "top,last", "--method", "stacked")
+    assert result.returncode == 0, result.stderr
+    assert "24 members in run/ensemble, stacked; score" in result.stdout
+    assert "24 members of\ntop, last (stacked weights)" in Path("run/report.html").read_text()
+    refused = ray_ft("ensemble", "run", "--level", "0.99")
+    assert (refused.returncode, "need at least 99 samples" in refused.stderr) == (2, True)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, EnsembleError
 from ray_ft.intervals import build_pointwise
+from ray_ft.summary import Summary
 
 
 def predict_whole(ensemble: Ensemble, x: np.ndarray) -> np.ndarray:
@@ -91,17 +93,76 @@ assert not {"ray", "sklearn", "pandas", "matplotlib", "scipy", "toy_network"} & 
     assert float(result.stdout) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_network_that_cannot_be_split_runs_whole(toy_folder: Path) -> None:
-    module = toy_folder / "toy_network.py"
-    module.write_text(module.read_text().replace("return self", "assert float(x.sum()) < 1e9\n        return self"))
-    config = load_config(toy_folder / "toy.yaml", {"cv.strategies": ["last"], "cv.candidates": 1})
-    cross_validate(config, toy_folder / "run", inline=True)
-    ensemble, x = Ensemble.load(toy_folder / "run"), np.load("x.npy")
+def change_toy(folder: Path, old: str, new: str) -> None:
+    path = folder / "toy_network.py"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def cross_validate_toy(folder: Path, **values: object) -> Path:
+    options = {"cv.strategies": ["last"], "cv.candidates": 1} | {k.replace("__", "."): v for k, v in values.items()}
+    cross_validate(load_config(folder / "toy.yaml", options), folder / "run", inline=True)
+    return folder / "run"
+
+
+def test_a_network_that_cannot_be_split_runs_whole_by_code_that_is_trusted(toy_folder: Path) -> None:
+    change_toy(toy_folder, "return self", "assert float(x.sum()) < 1e9\n        return self")
+    run = cross_validate_toy(toy_folder)
+    with pytest.raises(EnsembleError, match=r"needs its own code, .* got toy_network:Toy .*; if it is yours"):
+        Ensemble.load(run)
+    ensemble, x = Ensemble.load(run, trust=True), np.load("x.npy")
     assert "each member runs the whole network" in ensemble.card.split
-    network = prepare(config, Path("unused")).task.build_network().eval()
+    network = prepare(load_config("toy.yaml", {"cv.strategies": ["last"]}), Path("unused")).task.build_network().eval()
     state = {name: tensor[3] for name, tensor in ensemble.states["last"].items()}
     expected = functional_call(network, state, (torch.from_numpy(x),)).detach()
     np.testing.assert_allclose(ensemble.predict_members(x, False)[0].reshape(-1, 30, 3)[3], expected, atol=1e-6)
+    many = np.tile(x, (20, 1))
+    with ThreadPoolExecutor(4) as pool:  # members must not get into each other's way
+        parts = list(pool.map(lambda part: ensemble.predict_prepared(part, 0.9).mean, np.array_split(many, 12)))
+    np.testing.assert_allclose(np.concatenate(parts), np.tile(ensemble.predict(x).mean, (20, 1)), atol=1e-6)
+
+
+def test_a_foreign_card_runs_no_code(run: Path) -> None:
+    path = run / "ensemble" / "card.json"
+    card = json.loads(path.read_text())
+    card |= {"split": "x", "model": {"factory": "os:system", "params": {"command": "touch owned"}, "checkpoint": None}}
+    path.write_text(json.dumps(card))
+    with pytest.raises(EnsembleError, match="needs its own code"):
+        Ensemble.load(run)
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("nn.Linear(width, 3))", "nn.Linear(width, 3))\n        self.head[0].weight = self.body[0].tied(width)"),
+        ("self.head = ", "grid = torch.arange(4.0)\n        self.register_buffer('a', grid)\n"
+         "        self.register_buffer('b', grid[1:])\n        self.head = "),
+        ("return self.head(self.body(x))", "return self.head(self.body(x) * 0)"),
+        ("def forward(self, x):", "def forward(self, x):\n        x -= 1.0"),
+    ],
+    ids=["tied", "overlapping", "constant", "in_place"],
+)  # fmt: skip
+def test_odd_networks_give_an_ensemble_of_their_members(toy_folder: Path, old: str, new: str) -> None:
+    if "tied" in new:
+        new = "nn.Linear(width, 3))\n        self.more = nn.Linear(width, width)"
+        new += "\n        self.more.weight = self.head[0].weight"
+        change_toy(toy_folder, "return self.head(self.body(x))", "return self.head(self.more(self.body(x)))")
+    change_toy(toy_folder, old, new)
+    run = cross_validate_toy(toy_folder)
+    summary, x, y = Summary.load(run), np.load("x.npy"), np.load("y.npy")
+    assert not summary.ensemble.notes
+    ensemble = Ensemble.load(run, trust=True)
+    folds = ensemble.average_folds(ensemble.predict_members(ensemble.prepare(x), False)[0])
+    blind = folds[0, ensemble.calibration.fold_of[0], np.arange(30)]
+    assert summary.ensemble.score == pytest.approx(((blind - y) ** 2).mean(), rel=1e-3)
+
+
+def test_tensors_that_the_state_dict_lacks_are_noted(toy_folder: Path) -> None:
+    change_toy(toy_folder, "self.head = ", "self.noise = torch.randn(1)\n        self.head = ")
+    change_toy(toy_folder, "self.body(x))", "self.body(x) + self.noise)")
+    summary = Summary.load(cross_validate_toy(toy_folder))
+    assert "differs from its members as they were trained" in summary.ensemble.notes[0]
 
 
 @pytest.mark.parametrize("name", ["members.safetensors", "backbone.safetensors", "network.json"])
@@ -124,6 +185,12 @@ def test_changed_files_are_refused(run: Path, name: str) -> None:
         ({"version": 99}, "got version 99"),
         ({"n_folds": "many"}, "n_folds: Input should be a valid integer"),
         ({"method": "luck"}, "must belong together"),
+        ({"n_seeds": 7}, "has not the 42 members of the card"),
+        ({"n_folds": 2, "n_seeds": 3}, "must belong together"),
+        ({"target_shape": [4]}, "another shape than the targets"),
+        ({"weights": {"uniform": [2.0] * 12}}, "no shares that sum to 1"),
+        ({"weights": {"uniform": [0.5] * 11}}, "must belong together"),
+        ({"layout": "raw "}, "layout"),
     ],
 )
 def test_foreign_and_newer_cards_are_refused(run: Path, change: dict, text: str) -> None:

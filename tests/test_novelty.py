@@ -103,5 +103,9 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     x = draw_features(0, 20)
     with pytest.raises(DataError, match=r"at least two groups, got 20 samples in one; check data\.groups"):
         fit_density(x, np.zeros(20, int))
-    with pytest.raises(DataError, match="must differ in their features, got 20 that are the same"):
-        fit_density(np.ones((20, 3)), np.arange(20))
+
+
+def test_of_samples_that_are_all_alike_whatever_differs_is_new() -> None:
+    density = fit_density(np.ones((20, 3)), np.arange(20))
+    p_values = density.p_value(density.score(np.array([[1.0, 1.0, 1.0], [1.0, 1.1, 1.0]])))
+    np.testing.assert_allclose(p_values, [1.0, 1 / 21])

@@ -16,6 +16,9 @@ __all__ = ["ensembles"]
 ensembles = typer.Typer()
 
 Source = Annotated[Path, typer.Argument(metavar="RUN_OR_ENSEMBLE", help="Folder of a run or of an ensemble.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Run the network's own code, where the ensemble is one of yours that needs it.")
+]
 LevelOption = Annotated[
     float | None, typer.Option(help="Of the intervals, 0.5 to 1; the ensemble's where left out.", show_default=False)
 ]
@@ -42,6 +45,7 @@ def ensemble(
     """Build the ensemble of a run from its members, again or in another way."""
     from ray_ft.cross_validation import rebuild_ensemble
     from ray_ft.report.ensembles import render_ensemble
+    from ray_ft.report.page import write_report
 
     choice: dict[str, Any] = {
         "strategies": strategies.split(",") if strategies else None,
@@ -52,6 +56,7 @@ def ensemble(
         "license": license,
     }
     summary = rebuild_ensemble(run, **{key: value for key, value in choice.items() if value is not None})
+    write_report(run)  # which shows the ensemble
     show(render_ensemble(summary))
 
 
@@ -71,13 +76,14 @@ def evaluate(
         Path | None, typer.Option(help="Where to draw the calibration: .png, .svg or .pdf.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    trust: TrustOption = False,
 ) -> None:
     """Measure an ensemble on fresh labelled samples: error, coverage and width of its intervals, flags."""
     from ray_ft.ensemble import Ensemble
     from ray_ft.evaluation import evaluate_ensemble, read_labelled
     from ray_ft.report.ensembles import render_evaluation, write_calibration
 
-    loaded = Ensemble.load(source)
+    loaded = Ensemble.load(source, trust=trust)
     found = evaluate_ensemble(loaded, read_labelled(loaded, data, inputs, targets), level)
     if plot is not None:
         write_calibration(found, plot)
@@ -105,6 +111,7 @@ def predict(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join; a local one where left out.", show_default=False)
     ] = None,
+    trust: TrustOption = False,
 ) -> None:
     """Predict with an ensemble: mean, intervals, and whether an input is unlike the training samples.
 
@@ -114,10 +121,13 @@ def predict(
 
     from ray_ft.config import ComputeSection
     from ray_ft.ensemble import Ensemble
+    from ray_ft.errors import DataError
     from ray_ft.streaming import open_source, predict_to_archive, predict_to_folder
 
     check_output(device, output, on_ray)
     opened = open_source(inputs, column)
+    if output.resolve() in [Path(block.path).resolve() for block in opened.blocks]:
+        raise DataError(f"--output must be another file than the inputs, got {output}")
     asked: dict[str, Any] = {
         "quantities": quantities.split(",") if quantities else None,
         "level": level,
@@ -127,11 +137,11 @@ def predict(
         if on_ray:
             from ray_ft.runner.streaming import predict_on_ray
 
-            loaded = Ensemble.load(source)
+            loaded = Ensemble.load(source, trust=trust)
             compute = ComputeSection.model_validate({"address": address, "device": device})
             found = predict_on_ray(loaded, source, opened, output, compute=compute, **asked)
         else:
-            loaded = Ensemble.load(source, pick_device(device))
+            loaded = Ensemble.load(source, pick_device(device), trust)
             n_threads = threads or (os.cpu_count() or 1 if loaded.device.type == "cpu" else 1)
             write = predict_to_archive if output.suffix else predict_to_folder
             found = write(loaded, opened, output, n_threads=n_threads, **asked)
@@ -150,6 +160,10 @@ def check_output(device: str, output: Path, on_ray: bool) -> None:
 def pick_device(device: str) -> str:
     import torch
 
+    from ray_ft.errors import ConfigError
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda needs a GPU that torch can use, got none; leave it out")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
@@ -195,6 +209,7 @@ def suggest(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to write: NAME.csv and NAME.png.")] = Path("suggestion"),
+    trust: TrustOption = False,
 ) -> None:
     """Choose which samples of a pool to measure next: where the members disagree, and far from one another."""
     from ray_ft.data import read_array
@@ -204,7 +219,7 @@ def suggest(
     from ray_ft.suggestion import suggest_samples
 
     source = run or find_newest_run(Path("runs"))
-    found = suggest_samples(Ensemble.load(source), read_array(pool), n, pool)
+    found = suggest_samples(Ensemble.load(source, trust=trust), read_array(pool), n, pool)
     files = write_suggestion(found, out)
     typer.echo(f"measure next, in this order, of {len(found.disagreement)} in {pool}, by {source}:")
     typer.echo("  " + " ".join(map(str, found.indices)))
@@ -223,9 +238,10 @@ def serve(
         str | None,
         typer.Option(help="Ray cluster to join: auto, or host:port; a local Ray where left out.", show_default=False),
     ] = None,
+    trust: TrustOption = False,
 ) -> None:
     """Serve an ensemble over HTTP until Ctrl-C: POST /predict, GET /health."""
     from ray_ft.requests import Limits
     from ray_ft.runner.serving import serve as serve_ensemble
 
-    serve_ensemble(source, host, port, Limits(max_samples, max_body_mb), replicas, address)
+    serve_ensemble(source, host, port, Limits(max_samples, max_body_mb), replicas, address, trust)

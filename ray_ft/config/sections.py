@@ -203,7 +203,7 @@ class EnsembleSection(Section):
         default="auto", description="weights of the members; auto: uniform unless another is better beyond noise"
     )
     symmetric: bool = Field(default=False, description="average predictions over data.symmetry")
-    level: float = Field(default=0.9, ge=0.5, lt=1, description="of the intervals")
+    level: float = Field(default=0.9, gt=0.5, lt=1, description="of the intervals")
     units: str = Field(default="", description="of the predictions, for the card")
     license: str = Field(default="", description="of the weights, for the card")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -85,7 +86,7 @@ class Card(Frozen):
     level: float
     symmetric: bool
     symmetry: tuple[str, ...]
-    layout: str
+    layout: Literal["diffraction", "raw"]
     data_keys: tuple[str, str]
     input_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
@@ -126,7 +127,7 @@ def read_card(folder: EnsembleFolder) -> Card:
     """
     try:
         content = json.loads(folder.card.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EnsembleError(f"an ensemble's card must be JSON, got {folder.card}: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise EnsembleError(f'an ensemble\'s card says "format": "{FORMAT}", got {folder.card} without it')
@@ -173,7 +174,7 @@ def read_tensors(path: Path, card: Card) -> dict[str, Tensor]:
 def read_json(path: Path, card: Card) -> Any:
     try:
         return json.loads(read_bytes(path, card))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EnsembleError(f"an ensemble's network must be JSON, got {path}: {error}") from error
 
 
@@ -185,11 +186,18 @@ def write_files(
     """Write the files of an ensemble but its card; return their hashes by name."""
     contents = {path: text.encode() for path, text in texts.items()}
     for path, own in tensors.items():
-        contents[path] = save({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()})
-    folder.card.unlink(missing_ok=True)  # what it names is about to change
-    for path, content in contents.items():
-        with replace_file(path) as partial:
-            partial.write_bytes(content)
+        # Copies, as tensors that share memory are refused.
+        copies = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in own.items()
+        }
+        contents[path] = save(copies)
+    try:
+        folder.card.unlink(missing_ok=True)  # what it names is about to change
+        for path, content in contents.items():
+            with replace_file(path) as partial:
+                partial.write_bytes(content)
+    except OSError as error:
+        raise EnsembleError(f"an ensemble's folder must be writable, got {folder.root}: {error.strerror}") from error
     return {path.name: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
 
 

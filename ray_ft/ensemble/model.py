@@ -22,7 +22,7 @@ from ray_ft.data import SPECTRA_AXES, STRUCTURE_AXES, prepare_inputs
 from ray_ft.ensemble.artefact import Card, find_folder, read_card, read_json, read_tensors
 from ray_ft.errors import DataError, EnsembleError
 from ray_ft.features import Features
-from ray_ft.features.shared import SharedNetwork, WholeNetwork, read_shared
+from ray_ft.features.shared import SharedNetwork, WholeNetwork, keep_whole, read_shared
 from ray_ft.intervals import build_pointwise, build_simultaneous, check_level
 from ray_ft.models import build_network
 from ray_ft.novelty import Density
@@ -95,15 +95,17 @@ class Ensemble:
     calibration: Calibration
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "Ensemble":
-        """Load an ensemble from its folder or from that of its run.
+    def load(cls, path: str | Path, device: str | torch.device = "cpu", trust: bool = False) -> "Ensemble":
+        """Load an ensemble from its folder or from that of its run; no code of it is run.
 
         Args:
             path: The folder.
             device: Where it computes.
+            trust: Whether to import and call the factory that the card names, where the network could not be written
+                down as operations. That is code: allow it for ensembles of your own.
 
         Raises:
-            EnsembleError: It is no ensemble, of another version, or damaged.
+            EnsembleError: It is no ensemble, of another version, damaged, or needs code that is not trusted.
         """
         folder = find_folder(Path(path))
         card = read_card(folder)
@@ -113,12 +115,20 @@ class Ensemble:
             for key, tensor in stacked.items():
                 strategy, _, name = key.partition("/")
                 states[strategy][name] = tensor.to(device)
+            if card.split and card.model.factory and not trust:
+                raise EnsembleError(
+                    "an ensemble whose network could not be written down as operations needs its own code, which would "
+                    f"run with your rights, got {card.model.factory} in {folder.card}; if it is yours, load it with "
+                    "trust=True, or --trust"
+                )
             network = load_network(card, read_json(folder.network, card), backbone, device)
             calibration = read_calibration(read_tensors(folder.calibration, card))
-            _ = calibration.residuals[card.method], card.weights[card.method]
-        except (ValueError, KeyError, TypeError) as error:
-            raise EnsembleError(f"an ensemble's files must belong together, got {folder.root}: {error}") from error
-        return cls(card, network, states, calibration)
+            loaded = cls(card, network, states, calibration)
+            check_together(loaded)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, StopIteration) as error:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise EnsembleError(f"an ensemble's files must belong together, got {folder.root}: {reason}") from error
+        return loaded
 
     def prepare(
         self, inputs: Shaped[np.ndarray, "..."], source: str = "the inputs"
@@ -269,7 +279,10 @@ def flatten_features(
     network: SharedNetwork | WholeNetwork, strategy: str, features: Features
 ) -> Float[np.ndarray, "sample feature"]:
     """Lay out, sample by sample, what a strategy's tail reads."""
-    flat = [features[index].movedim(axis, 0).flatten(1) for index, axis in network.find_sampled(strategy)]
+    flat = [
+        features[index].movedim(axis, 0).reshape(features[index].shape[axis], -1)
+        for index, axis in network.find_sampled(strategy)
+    ]
     return torch.cat(flat, 1).float().cpu().numpy()
 
 
@@ -300,7 +313,38 @@ def load_network(
     if not card.split:
         return read_shared(content, placed)
     network = build_network(card.model.factory, card.model.params, tensors).to(device)
-    return WholeNetwork(network, card.split, placed)
+    return keep_whole(network, card.split)
+
+
+def check_together(ensemble: Ensemble) -> None:
+    """Refuse a card that does not fit its tensors, before anything is predicted wrongly.
+
+    Raises:
+        ValueError: It does not; a program that is no network may raise any other error of a computation.
+    """
+    card, calibration = ensemble.card, ensemble.calibration
+    n_members = card.n_repeats * card.n_folds * card.n_seeds
+    for strategy, own in ensemble.states.items():
+        if not own or any(len(tensor) != n_members for tensor in own.values()):
+            raise ValueError(f"{strategy} has not the {n_members} members of the card")
+    _ = ensemble.use_method(card.method).residuals
+    for method in card.weights:
+        weights = ensemble.use_method(method).weights
+        if (weights < 0).any() or not np.allclose(weights.sum((0, 3)), 1, atol=1e-4):
+            raise ValueError(f"the weights of {method} are no shares that sum to 1 in each fold")
+        if ensemble.use_method(method).residuals.shape[1:] != card.target_shape:
+            raise ValueError(f"the residuals of {method} have another shape than the targets")
+    fold_of = calibration.fold_of
+    if (
+        fold_of.shape != (card.n_repeats, len(ensemble.residuals))
+        or not ((fold_of >= 0) & (fold_of < card.n_folds)).all()
+    ):
+        raise ValueError("the folds of the training samples are not those of the card")
+    found = ensemble.compute(np.ones((2, *card.input_shape), np.float32), card.level, ("mean", "novelty"))
+    if found["mean"].shape != (2, *card.target_shape):
+        raise ValueError(
+            f"its predictions have shape {found['mean'].shape[1:]}, the card's targets {card.target_shape}"
+        )
 
 
 def read_calibration(tensors: Mapping[str, Tensor]) -> Calibration:

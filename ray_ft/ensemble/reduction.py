@@ -31,6 +31,7 @@ from ray_ft.task import Task
 
 __all__ = ["reduce_members"]
 
+TOLERATED = 0.02  # of the largest prediction; members that train in bf16 differ by up to a hundredth
 Columns = Float[np.ndarray, "column repeat sample *target"]  # one a strategy and seed
 
 
@@ -61,19 +62,20 @@ def reduce_members(
     columns = np.concatenate([gather_columns(task, plan, name, score) for name, score in chosen.items()])
     weights = {name: choose_weights(name, columns, targets, task.splits, cv.metric) for name in METHODS}
     blind = {method: blend(columns, own, task.splits) for method, own in weights.items()}
-    comparisons = compare_methods(blind, task)
-    method = choose_method(choice.method, comparisons)
     members = {name: stack_members(task, plan, name, score) for name, score in chosen.items()}
     network = share_backbone(task.build_network(), {name: list(own) for name, own in members.items()}, example(task))
-    card = fill_card(task, plan, chosen, method, weights, getattr(network, "reason", ""))
+    card = fill_card(task, plan, chosen, weights, getattr(network, "reason", ""))
     ensemble = Ensemble(card, network, members, calibrate(task, network, next(iter(chosen))))
+    notes = find_differences(blind["uniform"], predict_blind(task, ensemble)["uniform"])
     symmetric = predict_blind(task, ensemble, symmetric=True) if task.config.symmetry else {}
-    blind = symmetric if choice.symmetric else blind
-    ensemble = settle(task, ensemble, blind)
+    used = symmetric if choice.symmetric else blind
+    comparisons = compare_methods(used, task)
+    method = choose_method(choice.method, comparisons)
+    ensemble = settle(task, ensemble, used).use_method(method)
     soup_score = score_soup(task, ensemble) if cv.seeds > 1 else None
     ensemble = save(task, replace(ensemble, card=ensemble.card.model_copy(update={"soup_score": soup_score})))
-    spread = np.sqrt(np.tensordot(weights[method].mean((0, 1)), (columns - blind[method]) ** 2, 1).mean(0))
-    write_arrays(task.run.blind, mean=blind[method].mean(0), std=spread, targets=targets, zero_shot=zero_shot)
+    spread = measure_blind_spread(columns, weights[method], task)
+    write_arrays(task.run.blind, mean=used[method].mean(0), std=spread, targets=targets, zero_shot=zero_shot)
     return EnsembleSummary(
         score=ensemble.card.score,
         n_members=len(card.members),
@@ -86,7 +88,30 @@ def reduce_members(
         comparisons=comparisons,
         symmetric_score=score_blind(symmetric[method], task) if symmetric else None,
         soup_score=soup_score,
+        notes=notes,
     )
+
+
+def find_differences(
+    told: Float[np.ndarray, "repeat sample *target"], found: Float[np.ndarray, "repeat sample *target"]
+) -> tuple[str, ...]:
+    """Note where the ensemble does not say what its members said in training."""
+    gap, scale = float(np.abs(told - found).max()), float(np.abs(told).max())
+    if gap <= TOLERATED * scale:
+        return ()
+    return (
+        f"the ensemble differs from its members as they were trained by up to {gap:.2g}, of {scale:.2g}: does the "
+        "network hold tensors that its state dict lacks, or draw some when it is built?",
+    )
+
+
+def measure_blind_spread(
+    columns: Columns, weights: Float[np.ndarray, "repeat fold column"], task: Task
+) -> Float[np.ndarray, "sample *target"]:
+    """Weighted standard deviation of the members that never saw a sample, before any averaging over the symmetry."""
+    first, second = (blend(power, weights, task.splits).mean(0) for power in (columns, columns**2))
+    spread: np.ndarray = np.sqrt(np.maximum(second - first**2, 0.0))
+    return spread
 
 
 def choose_strategies(
@@ -179,7 +204,6 @@ def fill_card(
     task: Task,
     plan: Sequence[CandidateSpec],
     chosen: Mapping[str, StrategyScore],
-    method: str,
     weights: Mapping[str, Float[np.ndarray, "repeat fold column"]],
     reason: str,
 ) -> Card:
@@ -188,7 +212,8 @@ def fill_card(
     ordered = {name: order_weights(own, config.cv.seeds) for name, own in weights.items()}
     return Card(
         format=FORMAT, version=VERSION, run=config.name, license=config.ensemble.license, units=config.ensemble.units,
-        strategies=tuple(chosen), method=method, weights=ordered, metric=config.cv.metric, score=math.nan, scores={},
+        strategies=tuple(chosen), method=METHODS[0], weights=ordered, metric=config.cv.metric, score=math.nan,
+        scores={},
         soup_score=None,
         n_blind=len(chosen) * config.cv.repeats * config.cv.seeds, level=config.ensemble.level,
         symmetric=config.ensemble.symmetric, symmetry=config.symmetry, layout=config.layout,
@@ -227,7 +252,7 @@ def save(task: Task, ensemble: Ensemble) -> Ensemble:
     residuals = {f"residuals.{method}": array for method, array in calibration.residuals.items()}
     arrays = {**residuals, "fold_of": calibration.fold_of, **density}
     tensors: dict[Path, Mapping[str, Tensor]] = {
-        folder.backbone: ensemble.network.tensors,
+        folder.backbone: ensemble.network.list_tensors(),
         folder.members: {f"{s}/{name}": tensor for s, own in ensemble.states.items() for name, tensor in own.items()},
         folder.calibration: {name: torch.as_tensor(array) for name, array in arrays.items()},
     }
@@ -270,22 +295,22 @@ def score_soup(task: Task, ensemble: Ensemble) -> float:
         Wortsman et al., "Model soups", ICML 2022. Members that start from one pretrained network and stay near it may
         be averaged; the score says whether these do.
     """
-    card = ensemble.card
+    card, weights = ensemble.card, ensemble.weights
     states = {
-        name: {key: average_groups(tensor, card.n_seeds) for key, tensor in own.items()}
-        for name, own in ensemble.states.items()
+        name: {key: average_seeds(tensor, own) for key, tensor in ensemble.states[name].items()}
+        for name, own in zip(card.strategies, weights, strict=True)
     }
     members = tuple(member for member in card.members if member.seed == 0)
-    update = {
-        "n_seeds": 1,
-        "members": members,
-        "weights": {card.method: tuple(ensemble.weights.sum(-1).ravel().tolist())},
-    }
+    update = {"n_seeds": 1, "members": members, "weights": {card.method: tuple(weights.sum(-1).ravel().tolist())}}
     soup = replace(ensemble, card=card.model_copy(update=update), states=states)
     return score_blind(predict_blind(task, soup, card.symmetric)[card.method], task)
 
 
-def average_groups(tensor: Tensor, size: int) -> Tensor:
-    """Average each run of members of this length."""
-    grouped: Tensor = tensor.unflatten(0, (-1, size))  # type: ignore[no-untyped-call]
-    return grouped.double().mean(1).to(tensor.dtype)
+def average_seeds(
+    tensor: Float[Tensor, "member ..."], weights: Float[np.ndarray, "repeat fold seed"]
+) -> Float[Tensor, "fold_model ..."]:
+    """Average the members of each fold over its seeds, by their weights; evenly where a fold gives them none."""
+    shares = torch.from_numpy(weights.reshape(-1, weights.shape[-1])).double() + 1e-12
+    shares = (shares / shares.sum(1, keepdim=True)).to(tensor.device)
+    grouped: Tensor = tensor.unflatten(0, shares.shape)  # type: ignore[no-untyped-call]
+    return torch.einsum("fs,fs...->f...", shares, grouped.double()).to(tensor.dtype)

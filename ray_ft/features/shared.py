@@ -5,7 +5,9 @@ for a strategy of the head alone) is computed with the pretrained weights on the
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from ray_ft.features import Features, silence
 from ray_ft.features.graph import Trace, build_backbone, build_tail, find_features, find_reached, trace_network
 from ray_ft.features.program import Program, read_program, write_program
 
-__all__ = ["SharedNetwork", "Tail", "WholeNetwork", "read_shared", "share_backbone"]
+__all__ = ["SharedNetwork", "Tail", "WholeNetwork", "keep_whole", "read_shared", "share_backbone"]
 
 TOLERANCE = 1e-4  # of the largest output
 Stack = Mapping[str, Tensor]  # tensors of members, stacked along a first axis
@@ -54,7 +56,7 @@ class SharedNetwork:
 
     def compute_features(self, inputs: Tensor) -> Features:
         """Run the backbone once for all members of all strategies."""
-        return tuple(self.backbone.run((inputs,), self.tensors))
+        return tuple(self.backbone.run((inputs.clone(),), self.tensors))  # which it may change in place
 
     def apply_tail(self, strategy: str, state: Stack, features: Features) -> Float[Tensor, "sample *target"]:
         """Run one member's tail; `state` has its own tensors."""
@@ -62,6 +64,10 @@ class SharedNetwork:
         own = tuple(features[index].clone() for index in tail.features)  # a tail may change what it reads
         output: Tensor = tail.program.run((state, own, ()), self.tensors)
         return output
+
+    def list_tensors(self) -> dict[str, Tensor]:
+        """What has to be kept of it."""
+        return self.tensors
 
     def find_sampled(self, strategy: str) -> list[tuple[int, int]]:
         """List the features that a strategy reads and that differ between samples, and their axes of samples."""
@@ -81,13 +87,19 @@ class WholeNetwork:
     network: nn.Module
     reason: str
     tensors: dict[str, Tensor] = field(repr=False)
+    lock: AbstractContextManager[Any] = field(repr=False, default_factory=Lock)
 
     def compute_features(self, inputs: Tensor) -> Features:
         return (inputs,)
 
     def apply_tail(self, strategy: str, state: Stack, features: Features) -> Float[Tensor, "sample *target"]:
-        output: Tensor = functional_call(self.network, {**self.tensors, **state}, (features[0].clone(),))
+        with self.lock:  # tensors are exchanged in the one module, whichever thread calls
+            output: Tensor = functional_call(self.network, {**self.tensors, **state}, (features[0].clone(),))
         return output
+
+    def list_tensors(self) -> dict[str, Tensor]:
+        """What has to be kept; of tied tensors under each of their names, as the network expects them."""
+        return self.network.state_dict()
 
     def find_sampled(self, strategy: str) -> list[tuple[int, int]]:
         return [(0, 0)]
@@ -109,9 +121,7 @@ def share_backbone(
     Returns:
         Programs that give what the network gives, or the whole network where there are none, with the reason.
     """
-    network.eval()
-    tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
-    whole = WholeNetwork(network, "", tensors)
+    whole = keep_whole(network.eval(), "")
     try:
         with silence():
             shared = write_programs(network, names, example)
@@ -123,6 +133,12 @@ def share_backbone(
     finally:
         network.requires_grad_(False)
     return shared
+
+
+def keep_whole(network: nn.Module, reason: str) -> WholeNetwork:
+    """Take a network as it is; tied tensors count once."""
+    named = (*network.named_parameters(), *network.named_buffers())
+    return WholeNetwork(network, reason, {name: tensor.detach() for name, tensor in named})
 
 
 def write_programs(network: nn.Module, names: Mapping[str, Sequence[str]], example: Tensor) -> SharedNetwork:

@@ -38,7 +38,7 @@ def render_ensemble(summary: EnsembleSummary) -> Group:
         table.add_row("averaged over the symmetry", unit.write(summary.symmetric_score), style="dim")
     if summary.soup_score is not None:
         table.add_row("seeds of a fold averaged to one network", unit.write(summary.soup_score), style="dim")
-    lines = [say_pair(pair, unit) for pair in summary.comparisons]
+    lines = [*(say_pair(pair, unit) for pair in summary.comparisons), *(f"note: {note}" for note in summary.notes)]
     title = (
         f"ensemble  {summary.n_members} members in {summary.path}, {summary.method}; score {unit.write(summary.score)}"
         f"{unit.suffix} by the {summary.n_blind} of them that never saw a sample"
@@ -57,7 +57,12 @@ def render_evaluation(found: Evaluation) -> Group:
         style = "green" if method == found.method else None
         table.add_row(*describe_method(method, found, unit), style=style)
     lines = [
-        f"intervals of {found.nominal:.0%} (CV+) around {found.n_samples} fresh samples; "
+        *(
+            ["note: these are the training samples: nothing here says how good the ensemble is"]
+            if found.n_known
+            else []
+        ),
+        f"intervals of {found.nominal:.0%} (CV+) around {found.n_samples} samples; "
         f"two standard deviations of the members alone hold {found.spread_coverage:.1%} of the values",
         f"{found.flagged:.0%} of the samples are flagged as unlike the training samples, where 5% of samples like "
         "them would be",
@@ -82,7 +87,7 @@ def draw_calibration(found: Evaluation) -> Figure:
     bands = [point.band_coverage for point in found.calibration]
     axes.plot(nominal, bands, "s-", color=COLORS[1], label="whole samples, by their bands")
     axes.set_xlabel("level")
-    axes.set_ylabel(f"coverage of {found.n_samples} fresh samples")
+    axes.set_ylabel(f"coverage of {found.n_samples} samples")
     axes.legend()
     return figure
 
@@ -117,6 +122,8 @@ def write_suggestion(found: Suggestion, name: Path) -> tuple[Path, Path]:
     Raises:
         DataError: The path cannot be written.
     """
+    if not name.name:
+        raise DataError(f"--out is the name of two files, without their endings, got {name}")
     rows = [
         f"{rank},{index},{found.disagreement[index]:.6g},{found.p_value[index]:.4g}"
         for rank, index in enumerate(found.indices, start=1)

@@ -91,7 +91,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
     ensemble, folder = summary.ensemble, shlex.quote(str(run.root))
     return [
         "* mean over folds × seeds of each one's best epoch: what most tools print; optimism is what it leaves out",
-        *(f"note: {note}" for note in summary.notes),
+        *(f"note: {note}" for note in (*summary.notes, *summary.ensemble.notes)),
         *failures,
         "",
         f"winner    {summary.winner} (lowest mean score, {below} the best baseline)",

@@ -30,6 +30,7 @@ def serve(
     limits: Limits | None = None,
     replicas: int = 1,
     address: str | None = None,
+    trust: bool = False,
 ) -> None:
     """Serve an ensemble until Ctrl-C or SIGTERM.
 
@@ -40,13 +41,14 @@ def serve(
         limits: Of a request.
         replicas: Processes that predict.
         address: Ray cluster to join; a local Ray, which ends with the server, where left out.
+        trust: Whether the ensemble may run its network's own code.
 
     Raises:
         EnsembleError: It is no ensemble.
         ConfigError: The port is taken, Serve is not installed, or the cluster is not to be had.
         RunError: A replica did not start.
     """
-    card = Ensemble.load(path).card  # before Ray starts: what is wrong with it shows at once
+    card = Ensemble.load(path, trust=trust).card  # before Ray starts: what is wrong with it shows at once
     if address is None:
         check_free(host, port)
     set_up_ray(address)

@@ -80,7 +80,8 @@ def predict_to_folder(
         progress = begun
         if not folder.done.exists():
             check_space(output, plan, begun.n_done)
-            make_arrays(folder, plan, begun.n_done)
+        make_arrays(folder, plan, begun.n_done)
+        if not folder.done.exists():
             chunks = predict_chunks(ensemble, source, request, begun.n_done, len(source), size, n_threads)
             progress = write_chunks(folder, chunks, begun, Pace(console or quiet(), len(source), begun.n_done))
     return Streamed(len(source), begun.n_done, progress.n_flagged, time.monotonic() - started)

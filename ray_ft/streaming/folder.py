@@ -108,13 +108,17 @@ def open_folder(root: Path, plan: dict[str, Any], source: Source) -> Iterator[Pr
         DataError: It cannot be written, is in use, or holds something else.
     """
     folder = OutputFolder(root)
+    if folder.plan.exists() and not (
+        isinstance(own := read_own(folder.plan), dict) and {"ensemble", "form"} <= own.keys()
+    ):
+        raise DataError(f"--output needs a new folder, got {root} with a plan.json of another kind; choose another")
     if not folder.plan.exists() and root.is_dir():
         strangers = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
         if strangers:
             raise DataError(f"--output needs a new folder, got {root} with {first_few(strangers)}; choose another")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = folder.lock.open("w")
+        lock = folder.lock.open("a")
     except OSError as error:
         raise DataError(f"--output must be a folder to write in, got {root}: {error.strerror}") from error
     with lock:
@@ -130,10 +134,17 @@ def open_folder(root: Path, plan: dict[str, Any], source: Source) -> Iterator[Pr
         yield progress
 
 
+def is_plan(content: Any) -> bool:
+    return isinstance(content, dict) and {"ensemble", "form"} <= content.keys()
+
+
 def read_progress(folder: OutputFolder) -> Progress:
     for path in (folder.done, folder.progress):
         if path.exists():
-            return Progress(**read_own(path))
+            try:
+                return Progress(**read_own(path))
+            except TypeError as error:
+                raise DataError(f"an output folder's files must be its own, got {path}; choose another") from error
     return Progress()
 
 
