@@ -16,13 +16,13 @@ import ray_ft
 from ray_ft.evaluation import evaluate_ensemble, read_labelled
 
 N_PARTS = 5
+NOVEL = Path(__file__).parents[1] / "examples" / "color_router" / "novel.npz"  # structures of other kinds
 DEMO = Path(ray_ft.__file__).parent / "demo" / "measured.npz"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--strategies", default="head")
-    parser.add_argument("--novel", type=Path, help="samples of another kind (.npz), evaluated too")
     options = parser.parse_args()
     with np.load(DEMO) as archive:
         data = {name: archive[name] for name in ("structure", "spectra")}
@@ -47,12 +47,8 @@ def main() -> None:
                 flush=True,
             )
             found.append(own)
-            if options.novel:
-                novel = evaluate_ensemble(ensemble, read_labelled(ensemble, str(options.novel), None, None))
-                print(
-                    f"        {options.novel.name}: coverage {novel.coverage:.1%}, flagged {novel.flagged:.0%}",
-                    flush=True,
-                )
+            novel = evaluate_ensemble(ensemble, read_labelled(ensemble, str(NOVEL), None, None))
+            print(f"        {NOVEL.name}: coverage {novel.coverage:.1%}, flagged {novel.flagged:.0%}", flush=True)
     keys = ("mse", "coverage", "width", "band_coverage", "band_width", "spread_coverage", "flagged")
     print(json.dumps({"nominal": found[0].nominal, **{key: np.mean([getattr(f, key) for f in found]) for key in keys}}))
 
