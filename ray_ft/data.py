@@ -135,7 +135,10 @@ def prepare_inputs(array: Shaped[np.ndarray, "..."], layout: str, source: str) -
     """
     check_numbers(array, source)
     if layout == "raw":
-        return array.astype(np.float32)
+        with np.errstate(over="ignore"):
+            converted = array.astype(np.float32)
+        check_numbers(converted, source)  # float32 has no numbers above 3.4e38
+        return converted
     if array.dtype == np.uint8 and array.shape[-2:] == (SIDE_PX, SIDE_PX // 8):
         array = np.unpackbits(array, axis=-1)
     if array.ndim == 3:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ray_ft.data import build_views, load_dataset
+from ray_ft.data import build_views, load_dataset, prepare_inputs
 from ray_ft.errors import DataError
 from ray_ft.folds import deal_folds
 
@@ -103,3 +103,8 @@ def test_bad_samples_are_refused(change, text, tmp_path, structures) -> None:
     x, y = change(structures, np.full((6, 2, 2, 5), 0.1))
     with pytest.raises(DataError, match=text):
         load_dataset(*save(tmp_path, x=x, y=y), "diffraction")
+
+
+def test_numbers_that_float32_does_not_hold_are_refused() -> None:
+    with pytest.raises(DataError, match="got NaN or infinity in 1 of 2 samples of x"):
+        prepare_inputs(np.array([[1.0], [1e300]]), "raw", "x")
