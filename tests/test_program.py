@@ -52,6 +52,7 @@ def make_program(*steps: list, output: object = None) -> dict:
         (make_program(["aten.from_file.default", ["/etc/passwd"], {}]), "got aten.from_file.default"),
         (make_program(["aten.save.default", [], {}]), "got aten.save.default"),
         (make_program(["aten._sparse_coo_tensor_unsafe.default", [], {}]), "got aten._sparse_coo_tensor_unsafe"),
+        (make_program(["aten.zero_.default", [{"value": 0}], {}], output={"value": 9}), "names an earlier value"),
         (make_program(["aten.set_.source_Tensor", [], {}]), "got aten.set_.source_Tensor"),
         (make_program(["aten.__class__.mro", [], {}]), "aten.__class__.mro"),
         (make_program(["aten.add.Nonsense", [], {}]), "no operation aten.add.Nonsense"),

@@ -35,6 +35,8 @@ FORBIDDEN = re.compile(
     r"|unsafe|sparse|coo|cs[rc]|bs[rc]|quant|record|profil|storage|cuda|^_(?!softmax|log_softmax|adaptive|upsample|fft"
     r"|scaled_dot|native_batch_norm|convolution|to_copy|weight_norm|conj|transformer_encoder|native_multi_head)"
 )
+RETURNED = {"Tensor", "List[Tensor]", "int", "float", "bool", "number"}
+UNWANTED = re.compile(r"Storage|Stream|Dimname|QScheme|__torch__")
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,17 @@ def find_operation(name: str) -> Callable[..., Any]:
     if space != "aten" or FORBIDDEN.search(packet) or not hasattr(torch.ops.aten, packet):
         raise ValueError(f"a step must be an operation of torch's aten, got {name}")
     function = getattr(getattr(torch.ops.aten, packet), overload, None)
-    if not isinstance(function, OpOverload):
+    if not isinstance(function, OpOverload) or not computes(function):
         raise ValueError(f"this release of torch has no operation {name}")
     return function
+
+
+def computes(function: OpOverload) -> bool:
+    """Whether an operation gives tensors or numbers for tensors and plain values, and nothing else."""
+    schema: Any = function._schema
+    given = (str(value.type) for value in schema.returns)
+    taken = " ".join(str(argument.type) for argument in schema.arguments)
+    return bool(schema.returns) and all(kind in RETURNED for kind in given) and not UNWANTED.search(taken)
 
 
 def write_program(graph: Graph, name_of: Mapping[str, str]) -> Program:
