@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -230,9 +229,6 @@ def test_far_inputs_are_flagged(run: Path) -> None:
 def test_a_soup_of_seeds_is_scored(run: Path) -> None:
     summary = rebuild_ensemble(run)
     assert summary.soup_score == pytest.approx(summary.score, rel=0.2)
-    started = time.monotonic()
-    Ensemble.load(run)
-    assert time.monotonic() - started < 2
 
 
 def test_a_symmetric_ensemble_moves_with_its_input(demo_run: Path) -> None:
