@@ -1,6 +1,7 @@
 """The commands on what a run leaves: its ensemble."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,19 +122,16 @@ def predict(
 
     from ray_ft.config import ComputeSection
     from ray_ft.ensemble import Ensemble
-    from ray_ft.errors import DataError
     from ray_ft.streaming import open_source, predict_to_archive, predict_to_folder
 
     check_output(device, output, on_ray)
     opened = open_source(inputs, column)
-    if output.resolve() in [Path(block.path).resolve() for block in opened.blocks]:
-        raise DataError(f"--output must be another file than the inputs, got {output}")
     asked: dict[str, Any] = {
         "quantities": quantities.split(",") if quantities else None,
         "level": level,
         "console": Console(stderr=True, highlight=False),
     }
-    with resumable():
+    with nullcontext() if output.suffix else resumable():  # what goes into one file waits in memory
         if on_ray:
             from ray_ft.runner.streaming import predict_on_ray
 

@@ -148,6 +148,8 @@ def predict_to_archive(
     Args and Raises are those of `predict_to_folder`.
     """
     started = time.monotonic()
+    if output.resolve() in [Path(block.path).resolve() for block in source.blocks]:
+        raise DataError(f"--output must be another file than the inputs, got {output}")
     request = choose_quantities(ensemble, quantities, level)
     size, parts = choose_chunk(ensemble), []
     with Pace(console or quiet(), len(source)) as pace:

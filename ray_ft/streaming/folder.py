@@ -108,9 +108,7 @@ def open_folder(root: Path, plan: dict[str, Any], source: Source) -> Iterator[Pr
         DataError: It cannot be written, is in use, or holds something else.
     """
     folder = OutputFolder(root)
-    if folder.plan.exists() and not (
-        isinstance(own := read_own(folder.plan), dict) and {"ensemble", "form"} <= own.keys()
-    ):
+    if folder.plan.exists() and not is_plan(read_own(folder.plan)):
         raise DataError(f"--output needs a new folder, got {root} with a plan.json of another kind; choose another")
     if not folder.plan.exists() and root.is_dir():
         strangers = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
