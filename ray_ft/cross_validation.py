@@ -297,7 +297,7 @@ def reduce_run(
         comparisons=compare_with_baseline(scores, baselines, cv.rope, task.splits.test_share),
         selection=correct_selection(losses, task.dataset.groups, cv.seed),
         ensemble=run_near_storage(
-            task.config.compute, inline, reduce_members, task, plan, scores, winner, prepared.zero_shot
+            task.config.compute, inline, reduce_members, task, scores, winner, prepared.zero_shot
         ),
         notes=[*task.dataset.notes, *find_notes(task.run, plan, scores)],
         wall_s=time.monotonic() - started if wall_s is None else wall_s,

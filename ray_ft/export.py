@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ray_ft.ensemble import Ensemble
+from ray_ft.ensemble import Ensemble, apply_stacked
 from ray_ft.errors import EnsembleError
 from ray_ft.features import silence
 from ray_ft.intervals import check_level, find_rank
@@ -48,10 +48,8 @@ class Members(nn.Module):
         members = []
         for strategy, names in self.names.items():
             stacked = {name: self.get_buffer(own) for name, own in names.items()}
-            n_members = len(next(iter(stacked.values())))
-            each = ({name: tensor[i] for name, tensor in stacked.items()} for i in range(n_members))
-            members += [self.network.apply_tail(strategy, state, features) for state in each]
-        return torch.stack(members)
+            members.append(apply_stacked(self.network, strategy, stacked, features))
+        return torch.cat(members)
 
 
 class EnsembleModule(nn.Module):

@@ -1,6 +1,23 @@
 """The ensemble: tails of many members on one backbone; reduced from a run, saved as a folder, loaded to predict."""
 
-from ray_ft.ensemble.model import FALSE_ALARMS, QUANTITIES, Ensemble, Prediction, flatten_features, limit_blas
+from ray_ft.ensemble.model import (
+    FALSE_ALARMS,
+    QUANTITIES,
+    Ensemble,
+    Prediction,
+    apply_stacked,
+    flatten_features,
+    limit_blas,
+)
 from ray_ft.ensemble.reduction import reduce_members
 
-__all__ = ["FALSE_ALARMS", "QUANTITIES", "Ensemble", "Prediction", "flatten_features", "limit_blas", "reduce_members"]
+__all__ = [
+    "FALSE_ALARMS",
+    "QUANTITIES",
+    "Ensemble",
+    "Prediction",
+    "apply_stacked",
+    "flatten_features",
+    "limit_blas",
+    "reduce_members",
+]

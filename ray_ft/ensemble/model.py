@@ -28,7 +28,16 @@ from ray_ft.models import build_network
 from ray_ft.novelty import Density
 from ray_ft.symmetry import apply_operation, generate_group
 
-__all__ = ["FALSE_ALARMS", "QUANTITIES", "Calibration", "Ensemble", "Prediction", "flatten_features", "limit_blas"]
+__all__ = [
+    "FALSE_ALARMS",
+    "QUANTITIES",
+    "Calibration",
+    "Ensemble",
+    "Prediction",
+    "apply_stacked",
+    "flatten_features",
+    "limit_blas",
+]
 
 FALSE_ALARMS = 0.05  # share of inputs like the training samples that are flagged
 
@@ -228,12 +237,10 @@ class Ensemble:
         total: Any = 0.0
         first: Features = ()
         for operation in group:
-            moved = apply_operation(operation, inputs, STRUCTURE_AXES) if len(group) > 1 else inputs
+            moved = apply_operation(operation, inputs, STRUCTURE_AXES)
             features, predicted = self.run_members(torch.from_numpy(np.ascontiguousarray(moved)))
             first = first or features  # of the identity, which comes first
-            total = total + (
-                apply_operation(operation.inverse(), predicted, SPECTRA_AXES) if len(group) > 1 else predicted
-            )
+            total = total + apply_operation(operation.inverse(), predicted, SPECTRA_AXES)
         return total / len(group), first
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from ray_ft.features.shared import SharedNetwork, WholeNetwork, share_backbone
 from ray_ft.metrics import score_predictions
 from ray_ft.novelty import Density, fit_density
 from ray_ft.paths import write_arrays
-from ray_ft.plan import CandidateSpec, list_members
+from ray_ft.plan import list_members, name_candidate
 from ray_ft.provenance import describe_environment, hash_arrays, hash_tensors
 from ray_ft.results import load_members, load_predictions
 from ray_ft.scores import StrategyScore
@@ -37,7 +37,6 @@ Columns = Float[np.ndarray, "column repeat sample *target"]  # one a strategy an
 
 def reduce_members(
     task: Task,
-    plan: Sequence[CandidateSpec],
     scores: Mapping[str, StrategyScore | None],
     winner: str,
     zero_shot: Float[np.ndarray, "sample *target"],
@@ -49,7 +48,6 @@ def reduce_members(
 
     Args:
         task: What the candidates shared; `task.config.ensemble` says how to build it.
-        plan: All candidates.
         scores: By strategy.
         winner: Whose members are taken where the config names no strategies.
         zero_shot: Predictions of the pretrained network.
@@ -59,12 +57,12 @@ def reduce_members(
     """
     choice, cv, targets = task.config.ensemble, task.config.cv, task.dataset.targets
     chosen = choose_strategies(choice, scores, winner)
-    columns = np.concatenate([gather_columns(task, plan, name, score) for name, score in chosen.items()])
+    columns = np.concatenate([gather_columns(task, name, score) for name, score in chosen.items()])
     weights = {name: choose_weights(name, columns, targets, task.splits, cv.metric) for name in METHODS}
     blind = {method: blend(columns, own, task.splits) for method, own in weights.items()}
-    members = {name: stack_members(task, plan, name, score) for name, score in chosen.items()}
+    members = {name: stack_members(task, name, score) for name, score in chosen.items()}
     network = share_backbone(task.build_network(), {name: list(own) for name, own in members.items()}, example(task))
-    card = fill_card(task, plan, chosen, weights, getattr(network, "reason", ""))
+    card = fill_card(task, chosen, weights, getattr(network, "reason", ""))
     ensemble = Ensemble(card, network, members, calibrate(task, network, next(iter(chosen))))
     notes = find_differences(blind["uniform"], predict_blind(task, ensemble)["uniform"])
     symmetric = predict_blind(task, ensemble, symmetric=True) if task.config.symmetry else {}
@@ -133,14 +131,11 @@ def example(task: Task) -> Tensor:
     return torch.from_numpy(task.dataset.inputs[:4])
 
 
-def name_candidates(plan: Sequence[CandidateSpec], strategy: str) -> dict[int, str]:
-    return {spec.index: spec.name for spec in plan if spec.strategy == strategy}
-
-
-def gather_columns(task: Task, plan: Sequence[CandidateSpec], strategy: str, score: StrategyScore) -> Columns:
+def gather_columns(task: Task, strategy: str, score: StrategyScore) -> Columns:
     """Collect what the members say of each sample that never saw it: a column a seed."""
-    names = name_candidates(plan, strategy)
-    predictions = {index: load_predictions(task.run, names[int(index)]) for index in np.unique(score.candidate)}
+    predictions = {
+        index: load_predictions(task.run, name_candidate(strategy, int(index))) for index in np.unique(score.candidate)
+    }
     columns = np.empty((task.config.cv.seeds, len(score.candidate), *task.dataset.targets.shape))
     for repeat, fold in np.ndindex(score.candidate.shape):
         held_out = task.splits.held_out(repeat, fold)
@@ -170,12 +165,9 @@ def choose_method(asked: str, comparisons: Sequence[Comparison]) -> str:
     return best if asked == "auto" else asked
 
 
-def stack_members(
-    task: Task, plan: Sequence[CandidateSpec], strategy: str, score: StrategyScore
-) -> dict[str, Float[Tensor, "member ..."]]:
-    names = name_candidates(plan, strategy)
+def stack_members(task: Task, strategy: str, score: StrategyScore) -> dict[str, Float[Tensor, "member ..."]]:
     keys = list_members(task.config.cv.repeats, task.config.cv.folds, task.config.cv.seeds)
-    chosen = [names[int(score.candidate[key.repeat, key.fold])] for key in keys]
+    chosen = [name_candidate(strategy, int(score.candidate[key.repeat, key.fold])) for key in keys]
     stacks = {name: load_members(task.run, name) for name in set(chosen)}
     return {
         tensor: torch.stack([stacks[name][tensor][i] for i, name in enumerate(chosen)]) for tensor in stacks[chosen[0]]
@@ -202,7 +194,6 @@ def settle(task: Task, ensemble: Ensemble, blind: Mapping[str, Float[np.ndarray,
 
 def fill_card(
     task: Task,
-    plan: Sequence[CandidateSpec],
     chosen: Mapping[str, StrategyScore],
     weights: Mapping[str, Float[np.ndarray, "repeat fold column"]],
     reason: str,
@@ -213,14 +204,13 @@ def fill_card(
     return Card(
         format=FORMAT, version=VERSION, run=config.name, license=config.ensemble.license, units=config.ensemble.units,
         strategies=tuple(chosen), method=METHODS[0], weights=ordered, metric=config.cv.metric, score=math.nan,
-        scores={},
-        soup_score=None,
+        scores={}, soup_score=None,
         n_blind=len(chosen) * config.cv.repeats * config.cv.seeds, level=config.ensemble.level,
         symmetric=config.ensemble.symmetric, symmetry=config.symmetry, layout=config.layout,
         data_keys=(config.data.inputs.partition("::")[2], config.data.targets.partition("::")[2]),
         input_shape=dataset.inputs.shape[1:], target_shape=dataset.targets.shape[1:],
         wavelengths_nm=config.data.wavelengths_nm, model=config.model, split=reason, n_repeats=config.cv.repeats,
-        n_folds=config.cv.folds, n_seeds=config.cv.seeds, members=tuple(list_cards(task, plan, chosen)),
+        n_folds=config.cv.folds, n_seeds=config.cv.seeds, members=tuple(list_cards(task, chosen)),
         splits_hash=task.splits.hash, data_hash=hash_arrays(dataset.inputs, dataset.targets),
         weights_hash=hash_tensors(task.weights), versions=describe_environment()["versions"], files={},
     )  # fmt: skip
@@ -232,16 +222,15 @@ def order_weights(weights: Float[np.ndarray, "repeat fold column"], n_seeds: int
     return tuple(by_strategy.transpose(2, 0, 1, 3).ravel().tolist())
 
 
-def list_cards(task: Task, plan: Sequence[CandidateSpec], chosen: Mapping[str, StrategyScore]) -> Iterator[MemberCard]:
+def list_cards(task: Task, chosen: Mapping[str, StrategyScore]) -> Iterator[MemberCard]:
     """Describe the members, strategy by strategy, in the order of their tensors."""
     cv = task.config.cv
     for strategy, score in chosen.items():
-        names = name_candidates(plan, strategy)
         for key in list_members(cv.repeats, cv.folds, cv.seeds):
             place = key.repeat, key.fold
             yield MemberCard(
-                strategy=strategy, candidate=names[int(score.candidate[place])], repeat=key.repeat, fold=key.fold,
-                seed=key.seed, epoch=int(score.epoch[place]),
+                strategy=strategy, candidate=name_candidate(strategy, int(score.candidate[place])), repeat=key.repeat,
+                fold=key.fold, seed=key.seed, epoch=int(score.epoch[place]),
             )  # fmt: skip
 
 
