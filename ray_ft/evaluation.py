@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 
 from ray_ft.data import Dataset, load_dataset
-from ray_ft.ensemble import FALSE_ALARMS, Ensemble, limit_blas
+from ray_ft.ensemble import FALSE_ALARMS, Ensemble
 from ray_ft.errors import DataError
 from ray_ft.intervals import (
     build_pointwise,
@@ -20,8 +20,6 @@ from ray_ft.metrics import score_predictions
 from ray_ft.provenance import hash_arrays
 
 __all__ = ["Evaluation", "MethodEvaluation", "evaluate_ensemble", "read_labelled"]
-
-BATCH_SIZE = 32
 
 
 class Frozen(BaseModel):
@@ -127,8 +125,7 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Dataset, level: float | None 
     level = ensemble.card.level if level is None else level
     check_level(1 - level, len(ensemble.residuals))
     every = [ensemble.use_method(method) for method in ensemble.card.weights]
-    with limit_blas():
-        folds, spread, p_values = run(ensemble, every, dataset)
+    folds, spread, p_values = run(ensemble, every, dataset)
     methods = {
         use.card.method: evaluate_method(use, own, dataset.targets, level)
         for use, own in zip(every, folds, strict=True)
@@ -162,10 +159,7 @@ def run(
     """Predict by every method in one pass; also the members' spread by the one in use, and the p-values of novelty."""
     folds: list[list[Float[np.ndarray, "repeat fold part *target"]]] = [[] for _ in every]
     spreads, p_values = [], []
-    for start in range(0, len(dataset), BATCH_SIZE):
-        members, features = ensemble.predict_members(
-            dataset.inputs[start : start + BATCH_SIZE], ensemble.card.symmetric
-        )
+    for members, features in ensemble.walk_members(dataset.inputs, ensemble.card.symmetric):
         for use, own in zip(every, folds, strict=True):
             own.append(use.average_folds(members))
         spreads.append(ensemble.measure_spread(members))

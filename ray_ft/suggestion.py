@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from ray_ft.ensemble import Ensemble, flatten_features, limit_blas
+from ray_ft.ensemble import Ensemble, flatten_features
 from ray_ft.errors import DataError
 
 __all__ = ["Suggestion", "choose_batch", "suggest_samples"]
 
-BATCH_SIZE = 32
 N_PROJECTED = 256  # a pool of 10,000 then takes 10 MB, whatever the features
 
 
@@ -93,9 +92,7 @@ def suggest_samples(
     inputs, rng = ensemble.prepare(pool, source), np.random.default_rng(0)
     projected, disagreement, p_values = [], [], []
     projection: Any = None
-    for start in range(0, len(inputs), BATCH_SIZE):
-        with limit_blas():
-            members, found = ensemble.predict_members(inputs[start : start + BATCH_SIZE], ensemble.card.symmetric)
+    for members, found in ensemble.walk_members(inputs, ensemble.card.symmetric):
         features = flatten_features(ensemble.network, ensemble.card.strategies[0], found)
         if projection is None:
             n_kept = min(N_PROJECTED, features.shape[1])

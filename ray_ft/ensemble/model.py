@@ -5,7 +5,7 @@ the mean of the fold models, and the intervals are CV+ around them.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -39,6 +39,7 @@ __all__ = [
     "limit_blas",
 ]
 
+BATCH_SIZE = 32  # samples at a time
 FALSE_ALARMS = 0.05  # share of inputs like the training samples that are flagged
 
 
@@ -159,7 +160,7 @@ class Ensemble:
         self,
         inputs: Shaped[np.ndarray, "..."],
         level: float | None = None,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         source: str = "the inputs",
     ) -> Prediction:
         """Predict with every member; the backbone runs once.
@@ -180,7 +181,7 @@ class Ensemble:
         return self.predict_prepared(prepared, level, batch_size)
 
     def predict_prepared(
-        self, prepared: Float[np.ndarray, "sample *input"], level: float, batch_size: int = 32
+        self, prepared: Float[np.ndarray, "sample *input"], level: float, batch_size: int = BATCH_SIZE
     ) -> Prediction:
         """Predict for inputs that `prepare` returned, at a level that `check_level` passes."""
         starts = range(0, len(prepared), batch_size)
@@ -228,6 +229,14 @@ class Ensemble:
         density = self.calibration.density
         novelty = density.score(flatten_features(self.network, self.card.strategies[0], features))
         return novelty, density.p_value(novelty)
+
+    def walk_members(
+        self, prepared: Float[np.ndarray, "sample *input"], symmetric: bool
+    ) -> Iterator[tuple[Float[np.ndarray, "strategy repeat fold seed part *target"], Features]]:
+        """Yield what `predict_members` returns, a few samples at a time."""
+        with limit_blas():
+            for start in range(0, len(prepared), BATCH_SIZE):
+                yield self.predict_members(prepared[start : start + BATCH_SIZE], symmetric)
 
     def predict_members(
         self, inputs: Float[np.ndarray, "sample *input"], symmetric: bool

@@ -16,7 +16,7 @@ from ray_ft.combination import METHODS, blend, choose_weights, score_folds
 from ray_ft.comparison import Comparison, compare_all
 from ray_ft.config import EnsembleSection
 from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, write_card, write_files
-from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features, limit_blas
+from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
 from ray_ft.errors import EnsembleError
 from ray_ft.features.shared import SharedNetwork, WholeNetwork, share_backbone
 from ray_ft.metrics import score_predictions
@@ -266,9 +266,7 @@ def predict_blind(
     task: Task, ensemble: Ensemble, symmetric: bool = False
 ) -> dict[str, Float[np.ndarray, "repeat sample *target"]]:
     """What the fold models, by each method, say of the training samples that they never saw."""
-    parts = np.array_split(task.dataset.inputs, -(-len(task.dataset) // 32))
-    with limit_blas():
-        members = np.concatenate([ensemble.predict_members(part, symmetric)[0] for part in parts], 4)
+    members = np.concatenate([part for part, _ in ensemble.walk_members(task.dataset.inputs, symmetric)], 4)
     samples, fold_of = np.arange(len(task.dataset)), ensemble.calibration.fold_of
     blind = {}
     for method in ensemble.card.weights:
