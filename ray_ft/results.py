@@ -24,6 +24,7 @@ __all__ = [
     "gather_losses",
     "load_blind",
     "load_history",
+    "load_means",
     "load_members",
     "load_plan",
     "load_predictions",
@@ -152,6 +153,14 @@ def load_history(run: RunFolder, spec: CandidateSpec) -> History | None:
         return History(arrays["losses"], arrays.get("inner"))
     except (OSError, ValueError, KeyError):
         return None  # it is written again from the last checkpoint
+
+
+def load_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
+    """Read the mean over folds of a candidate's guide after each epoch, as far as it is known."""
+    history = load_history(run, spec)
+    if history is None:
+        return []
+    return [float(guide.mean()) for guide in build_curves(history.losses, history.inner, splits).guide]
 
 
 def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
