@@ -1,5 +1,6 @@
 """A candidate's checkpoint: everything that its next epoch depends on, in one file that is whole or absent."""
 
+import errno
 import pickle
 import zipfile
 import zlib
@@ -23,7 +24,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         try:
             torch.save(content, partial)
         except RuntimeError as error:  # as which torch tells of a full disk
-            raise OSError(f"the checkpoint {path} could not be written: {error}") from error
+            raise OSError(errno.EIO, "torch could not write it; is the disk full?", str(path)) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ The shorter ones are part of the suite; the others are run on request with `-m f
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -208,7 +209,7 @@ def test_node_that_leaves_with_notice(toy: Path, undisturbed: Summary) -> None:
     """From the notice on, each epoch ends with a checkpoint: no more than the epoch under way is lost."""
     with SmallCluster([1, 1]) as cluster:
         options = ["--set", "training.checkpoint_every=100", "--address", cluster.address]
-        process = start(*options, nap=0.15, env=ENVIRONMENT)
+        process = start(*options, nap=0.06, env=ENVIRONMENT)
         wait_for(find_epoch(2, cluster.nodes[1]), process)
         cluster.tell("leave", cluster.nodes[1], 4)
         finish(process)
@@ -221,12 +222,140 @@ def test_node_that_leaves_with_notice(toy: Path, undisturbed: Summary) -> None:
 @pytest.mark.faults
 def test_node_that_joins_late(toy: Path, undisturbed: Summary) -> None:
     with SmallCluster([1]) as cluster:
-        process = start("--address", cluster.address, nap=0.15, env=ENVIRONMENT)
+        process = start("--address", cluster.address, nap=0.06, env=ENVIRONMENT)
         wait_for(find_epoch(2), process)
         (late,) = cluster.tell("add", 1)
         finish(process)
     assert late in {event["node"] for event in read_log(Path("run/log.jsonl")) if event["event"] == "epoch"}
     check(undisturbed, at_most=0)
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_object_store_full(toy: Path, undisturbed: Summary) -> None:
+    """What does not fit is spilled to the disk: here another tenant of the cluster has taken all of the store."""
+    with SmallCluster([2], object_store_memory=80_000_000) as cluster:
+        hog = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", HOG, cluster.address],
+            env=os.environ | ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert hog.stdout is not None
+        assert any("holds" in line for line in hog.stdout)
+        finish(start("--address", cluster.address, env=ENVIRONMENT))
+        hog.kill()
+        hog.communicate()
+    check(undisturbed, at_most=0)
+
+
+HOG = """
+import sys, time
+import numpy as np, ray
+ray.init(sys.argv[1], log_to_driver=False)
+held = [ray.get(ray.put(np.ones(1_500_000))) for _ in range(6)]  # views: these cannot be spilled
+print("holds", sum(array.nbytes for array in held), flush=True)
+time.sleep(1000)
+"""
+
+
+needs_mounts = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
+
+
+@needs_mounts
+def test_disk_full(toy: Path, undisturbed: Summary) -> None:
+    """While checkpoints are written; when there is room again the same command goes on."""
+    command = shlex.join([sys.executable, "-W", "ignore", "-m", "ray_ft", "cv", "-c", "toy.yaml", "--inline", *OPTIONS])
+    script = f"""
+        mkdir small && mount -t tmpfs -o size=100k tmpfs small
+        {command} --out small/run 2>said || echo $? >code
+        mount -o remount,size=50m small
+        {command} --out small/run && cp -r small/run run
+    """
+    env = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-ec", script], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = Path("said").read_text()
+    assert Path("code").read_text().strip() == "1", said
+    assert "a run must be able to write its files" in said
+    assert "when it can again, repeat the command to go on" in said
+    assert "Traceback" not in said
+    check(undisturbed, at_most=CHECKPOINT_EVERY)
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+@needs_mounts
+def test_disk_full_on_ray(toy: Path, undisturbed: Summary) -> None:
+    """No candidate counts as failed for it."""
+    Path("nap").write_text("0")
+    command = shlex.join([sys.executable, "-W", "ignore", "-m", "ray_ft", "cv", "-c", "toy.yaml", *OPTIONS])
+    script = f"""
+        mkdir -p small && mount -t tmpfs -o size=150k tmpfs small
+        {command} --out small/run 2>said || echo $? >code
+        mount -o remount,size=50m small
+        {command} --out small/run && cp -r small/run run
+    """
+    env = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-ec", script], env=env, capture_output=True, text=True, check=False
+    )
+    said = Path("said").read_text()
+    assert done.returncode == 0, done.stderr[-2000:] + said
+    assert Path("code").read_text().strip() == "1", said
+    assert "a run must be able to write its files" in said
+    assert "Traceback" not in said
+    check(undisturbed, at_most=2 * CHECKPOINT_EVERY)
+
+
+def start_hidden_node(cluster: SmallCluster, hidden: Path) -> subprocess.Popen[bytes]:
+    """Have a node join that sees an empty folder where the others see `hidden`."""
+    join = f"{shlex.quote(sys.executable)} -m ray.scripts.scripts start --address={cluster.address} --block"
+    options = "--node-ip-address=127.0.0.1 --num-cpus=1 --disable-usage-stats"
+    script = f"mount -t tmpfs tmpfs {shlex.quote(str(hidden))} && exec {join} {options}"
+    return subprocess.Popen(
+        ["unshare", "-m", "bash", "-c", script],
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.getcwd(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+@needs_mounts
+def test_node_without_the_run_folder(toy: Path) -> None:
+    """It is named before anything is trained, and nothing is left behind."""
+    (toy / "hidden").mkdir()
+    with SmallCluster([1]) as cluster:
+        node = start_hidden_node(cluster, toy / "hidden")
+        time.sleep(8)
+        said = finish(start("--address", cluster.address, out="hidden/run", env=ENVIRONMENT), code=2)
+        node.terminate()
+        node.wait(timeout=30)
+    assert "every node must read and write the run folder, got hidden/run, which these cannot" in said
+    assert said.count("FileNotFoundError") == 1
+    assert list((toy / "hidden").iterdir()) == []
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+@needs_mounts
+def test_late_node_without_the_run_folder(toy: Path) -> None:
+    """It came after the check: the run stops with what it has, rather than lose what such a node would write."""
+    (toy / "hidden").mkdir()
+    (toy / "run").symlink_to(toy / "hidden/run")
+    with SmallCluster([1]) as cluster:
+        process = start("--address", cluster.address, out="hidden/run", nap=0.1, env=ENVIRONMENT)
+        wait_for(find_epoch(1), process)
+        node = start_hidden_node(cluster, toy / "hidden")
+        said = finish(process, code=1)
+        node.terminate()
+        node.wait(timeout=30)
+    assert "every node must read and write the run folder" in said
+    assert "repeat the command to go on" in said
 
 
 def test_driver_killed_without_ray(cut_run: Path, undisturbed: Summary) -> None:
