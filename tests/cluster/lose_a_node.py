@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from threading import Timer
 
 import ray
 
-from ray_ft.results import load_plan, read_arrays
 from ray_ft.paths import RunFolder
+from ray_ft.results import load_plan, read_arrays
 
-CHECKPOINT_EVERY = 2  # epochs, as slow_toy.py has it
+CHECKPOINT_EVERY = 4  # epochs, as slow_toy.py has it
 CUT_AT = 5  # epochs of both candidates
 FLAP_S = 4.0
 LIMIT_S = 120.0
@@ -29,12 +31,12 @@ def on(host: str, *command: str) -> list[str]:
     return ["nsenter", "--target", os.environ[f"PID_{host}"], *namespaces, "env", f"--chdir={Path.cwd()}", *command]
 
 
-def watch(address: str) -> None:
-    """Print the time at which a node is counted as lost; runs on the head."""
+def watch(address: str, path: str) -> None:
+    """Write down the time at which a node is counted as lost; runs on the head, and ends with it."""
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     while all(node["Alive"] for node in ray.nodes()):
         time.sleep(0.1)
-    print("lost at", time.time(), flush=True)
+    Path(path).write_text(str(time.time()))
 
 
 class Histories:
@@ -61,40 +63,38 @@ class Histories:
 def wait_until(process: subprocess.Popen[bytes], histories: Histories, done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + LIMIT_S
     while not done():
-        assert time.monotonic() < deadline, f"nothing more after {histories.written}"
-        assert process.poll() in (None, 0), "the run failed"
+        log = Path(f"{histories.run.root}.log")
+        assert time.monotonic() < deadline, f"nothing more after {histories.written}\n{log.read_text()[-3000:]}"
+        assert process.poll() in (None, 0), f"the run failed\n{log.read_text()[-3000:]}"
         histories.poll()
         time.sleep(0.05)
 
 
 def disturb(event: str) -> None:
+    """Do it; a flap ends by itself, while the run is watched."""
     if event == "kill":
         subprocess.run(on("worker", "pkill", "-KILL", "-x", "raylet"), check=True)  # of the host's own processes
         return
     subprocess.run(["ip", "link", "set", "v-worker", "down"], check=True)
     if event == "flap":
-        time.sleep(FLAP_S)
-        subprocess.run(["ip", "link", "set", "v-worker", "up"], check=True)
+        Timer(FLAP_S, subprocess.run, (["ip", "link", "set", "v-worker", "up"],)).start()
 
 
 def main(event: str, address: str) -> None:
     run = RunFolder(Path(event))
-    watcher = subprocess.Popen(on("head", sys.executable, __file__, "--watch", address), stdout=subprocess.PIPE, text=True)
+    lost_at = Path(f"{event}.lost")
+    subprocess.Popen(on("head", sys.executable, __file__, "--watch", address, str(lost_at)), stderr=subprocess.DEVNULL)
     command = ["ray-ft", "cv", "--config", "slow.yaml", "--address", address, "--out", event]
-    process = subprocess.Popen(on("head", *command), stdout=subprocess.DEVNULL)
+    with Path(f"{event}.log").open("w") as log:
+        process = subprocess.Popen(on("head", *command), stdout=log, stderr=log)
     started, histories = time.time(), Histories(run)
-    try:
-        wait_until(process, histories, lambda: len(histories.written) == 2 and min(histories.epochs()) >= CUT_AT)
-        cut = time.time()
-        disturb(event)
-        wait_until(process, histories, lambda: process.poll() == 0)
-        whole = time.time() - started
-        histories.poll()
-    finally:
-        process.kill()
-        watcher.terminate()
-    lost = [line.split()[-1] for line in watcher.communicate()[0].splitlines() if line.startswith("lost at")]
-    report(event, histories, cut, float(lost[0]) if lost else None, whole)
+    wait_until(process, histories, lambda: len(histories.written) == 2 and min(histories.epochs()) >= CUT_AT)
+    cut = time.time()
+    disturb(event)
+    wait_until(process, histories, lambda: process.poll() == 0)
+    whole = time.time() - started
+    histories.poll()
+    report(event, histories, cut, float(lost_at.read_text()) if lost_at.exists() else None, whole)
 
 
 def report(event: str, histories: Histories, cut: float, lost: float | None, whole: float) -> None:
@@ -102,8 +102,10 @@ def report(event: str, histories: Histories, cut: float, lost: float | None, who
     again = {name: len(entries) - plan[name] for name, entries in histories.written.items()}
     print(f"{event}: {whole:.1f} s; the node " + (f"was lost after {lost - cut:.1f} s" if lost else "was never lost"))
     for name, entries in histories.written.items():
-        pause, went_on = max((later - earlier, later) for (earlier, _), (later, _) in zip(entries, entries[1:]))
-        print(f"  {name}: {again[name]} epochs again; went on {went_on - cut:.1f} s after the event, longest pause {pause:.1f} s")
+        pause, went_on = max((later - earlier, later) for (earlier, _), (later, _) in pairwise(entries))
+        print(
+            f"  {name}: {again[name]} epochs again; longest pause {pause:.1f} s, until {went_on - cut:.1f} s after it"
+        )
         assert [epochs for _, epochs in entries][-1] == plan[name], entries
     if event == "flap":
         assert lost is None, "the worker was given up"
@@ -115,4 +117,4 @@ def report(event: str, histories: Histories, cut: float, lost: float | None, who
 
 
 if __name__ == "__main__":
-    watch(sys.argv[2]) if sys.argv[1] == "--watch" else main(*sys.argv[1:])
+    watch(*sys.argv[2:]) if sys.argv[1] == "--watch" else main(*sys.argv[1:])

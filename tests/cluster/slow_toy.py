@@ -19,7 +19,7 @@ name: slow
 model: {factory: "toy_network:Toy"}
 data: {inputs: x.npy, targets: y.npy}
 cv: {folds: 3, seeds: 1, candidates: 2, strategies: [top]}
-training: {checkpoint_every: 2}
+training: {checkpoint_every: 4}
 search: {grace_epochs: 16}  # all candidates train to the end
 compute: {packing: looped}
 strategies:
