@@ -46,6 +46,8 @@ enter_private_world() {
         mkdir -p "$path"
         mount --bind "/run/hold$path" "$path"
     done
+    printf '127.0.0.1 localhost\n%s laptop\n%s head\n%s worker\n' "$LAPTOP" "$HEAD" "$WORKER" >/tmp/etc-hosts
+    mount --bind /tmp/etc-hosts /etc/hosts # there is no name server, and asking it takes seconds
     mkdir -p "$SHARED"
     make_home laptop
     export HOME=/tmp/home/laptop PATH="$ENVIRONMENT/bin:${SSHD_ROOT:+$SSHD_ROOT/usr/bin:}$PATH"

@@ -83,7 +83,8 @@ def disturb(event: str) -> None:
 def main(event: str, address: str) -> None:
     run = RunFolder(Path(event))
     lost_at = Path(f"{event}.lost")
-    subprocess.Popen(on("head", sys.executable, __file__, "--watch", address, str(lost_at)), stderr=subprocess.DEVNULL)
+    watching = on("head", sys.executable, __file__, "--watch", address, str(lost_at))
+    subprocess.Popen(watching, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     command = ["ray-ft", "cv", "--config", "slow.yaml", "--address", address, "--out", event]
     with Path(f"{event}.log").open("w") as log:
         process = subprocess.Popen(on("head", *command), stdout=log, stderr=log)

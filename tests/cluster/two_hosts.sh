@@ -2,7 +2,7 @@
 # A node of a cluster is lost while it trains: two hosts made of namespaces, a real Ray node on each, `ray-ft cv` on the
 # head's side, the run folder shared. Not one of pytest's; as root, with the environment of ray-ft active:
 #
-#     tests/cluster/two_hosts.sh [cut|flap|kill ...]     # all three without a word; about 90 s each
+#     tests/cluster/two_hosts.sh [cut|flap|kill ...]     # all three without a word; about a minute each
 #
 #   cut   the worker's link goes down for good: its candidate goes on on the head
 #   flap  the link is down for 4 s: nothing is started again
