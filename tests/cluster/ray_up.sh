@@ -5,7 +5,7 @@
 #
 #     tests/cluster/ray_up.sh
 #
-# It takes about two minutes, needs no network (but Debian's archive where sshd or rsync is missing), and leaves
+# It takes three to four minutes, needs no network (but Debian's archive where sshd or rsync is missing), and leaves
 # nothing behind. It ends with 0 if all was as it should be.
 set -euo pipefail
 # shellcheck disable=SC2034  # hosts.sh reads it
