@@ -1,4 +1,4 @@
-"""What ships beside the code: configs load, the cluster file is valid by Ray's own check, versions agree."""
+"""What ships beside the code: configs load, versions agree."""
 
 import os
 import re
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import ray_ft
 from ray_ft.cli import app
@@ -16,7 +15,7 @@ from ray_ft.cli.ensembles import ensembles
 from ray_ft.config import load_config
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))  # those of clusters, a folder below, are no configs of runs
 
 
 def test_configs_are_there() -> None:
@@ -26,13 +25,6 @@ def test_configs_are_there() -> None:
 @pytest.mark.parametrize("path", [None, *CONFIGS], ids=str)
 def test_every_config_loads(path: Path | None) -> None:
     assert set(load_config(path).selected) == {"head", "decoder_head", "full", "spec_bias"}
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_cluster_file_is_valid() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    validate_config(prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text())))
 
 
 def test_changelog_opens_with_this_version() -> None:
