@@ -1,10 +1,10 @@
 """The files of a run: one class owns every name, and each file is written whole or not at all."""
 
+import errno
 import json
 import os
+import re
 import uuid
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_ft.errors import RunFolderError
+from ray_ft.errors import RunFolderError, show_value
 
 __all__ = [
     "CandidateFolder",
@@ -21,12 +21,16 @@ __all__ = [
     "EnsembleFolder",
     "RunFolder",
     "find_newest_run",
-    "read_arrays",
+    "parse_json",
+    "read_json",
     "replace_file",
     "write_arrays",
     "write_json",
     "write_text",
 ]
+
+MAX_JSON_BYTES = 2**28
+CANDIDATE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}-[0-9]{3}")
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,15 @@ class RunFolder:
         return self.root / "candidates"
 
     def candidate(self, name: str) -> CandidateFolder:
+        """Files of a candidate.
+
+        Raises:
+            RunFolderError: The name, which may come from a file, is none of a candidate's; no path is made of it.
+        """
+        if not CANDIDATE.fullmatch(name):
+            raise RunFolderError(
+                f"a candidate's name is its strategy's and a number of three digits, got {show_value(name)}"
+            )
         return CandidateFolder(self.candidates / name)
 
 
@@ -212,18 +225,32 @@ def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = 
     write_text(path, json.dumps(content, indent=2, default=default) + "\n")
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read what `write_arrays` wrote.
+def read_json(path: Path) -> Any:
+    """Read JSON.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is damaged.
+        ValueError: It is none, or larger than any that a run writes.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    with path.open("rb") as file:
+        text = file.read(MAX_JSON_BYTES + 1)
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes")
+    return parse_json(text)
+
+
+def parse_json(text: bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: It is none.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
-    except (KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no archive of arrays: {error}") from error
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

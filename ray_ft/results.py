@@ -1,6 +1,5 @@
 """A run folder read back: verdicts, curves, members and out-of-fold predictions of its candidates."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,14 +7,15 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ray_ft.arrays import read_arrays
 from ray_ft.errors import RunFolderError, first_few
 from ray_ft.folds import Splits
-from ray_ft.paths import RunFolder, read_arrays
+from ray_ft.paths import RunFolder, read_json
 from ray_ft.plan import CandidateSpec
 from ray_ft.scores import StrategyScore, build_curves, score_strategy
 
@@ -36,7 +36,35 @@ __all__ = [
 ]
 
 
-RECORDED = ("config", "splits_hash", "data_hash", "weights_hash", "environment")  # in a run's provenance
+class Environment(BaseModel):
+    """Where a run was made; of `provenance.json`."""
+
+    command: list[str]
+    started: str
+    python: str
+    platform: str
+    n_cpus: int | None
+    versions: dict[str, str | None]
+
+
+class Provenance(BaseModel):
+    """What a run came from, as `provenance.json` has it."""
+
+    config: dict[str, Any]
+    splits_hash: str
+    data_hash: str
+    weights_hash: str
+    environment: Environment
+
+
+class Ending(BaseModel):
+    """What of `result.json` is read."""
+
+    state: Literal["completed", "failed"]
+    n_epochs: int
+    reason: str = ""
+    note: str = ""
+    training: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,9 +95,9 @@ def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
         RunFolderError: They are missing or damaged: the folder is no run, or the run is not finished.
     """
     try:
-        verdicts = json.loads(run.verdicts.read_text(encoding="utf-8"))
-        return {spec.name: Verdict(**verdicts[spec.name]) for spec in load_plan(run)}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        verdicts = TypeAdapter(dict[str, Verdict]).validate_python(read_json(run.verdicts))
+        return {spec.name: verdicts[spec.name] for spec in load_plan(run)}
+    except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(
             f"a finished run holds {run.verdicts.name}, got {run.root} where it is missing or damaged; "
             f"remove its {run.summary.name}, if any, and repeat its cv command"
@@ -83,9 +111,12 @@ def load_plan(run: RunFolder) -> tuple[CandidateSpec, ...]:
         RunFolderError: It is missing or damaged.
     """
     try:
-        return TypeAdapter(tuple[CandidateSpec, ...]).validate_json(run.plan.read_text(encoding="utf-8"))
+        plan = TypeAdapter(tuple[CandidateSpec, ...]).validate_python(read_json(run.plan))
     except (OSError, ValueError) as error:
         raise RunFolderError(say_damaged("its plan", run.plan)) from error
+    for spec in plan:
+        run.candidate(spec.name)  # refuses a name that would be no folder of the run's
+    return plan
 
 
 def load_provenance(run: RunFolder) -> dict[str, Any]:
@@ -95,9 +126,10 @@ def load_provenance(run: RunFolder) -> dict[str, Any]:
         RunFolderError: It is missing or damaged.
     """
     try:
-        provenance = json.loads(run.provenance.read_text(encoding="utf-8"))
-        return {key: provenance[key] for key in RECORDED}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        provenance = read_json(run.provenance)
+        Provenance.model_validate(provenance)
+        return {key: provenance[key] for key in Provenance.model_fields}
+    except (OSError, ValueError) as error:
         raise RunFolderError(say_damaged("its provenance", run.provenance)) from error
 
 
@@ -128,14 +160,14 @@ def load_splits(run: RunFolder) -> Splits:
         RunFolderError: They are missing or damaged.
     """
     try:
-        content = json.loads(run.splits.read_text(encoding="utf-8"))
-        by_fold = [
-            tuple(tuple(tuple(samples) for samples in repeat) for repeat in content[key])
-            for key in ("inner_of", "unused_of")
-        ]
-        return Splits(tuple(tuple(repeat) for repeat in content["fold_of"]), content["seed"], *by_fold)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        content = read_json(run.splits)
+        splits = TypeAdapter(Splits).validate_python(content)
+        splits.check()
+        if content["hash"] != splits.hash:
+            raise ValueError("its hash is another's")
+    except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(say_damaged("its splits", run.splits)) from error
+    return splits
 
 
 def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
@@ -146,7 +178,8 @@ def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
     """
     path = run.candidate(spec.name).result
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = read_json(path)
+        Ending.model_validate(result)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -156,13 +189,18 @@ def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
     return result
 
 
-def load_history(run: RunFolder, spec: CandidateSpec) -> History | None:
-    """Read a candidate's losses; None where there are none to be read yet."""
+def load_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History | None:
+    """Read a candidate's losses; None where there are none to be read yet, or they are not of these folds."""
     try:
         arrays = read_arrays(run.candidate(spec.name).history)
-        return History(arrays["losses"], arrays.get("inner"))
+        losses, inner = arrays["losses"], arrays.get("inner")
     except (OSError, ValueError, KeyError):
         return None  # it is written again from the last checkpoint
+    n_epochs, n_seeds = len(losses), losses.shape[2] if losses.ndim == 4 else 0
+    fits = losses.shape == (n_epochs, splits.n_repeats, n_seeds, splits.n_samples) and losses.size > 0
+    if inner is not None:
+        fits &= inner.shape == (n_epochs, splits.n_repeats, splits.n_folds, n_seeds) and inner.dtype.kind == "f"
+    return History(losses, inner) if fits and losses.dtype.kind == "f" else None
 
 
 def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
@@ -173,7 +211,7 @@ def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
     """
     try:
         return load_file(run.candidate(candidate).members)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise RunFolderError(say_lost(run, candidate, "snapshots")) from error
 
 
@@ -230,7 +268,7 @@ def gather_losses(
 
 def load_whole_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History:
     """Read the losses of a completed candidate, of which none may be missing."""
-    history, path = load_history(run, spec), run.candidate(spec.name).history
+    history, path = load_history(run, spec, splits), run.candidate(spec.name).history
     rule = f"a completed candidate has a loss for every fold and seed, got {path}"
     remedy = f"remove {path.parent} and repeat the cv command"
     if history is None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from ray_ft.comparison import Comparison, compare_all
 from ray_ft.errors import RunFolderError
-from ray_ft.paths import RunFolder, write_text
+from ray_ft.paths import RunFolder, read_json, write_text
 from ray_ft.plan import CandidateSpec
 from ray_ft.results import Verdict, load_result
 from ray_ft.scores import StrategyScore
@@ -175,12 +175,12 @@ class Summary(Frozen):
         """
         path = RunFolder(Path(run)).summary
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate(read_json(path))
         except OSError as error:
             raise RunFolderError(
                 f"a finished run holds {path.name}, got {run} without it; finish it by repeating its cv command"
             ) from error
-        except (ValidationError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise RunFolderError(
                 f"{path} must be a summary as this release writes it, but it is damaged or another's; "
                 "remove it and repeat the cv command"

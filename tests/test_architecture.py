@@ -7,8 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "ray_ft"
 ROWS = {
-    0: ("errors", "symmetry"),
-    1: ("config", "folds", "metrics", "paths", "provenance", "intervals", "novelty"),
+    0: ("errors", "symmetry", "memory"),
+    1: ("arrays", "config", "folds", "metrics", "paths", "provenance", "intervals", "novelty"),
     2: ("strategies", "models", "data", "plan", "checkpoint", "features", "scores", "comparison", "selection"),
     3: ("training", "results", "baselines", "combination"),
     4: ("task", "progress"),

@@ -10,7 +10,7 @@ import typer
 
 from ray_ft.cli.ensembles import ensembles
 from ray_ft.cli.show import resumable, show
-from ray_ft.errors import ConfigError, RayFTError
+from ray_ft.errors import ConfigError, RayFTError, shorten
 
 if TYPE_CHECKING:
     from ray_ft.config import Config
@@ -255,18 +255,13 @@ def read_names(option: str, text: str) -> list[str]:
 
 
 def load(path: Path | None, options: dict[str, Any], overrides: Sequence[str] | None) -> "Config":
-    import yaml
-
-    from ray_ft.config import load_config
+    from ray_ft.config import load_config, parse_yaml
 
     for override in overrides or ():
         key, equals, value = override.partition("=")
         if not (key and equals):
             raise ConfigError(f"--set takes KEY=VALUE, got {override}")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value of --set must be YAML, got {override}") from error
+        options[key] = parse_yaml(value, f"the value of --set must be YAML, got {shorten(override)}")
     return load_config(path, options)
 
 

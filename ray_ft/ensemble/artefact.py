@@ -1,7 +1,6 @@
 """An ensemble on disk: a card that says what it is, and the files that the card names by their hashes."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +12,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ray_ft.config import ModelSection
-from ray_ft.errors import EnsembleError
-from ray_ft.paths import EnsembleFolder, RunFolder, replace_file, write_text
+from ray_ft.errors import EnsembleError, first_line, show_value
+from ray_ft.memory import describe_excess
+from ray_ft.paths import EnsembleFolder, RunFolder, parse_json, read_json, replace_file, write_text
 
 __all__ = [
     "FORMAT",
@@ -23,7 +23,7 @@ __all__ = [
     "MemberCard",
     "find_folder",
     "read_card",
-    "read_json",
+    "read_network",
     "read_tensors",
     "write_card",
     "write_files",
@@ -126,14 +126,14 @@ def read_card(folder: EnsembleFolder) -> Card:
         EnsembleError: It is damaged, foreign or of another version.
     """
     try:
-        content = json.loads(folder.card.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise EnsembleError(f"an ensemble's card must be JSON, got {folder.card}: {error}") from error
+        content = read_json(folder.card)
+    except (OSError, ValueError) as error:
+        raise EnsembleError(f"an ensemble's card must be JSON, got {folder.card}: {first_line(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise EnsembleError(f'an ensemble\'s card says "format": "{FORMAT}", got {folder.card} without it')
     if content.get("version") != VERSION:
         raise EnsembleError(
-            f"this release reads ensembles of version {VERSION}, got version {content.get('version')} in "
+            f"this release reads ensembles of version {VERSION}, got version {show_value(content.get('version'))} in "
             f"{folder.card}; load it with the release that wrote it, or rebuild it with: ray-ft ensemble RUN"
         )
     try:
@@ -153,6 +153,8 @@ def read_bytes(path: Path, card: Card) -> bytes:
         EnsembleError: It is missing, or not the one of which the card has the hash.
     """
     try:
+        if excess := describe_excess(2 * path.stat().st_size):  # the bytes and the tensors
+            raise EnsembleError(f"an ensemble's files must fit into memory, got {path}: {excess}")
         content = path.read_bytes()
     except OSError as error:
         raise EnsembleError(f"an ensemble's files must be readable, got {path}: {error.strerror}") from error
@@ -167,15 +169,15 @@ def read_bytes(path: Path, card: Card) -> bytes:
 def read_tensors(path: Path, card: Card) -> dict[str, Tensor]:
     try:
         return load(read_bytes(path, card))
-    except SafetensorError as error:
-        raise EnsembleError(f"an ensemble's tensors must be readable, got {path}: {error}") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise EnsembleError(f"an ensemble's tensors must be readable, got {path}: {first_line(error)}") from error
 
 
-def read_json(path: Path, card: Card) -> Any:
+def read_network(path: Path, card: Card) -> Any:
     try:
-        return json.loads(read_bytes(path, card))
-    except (ValueError, RecursionError) as error:
-        raise EnsembleError(f"an ensemble's network must be JSON, got {path}: {error}") from error
+        return parse_json(read_bytes(path, card))
+    except ValueError as error:
+        raise EnsembleError(f"an ensemble's network must be JSON, got {path}: {first_line(error)}") from error
 
 
 def write_files(

@@ -120,7 +120,7 @@ def replay(task: Task, plan: Sequence[CandidateSpec], judge: "Judge", display: D
 
 
 def read_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
-    history = load_history(run, spec)
+    history = load_history(run, spec, splits)
     if history is None:
         return []
     return [float(guide.mean()) for guide in build_curves(history.losses, history.inner, splits).guide]
