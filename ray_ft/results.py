@@ -15,7 +15,7 @@ from torch import Tensor
 from ray_ft.arrays import read_arrays
 from ray_ft.errors import RunFolderError, first_few
 from ray_ft.folds import Splits
-from ray_ft.paths import RunFolder, read_json
+from ray_ft.paths import CandidateFolder, RunFolder, hash_file, read_record
 from ray_ft.plan import CandidateSpec
 from ray_ft.scores import StrategyScore, build_curves, score_strategy
 
@@ -95,7 +95,7 @@ def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
         RunFolderError: They are missing or damaged: the folder is no run, or the run is not finished.
     """
     try:
-        verdicts = TypeAdapter(dict[str, Verdict]).validate_python(read_json(run.verdicts))
+        verdicts = TypeAdapter(dict[str, Verdict]).validate_python(read_record(run.verdicts))
         return {spec.name: verdicts[spec.name] for spec in load_plan(run)}
     except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(
@@ -111,8 +111,8 @@ def load_plan(run: RunFolder) -> tuple[CandidateSpec, ...]:
         RunFolderError: It is missing or damaged.
     """
     try:
-        plan = TypeAdapter(tuple[CandidateSpec, ...]).validate_python(read_json(run.plan))
-    except (OSError, ValueError) as error:
+        plan = TypeAdapter(tuple[CandidateSpec, ...]).validate_python(read_record(run.plan)["candidates"])
+    except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(say_damaged("its plan", run.plan)) from error
     for spec in plan:
         run.candidate(spec.name)  # refuses a name that would be no folder of the run's
@@ -126,7 +126,7 @@ def load_provenance(run: RunFolder) -> dict[str, Any]:
         RunFolderError: It is missing or damaged.
     """
     try:
-        provenance = read_json(run.provenance)
+        provenance = read_record(run.provenance)
         Provenance.model_validate(provenance)
         return {key: provenance[key] for key in Provenance.model_fields}
     except (OSError, ValueError) as error:
@@ -160,33 +160,22 @@ def load_splits(run: RunFolder) -> Splits:
         RunFolderError: They are missing or damaged.
     """
     try:
-        content = read_json(run.splits)
+        content = read_record(run.splits)
         splits = TypeAdapter(Splits).validate_python(content)
         splits.check()
-        if content["hash"] != splits.hash:
-            raise ValueError("its hash is another's")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise RunFolderError(say_damaged("its splits", run.splits)) from error
     return splits
 
 
 def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
-    """Read how a candidate's training ended; None where it has not.
-
-    Raises:
-        RunFolderError: It is damaged.
-    """
-    path = run.candidate(spec.name).result
+    """Read how a candidate's training ended; None where it has not, or where this can no longer be told."""
     try:
-        result: dict[str, Any] = read_json(path)
+        result = read_record(run.candidate(spec.name).result)
         Ending.model_validate(result)
-    except FileNotFoundError:
+        return result
+    except (OSError, ValueError):  # damaged: it is trained again, which ends the same way
         return None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"a candidate's result is JSON, got {path}, which is not; remove {path.parent} and repeat the cv command"
-        ) from error
-    return result
 
 
 def load_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History | None:
@@ -209,10 +198,19 @@ def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
     Raises:
         RunFolderError: They are missing or damaged.
     """
+    folder = run.candidate(candidate)
     try:
-        return load_file(run.candidate(candidate).members)
-    except (OSError, ValueError, SafetensorError) as error:
+        run.pull(folder.members)
+        check_digest(folder, folder.members)
+        return load_file(folder.members)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunFolderError(say_lost(run, candidate, "snapshots")) from error
+
+
+def check_digest(folder: CandidateFolder, path: Path) -> None:
+    """Raise ValueError where a file is not as the candidate left it."""
+    if hash_file(path) != read_record(folder.result)["files"][path.name]:
+        raise ValueError(f"{path} is not as it was written")
 
 
 def load_predictions(run: RunFolder, candidate: str) -> Float[np.ndarray, "repeat seed sample *target"]:

@@ -10,9 +10,10 @@ import torch
 
 from ray_ft.candidate import command, run_candidate, write_failure
 from ray_ft.config import ComputeSection
-from ray_ft.errors import RunError
+from ray_ft.errors import RunError, StorageError
 from ray_ft.folds import Splits
-from ray_ft.paths import RunFolder, write_json
+from ray_ft.journal import Journal
+from ray_ft.paths import RunFolder, write_record
 from ray_ft.plan import CandidateSpec, list_members, resolve_grace
 from ray_ft.progress import Display
 from ray_ft.results import Verdict, load_history, load_result
@@ -46,7 +47,9 @@ class StopCandidate(Exception):  # noqa: N818  # no error: it ends a candidate
     """Ends a candidate in this process, as Ray Tune ends a trial."""
 
 
-def run_trials(task: Task, plan: Sequence[CandidateSpec], inline: bool, display: Display) -> dict[str, Verdict]:
+def run_trials(
+    task: Task, plan: Sequence[CandidateSpec], inline: bool, display: Display, journal: Journal
+) -> dict[str, Verdict]:
     """Train what is left of a plan and write the verdict on each candidate.
 
     Args:
@@ -54,26 +57,28 @@ def run_trials(task: Task, plan: Sequence[CandidateSpec], inline: bool, display:
         plan: All candidates; those done in the run folder are only judged.
         inline: Train in this process, without starting Ray.
         display: Shows the progress.
+        journal: Keeps it.
 
     Raises:
         KeyboardInterrupt: It was interrupted; the same call goes on.
+        RunError: The process of a candidate kept dying, or files cannot be written; the same call goes on.
     """
     set_up_ray(task.config.compute.address)
     from ray_ft.runner.judge import Judge  # after the settings above, which Ray reads when it is imported
 
     judge = Judge(plan, build_rungs(task), task.config.search.reduction_factor)
-    replay(task, plan, judge, display)
+    replay(task, plan, judge, display, journal)
     left = [spec for spec in plan if judge.stopped_at(spec.name) is None and load_result(task.run, spec) is None]
     if left and inline:
-        seconds = run_inline(task, left, judge, display)
+        seconds = run_inline(task, left, judge, display, journal)
     elif left:
         from ray_ft.runner.tune import run_on_ray
 
-        seconds = run_on_ray(task, plan, left, judge, display)
+        seconds = run_on_ray(task, plan, left, judge, display, journal)
     else:
         seconds = {}
     verdicts = {spec.name: pass_verdict(task, spec, judge, seconds.get(spec.name, 0.0)) for spec in plan}
-    write_json(task.run.verdicts, {name: verdict.as_dict() for name, verdict in verdicts.items()})
+    write_record(task.run.verdicts, {name: verdict.as_dict() for name, verdict in verdicts.items()})
     return verdicts
 
 
@@ -106,10 +111,11 @@ def build_rungs(task: Task) -> dict[str, tuple[int, int]]:
     }
 
 
-def replay(task: Task, plan: Sequence[CandidateSpec], judge: "Judge", display: Display) -> None:
+def replay(task: Task, plan: Sequence[CandidateSpec], judge: "Judge", display: Display, journal: Journal) -> None:
     """Tell the judge what an earlier call of the run has seen."""
     for spec in plan:
         means = read_means(task.run, spec, task.splits)
+        journal.resume(spec.name, len(means))
         result = load_result(task.run, spec)
         for epoch, mean in enumerate(means, start=1):
             judge.hear(spec.name, epoch, mean, final=result is not None and epoch == len(means))
@@ -126,7 +132,9 @@ def read_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[floa
     return [float(guide.mean()) for guide in build_curves(history.losses, history.inner, splits).guide]
 
 
-def run_inline(task: Task, left: Sequence[CandidateSpec], judge: "Judge", display: Display) -> dict[str, float]:
+def run_inline(
+    task: Task, left: Sequence[CandidateSpec], judge: "Judge", display: Display, journal: Journal
+) -> dict[str, float]:
     seconds = {}
     compute, cv = task.config.compute, task.config.cv
     device = torch.device(
@@ -142,6 +150,7 @@ def run_inline(task: Task, left: Sequence[CandidateSpec], judge: "Judge", displa
         def report(epoch: int, mean: float, final: bool, name: str = spec.name) -> None:
             judge.hear(name, epoch, mean, final)
             display.show_epoch(name, epoch, mean)
+            journal.write_epoch(name, epoch, mean)
             if judge.stopped_at(name):
                 raise StopCandidate
 
@@ -152,11 +161,15 @@ def run_inline(task: Task, left: Sequence[CandidateSpec], judge: "Judge", displa
             run_candidate(task, spec, report, command([squad]))
         except StopCandidate:
             pass
+        except StorageError:  # the next candidate's could not be written either
+            raise
         except Exception:  # the border of a candidate: the others go on, as on Ray
             write_failure(task.run.candidate(spec.name), spec, task, traceback.format_exc())
         judge.end(spec.name)
         seconds[spec.name] = time.monotonic() - started
-        display.show_end(spec.name, pass_verdict(task, spec, judge, 0.0).state)
+        state = pass_verdict(task, spec, judge, 0.0).state
+        display.show_end(spec.name, state)
+        journal.write("end of candidate", candidate=spec.name, state=state)
     return seconds
 
 
