@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -100,7 +100,7 @@ def map_array(path: Path) -> Shaped[np.ndarray, "..."]:
         return array
 
 
-def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def read_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Read shape and type of an array.
 
     Raises:
@@ -117,7 +117,7 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def check_whole(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def check_whole(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Read shape and type of an array, and compare them with the bytes that follow."""
     shape, dtype = read_header(file)
     n_bytes, n_given = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - file.tell()

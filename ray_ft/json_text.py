@@ -36,13 +36,12 @@ def parse_json(text: bytes) -> Any:
         content = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    level, depth = [content], 0
+    level: list[Any] = [[content]]
+    depth = 0
     while level:
         depth += 1
-        if depth > MAX_DEPTH:
+        if depth > MAX_DEPTH + 1:
             raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
-        parts = (
-            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
-        )
-        level = [part for inner in parts for part in inner if isinstance(part, dict | list)]
+        inner = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [part for parts in inner for part in parts if isinstance(part, dict | list)]
     return content
