@@ -95,8 +95,8 @@ def map_array(path: Path) -> Shaped[np.ndarray, "..."]:
     """
     with parsing():
         with path.open("rb") as file:
-            check_whole(file)
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+            read_header(file)
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a file shorter than that says
         return array
 
 
