@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["describe_excess", "find_available"]
+__all__ = ["describe_excess", "find_available", "write_bytes"]
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 # Limit, use, and the part of it that goes when others need it, of cgroups of version 2 and 1.
@@ -23,7 +23,9 @@ def describe_excess(n_bytes: int) -> str:
 
 
 def write_bytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes < 1e18 else "more than 1,000,000,000 GB"
+    if n_bytes > 1e18:
+        return "more than 1,000,000,000 GB"
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes > 1e8 else f"{n_bytes / 1e6:,.1f} MB"
 
 
 def find_available() -> int:

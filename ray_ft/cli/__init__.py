@@ -208,7 +208,9 @@ def plan(
     """Print what a config would train, without training: folds, candidates, members, parameters by part."""
     loaded = load(config, collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify), overrides)
     from ray_ft.cross_validation import prepare
+    from ray_ft.memory import find_available, write_bytes
     from ray_ft.report.terminal import render_plan
+    from ray_ft.task import estimate_bytes
 
     prepared = prepare(loaded, Path("unused"))
     cv_section, splits = loaded.cv, prepared.task.splits
@@ -219,6 +221,10 @@ def plan(
     )
     n_members = cv_section.folds * cv_section.seeds * cv_section.repeats
     show(render_plan(prepared.plan, prepared.parts, n_members, shape))
+    needed = max(estimate_bytes(prepared.task, name) for name in prepared.parts)
+    typer.echo(
+        f"{write_bytes(needed)} of memory for a candidate at least; {write_bytes(find_available())} are available"
+    )
 
 
 @app.command()

@@ -202,7 +202,8 @@ def check_plan(folder: OutputFolder, plan: Mapping[str, Any], source: Source, pr
         )
     if not 0 <= progress.n_done <= len(source):
         raise DataError(
-            f"of {len(source):,} samples so many cannot be done, got {progress.n_done:,} in {folder.root}; choose another"
+            f"of {len(source):,} samples so many cannot be done, got {progress.n_done:,} in {folder.root}; "
+            "choose another --output"
         )
 
 
