@@ -87,8 +87,8 @@ def first_few(names: Sequence[str], n: int = 4) -> str:
     return ", ".join(names[:n]) + more
 
 
-def shorten(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} …"
+def shorten(text: str, n: int = MAX_SHOWN) -> str:
+    return text if len(text) <= n else f"{text[:n]} …"
 
 
 def show_value(value: Any) -> str:

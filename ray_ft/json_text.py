@@ -34,6 +34,8 @@ def parse_json(text: bytes) -> Any:
     """
     try:
         content = json.loads(text)
+        if b"\\ud" in text.lower():
+            json.dumps(content, ensure_ascii=False).encode()  # refuses half of a surrogate pair, as every file does
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     level: list[Any] = [[content]]

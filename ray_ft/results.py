@@ -145,12 +145,15 @@ def load_blind(run: RunFolder) -> dict[str, Float[np.ndarray, "sample *target"]]
     """
     try:
         arrays = read_arrays(run.blind)
-        return {name: arrays[name] for name in ("mean", "std", "targets", "zero_shot")}
+        blind = {name: arrays[name] for name in ("mean", "std", "targets", "zero_shot")}
+        if len({array.shape for array in blind.values()}) > 1 or any(a.dtype.kind != "f" for a in blind.values()):
+            raise ValueError("its arrays must be numbers of one shape")
     except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(
             f"a finished run holds {run.blind.name}, got {run.root} where it is missing or damaged; "
             f"write it again with: ray-ft ensemble {run.root}"
         ) from error
+    return blind
 
 
 def load_splits(run: RunFolder) -> Splits:
@@ -185,11 +188,14 @@ def load_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History
         losses, inner = arrays["losses"], arrays.get("inner")
     except (OSError, ValueError, KeyError):
         return None  # it is written again from the last checkpoint
-    n_epochs, n_seeds = len(losses), losses.shape[2] if losses.ndim == 4 else 0
-    fits = losses.shape == (n_epochs, splits.n_repeats, n_seeds, splits.n_samples) and losses.size > 0
+    if losses.dtype.kind != "f" or losses.ndim != 4 or losses.size == 0:
+        return None
+    n_epochs, n_repeats, n_seeds, n_samples = losses.shape
+    by_fold = (n_epochs, n_repeats, splits.n_folds, n_seeds)
+    fits = (n_repeats, n_samples) == (splits.n_repeats, splits.n_samples)
     if inner is not None:
-        fits &= inner.shape == (n_epochs, splits.n_repeats, splits.n_folds, n_seeds) and inner.dtype.kind == "f"
-    return History(losses, inner) if fits and losses.dtype.kind == "f" else None
+        fits &= inner.dtype.kind == "f" and inner.shape == by_fold
+    return History(losses, inner) if fits else None
 
 
 def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
@@ -220,9 +226,12 @@ def load_predictions(run: RunFolder, candidate: str) -> Float[np.ndarray, "repea
         RunFolderError: It is missing or damaged.
     """
     try:
-        return read_arrays(run.candidate(candidate).predictions)["predictions"]
+        predictions = read_arrays(run.candidate(candidate).predictions)["predictions"]
+        if predictions.dtype.kind != "f" or predictions.ndim < 4:
+            raise ValueError(f"predictions have the shape {predictions.shape}")
     except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(say_lost(run, candidate, "predictions")) from error
+    return predictions
 
 
 def say_lost(run: RunFolder, candidate: str, what: str) -> str:

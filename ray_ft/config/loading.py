@@ -8,12 +8,13 @@ from pydantic import BaseModel, ValidationError
 
 from ray_ft.config.sections import AS_WRITTEN, Config, StageConfig, StrategyConfig
 from ray_ft.config.yaml_text import read_yaml
-from ray_ft.errors import ConfigError, show_value, suggest
+from ray_ft.errors import ConfigError, first_line, shorten, show_value, suggest
 
 __all__ = ["STRATEGIES_FILE", "load_config", "reload_config"]
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 STRATEGIES_FILE = Path(__file__).parents[1] / "strategies.yaml"
+MAX_PROBLEMS, MAX_LINE = 30, 400
 ENCODER_PARTS = ("stem", "stage1", "stage2", "stage3", "stage4", "fourier_mix", "spatial_pool")
 ENCODER_PATTERNS = tuple(f"*{part}*" for part in ENCODER_PARTS)
 DECODER_PATTERNS = ("film_*", "dec.*", "wav_embed.*")
@@ -60,8 +61,13 @@ def validate(raw: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in describe_problems(error))
+        problems = [shorten(line, MAX_LINE) for line in describe_problems(error)]
+        if len(problems) > MAX_PROBLEMS:
+            problems[MAX_PROBLEMS:] = [f"and {len(problems) - MAX_PROBLEMS} more"]
+        lines = "\n".join(f"  {line}" for line in problems)
         raise ConfigError(f"{source} is not a valid config\n{lines}") from error
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise ConfigError(f"{source} is not a valid config: a text must be Unicode: {first_line(error)}") from error
 
 
 def place_in_demo_folder(raw: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,8 +113,9 @@ def find_folder(path: Path) -> EnsembleFolder:
         EnsembleError: There is none.
     """
     for folder in (EnsembleFolder(path), RunFolder(path).ensemble):
-        if folder.card.is_file():
-            return folder
+        with suppress(OSError):  # of a path that is too long, or may not be looked at
+            if folder.card.is_file():
+                return folder
     raise EnsembleError(
         f"an ensemble is a folder with card.json, or a finished run, got {path} without one; "
         "give the run's folder, or rebuild it with: ray-ft ensemble RUN"
