@@ -47,7 +47,7 @@ from ray_ft.results import (
     load_splits,
     load_verdicts,
 )
-from ray_ft.streaming import open_source, predict_to_folder
+from ray_ft.streaming import open_source, predict_to_archive, predict_to_folder
 from ray_ft.streaming.sources import read_chunks
 
 DEPTH = int(os.environ.get("RAY_FT_FUZZ", "1"))
@@ -276,6 +276,17 @@ def test_an_array_larger_than_memory_is_refused_before_it_is_read(monkeypatch: p
     with pytest.raises(DataError, match=r"needs 10\.0 MB"):
         open_source("small.npz")
     assert len(open_source("plain.npy")) == 1000, "which is read a part at a time"
+
+
+def test_predictions_larger_than_memory_go_into_a_folder(
+    ensemble_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save("x.npy", np.zeros((1000, 6), np.float32))
+    ensemble = Ensemble.load(ensemble_folder)
+    monkeypatch.setattr(memory, "find_available", lambda: 10**4)
+    with pytest.raises(DataError, match=r"got 1,000 samples: it needs 0\.0 MB of memory.*give --output as a folder"):
+        predict_to_archive(ensemble, open_source("x.npy"), Path("y.npz"), ["mean"])
+    assert predict_to_folder(ensemble, open_source("x.npy"), Path("y"), ["mean"]).n_samples == 1000
 
 
 # ---- weights
