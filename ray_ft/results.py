@@ -25,6 +25,7 @@ __all__ = [
     "gather_losses",
     "load_blind",
     "load_history",
+    "load_means",
     "load_members",
     "load_plan",
     "load_predictions",
@@ -196,6 +197,14 @@ def load_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History
     if inner is not None:
         fits &= inner.dtype.kind == "f" and inner.shape == by_fold
     return History(losses, inner) if fits else None
+
+
+def load_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
+    """Read the mean over folds of a candidate's guide after each epoch, as far as it is known."""
+    history = load_history(run, spec, splits)
+    if history is None:
+        return []
+    return [float(guide.mean()) for guide in build_curves(history.losses, history.inner, splits).guide]
 
 
 def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:

@@ -11,14 +11,12 @@ import torch
 from ray_ft.candidate import command, run_candidate, write_failure
 from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError, RunError, StorageError
-from ray_ft.folds import Splits
 from ray_ft.journal import Journal
 from ray_ft.memory import describe_excess
-from ray_ft.paths import RunFolder, write_record
+from ray_ft.paths import write_record
 from ray_ft.plan import CandidateSpec, list_members, resolve_grace
 from ray_ft.progress import Display
-from ray_ft.results import Verdict, load_history, load_result
-from ray_ft.scores import build_curves
+from ray_ft.results import Verdict, load_means, load_result
 from ray_ft.squad import Squad
 from ray_ft.task import Part, Task, count_trained, estimate_bytes, prepare_part
 
@@ -142,7 +140,7 @@ def build_rungs(task: Task) -> dict[str, tuple[int, int]]:
 def replay(task: Task, plan: Sequence[CandidateSpec], judge: "Judge", display: Display, journal: Journal) -> None:
     """Tell the judge what an earlier call of the run has seen."""
     for spec in plan:
-        means = read_means(task.run, spec, task.splits)
+        means = load_means(task.run, spec, task.splits)
         journal.resume(spec.name, len(means))
         result = load_result(task.run, spec)
         for epoch, mean in enumerate(means, start=1):
@@ -151,13 +149,6 @@ def replay(task: Task, plan: Sequence[CandidateSpec], judge: "Judge", display: D
         if result is not None:
             judge.end(spec.name)
             display.show_end(spec.name, result["state"])
-
-
-def read_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
-    history = load_history(run, spec, splits)
-    if history is None:
-        return []
-    return [float(guide.mean()) for guide in build_curves(history.losses, history.inner, splits).guide]
 
 
 def run_inline(

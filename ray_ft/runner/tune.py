@@ -30,7 +30,7 @@ from ray_ft.journal import Journal, read_log
 from ray_ft.paths import CandidateFolder, RunFolder
 from ray_ft.plan import CandidateSpec
 from ray_ft.progress import Display
-from ray_ft.results import load_result
+from ray_ft.results import load_means, load_result
 from ray_ft.runner.judge import Judge
 from ray_ft.runner.preflight import check_folder, check_reachable
 from ray_ft.runner.shares import Share, choose_share, fetch, prepare_parts, raise_squads
@@ -151,10 +151,20 @@ def train_trial(
         check_there(task.run)
         with task.run.lend(spec.name) as run, Guard(run.candidate(spec.name), task.config.compute) as guard:
             own = replace(task, run=run)
+            if recall(own, spec):
+                return
             with raise_squads(own, spec, parts, share) as broadcast:
                 run_candidate(own, spec, report, broadcast, lambda: is_leaving(node, share))
     except StorageError as error:  # of the run, not of this candidate: another try would end the same way
         tune.report({"broken": str(error), "node": node})
+
+
+def recall(task: Task, spec: CandidateSpec) -> bool:
+    """Report the epochs that another process has left, some of which may not have been heard; was it done?"""
+    means, done = load_means(task.run, spec, task.splits), load_result(task.run, spec) is not None
+    for epoch, mean in enumerate(means, start=1):
+        tune.report({"epoch": epoch, "loss": mean, "final": done and epoch == len(means), "recalled": True})
+    return done
 
 
 def check_there(run: RunFolder) -> None:
@@ -266,7 +276,7 @@ class Watcher(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         self.broken = self.broken or result.get("broken", "")
-        if "epoch" in result:
+        if "epoch" in result and not result.get("recalled"):
             name, epoch, loss = trial.config["candidate"], result["epoch"], result["loss"]
             self.display.show_epoch(name, epoch, loss)
             self.journal.write_epoch(name, epoch, loss, node=result["node"], pid=result["pid"])
