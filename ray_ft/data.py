@@ -1,6 +1,5 @@
 """Samples: structures and spectra (or any arrays) read, checked, and moved by the symmetry into views."""
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from ray_ft.errors import DataError, first_few, suggest
+from ray_ft.arrays import list_arrays, read_one
+from ray_ft.errors import DataError, first_few, first_line, shorten, show_value, suggest
 from ray_ft.folds import join_groups
 from ray_ft.symmetry import OPERATIONS, apply_operation, generate_group
 
@@ -88,26 +88,24 @@ def read_array(source: str) -> Shaped[np.ndarray, "..."]:
     name, _, key = source.partition("::")
     path = Path(name)
     if path.suffix not in (".npy", ".npz"):
-        raise DataError(f"a data file must be .npy or .npz, got {source}")
-    if not path.is_file():
-        raise DataError(f"a data file must exist, got {name}; check the path")
+        raise DataError(f"a data file must be .npy or .npz, got {shorten(source)}")
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            array: np.ndarray = content[pick_key(list(content), key, name)]
-            return array
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).split("\n")[0]
-        raise DataError(f"a data file must hold plain arrays by numpy.save or savez, got {name}: {reason}") from error
+        if not path.is_file():
+            raise DataError(f"a data file must exist, got {name}; check the path")
+        keys = list_arrays(path)
+        return read_one(path, pick_key(keys, key, name))
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"a data file must hold plain arrays by numpy.save or savez, and fit into memory, got {shorten(name)}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def pick_key(keys: list[str], key: str, name: str) -> str:
-    if not key and len(keys) == 1:
+    if keys == [""] or (len(keys) == 1 and not key):
         return keys[0]
     if key not in keys:
-        asked = f"{key!r}{suggest(key, keys)}" if key else "none"
+        asked = f"{show_value(key)}{suggest(key, keys)}" if key else "none"
         raise DataError(f"a .npz with several arrays needs ::key out of {first_few(keys, 8)}, got {asked} for {name}")
     return key
 

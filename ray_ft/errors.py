@@ -16,7 +16,11 @@ RayFTError
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+MAX_SHOWN = 200  # characters of a value, or of another's message, in one of ours
 
 
 class RayFTError(Exception):
@@ -81,3 +85,24 @@ def first_few(names: Sequence[str], n: int = 4) -> str:
     """Write the first names of a list and how many more there are."""
     more = f" and {len(names) - n} more" if len(names) > n else ""
     return ", ".join(names[:n]) + more
+
+
+def shorten(text: str, n: int = MAX_SHOWN) -> str:
+    return text if len(text) <= n else f"{text[:n]} …"
+
+
+def show_value(value: Any) -> str:
+    """Write a value of any size in short."""
+    try:
+        return shorten(BRIEF.repr(value))
+    except ValueError:  # a whole number of more digits than Python writes
+        return f"a {type(value).__name__} too large to show"
+
+
+def first_line(error: BaseException) -> str:
+    """Write another package's message in short: its first line, or the name of its class where it has none."""
+    return shorten(next(iter(str(error).strip().splitlines()), "") or type(error).__name__)
+
+
+BRIEF = reprlib.Repr()
+BRIEF.maxlevel, BRIEF.maxstring, BRIEF.maxother = 3, 80, 80

@@ -52,6 +52,22 @@ class Splits:
         """Sixteen hexadecimal digits that name the folds."""
         return hashlib.sha256(json.dumps(self.fold_of).encode()).hexdigest()[:16]
 
+    def check(self) -> None:
+        """Make sure that folds read from a file are some.
+
+        Raises:
+            ValueError: They are not.
+        """
+        folds = np.array(self.fold_of)  # refuses repeats of unequal lengths
+        every = np.unique(folds)
+        dealt = folds.ndim == 2 and all(np.array_equal(np.unique(row), every) for row in folds)
+        if not dealt or len(every) < 2 or not np.array_equal(every, np.arange(len(every))):
+            raise ValueError("each repeat must deal every sample to one of two or more folds")
+        for parts in (self.inner_of, self.unused_of):
+            shaped = not parts or [len(repeat) for repeat in parts] == [len(every)] * self.n_repeats
+            if not shaped or any(not 0 <= i < self.n_samples for repeat in parts for part in repeat for i in part):
+                raise ValueError("inner and unused parts must name samples, for each repeat and fold")
+
     def held_out(self, repeat: int, fold: int) -> Int[np.ndarray, " held_out"]:
         return np.flatnonzero(np.array(self.fold_of[repeat]) == fold)
 

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ray_ft.json_text import parse_json
+
 __all__ = ["Journal", "count_lost", "read_log"]
 
 
@@ -65,7 +67,7 @@ def read_log(path: Path) -> Iterator[Mapping[str, Any]]:
         return
     for line in lines:
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:
             continue
         if isinstance(event, dict) and "event" in event:

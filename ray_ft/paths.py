@@ -4,10 +4,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_ft.errors import RunFolderError, StorageError
+from ray_ft.errors import RunFolderError, StorageError, show_value
+from ray_ft.json_text import read_json
 from ray_ft.storage import Mirror, is_uri
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "hold",
     "keep_files",
     "open_folder",
-    "read_arrays",
     "read_record",
     "replace_file",
     "write_arrays",
@@ -39,6 +38,7 @@ __all__ = [
     "write_text",
 ]
 
+CANDIDATE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}-[0-9]{3}")
 LEFT_BEHIND = ("tune", "checkpoint.pt", "members.safetensors")  # what a driver need not have of a run behind a URI
 
 
@@ -211,6 +211,15 @@ class RunFolder:
         return self.root / "candidates"
 
     def candidate(self, name: str) -> CandidateFolder:
+        """Files of a candidate.
+
+        Raises:
+            RunFolderError: The name, which may come from a file, is none of a candidate's; no path is made of it.
+        """
+        if not CANDIDATE.fullmatch(name):
+            raise RunFolderError(
+                f"a candidate's name is its strategy's and a number of three digits, got {show_value(name)}"
+            )
         return CandidateFolder(self.candidates / name)
 
 
@@ -370,27 +379,10 @@ def read_record(path: Path) -> dict[str, Any]:
         OSError: It cannot be read.
         ValueError: It is damaged.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply") from error
+    content = read_json(path)
     if not isinstance(content, dict) or content.pop("sha256", None) != hash_text(json.dumps(content)):
         raise ValueError(f"{path} is not as it was written")
     return content
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read what `write_arrays` wrote.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is damaged.
-    """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
-    except (KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is no archive of arrays: {error}") from error
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ray_ft.arrays import read_arrays
 from ray_ft.errors import RunFolderError, first_few
 from ray_ft.folds import Splits
-from ray_ft.paths import CandidateFolder, RunFolder, hash_file, read_arrays, read_record
+from ray_ft.paths import CandidateFolder, RunFolder, hash_file, read_record
 from ray_ft.plan import CandidateSpec
 from ray_ft.scores import StrategyScore, build_curves, score_strategy
 
@@ -36,7 +37,35 @@ __all__ = [
 ]
 
 
-RECORDED = ("config", "splits_hash", "data_hash", "weights_hash", "environment")  # in a run's provenance
+class Environment(BaseModel):
+    """Where a run was made; of `provenance.json`."""
+
+    command: list[str]
+    started: str
+    python: str
+    platform: str
+    n_cpus: int | None
+    versions: dict[str, str | None]
+
+
+class Provenance(BaseModel):
+    """What a run came from, as `provenance.json` has it."""
+
+    config: dict[str, Any]
+    splits_hash: str
+    data_hash: str
+    weights_hash: str
+    environment: Environment
+
+
+class Ending(BaseModel):
+    """What of `result.json` is read."""
+
+    state: Literal["completed", "failed"]
+    n_epochs: int
+    reason: str = ""
+    note: str = ""
+    training: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,9 +96,9 @@ def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
         RunFolderError: They are missing or damaged: the folder is no run, or the run is not finished.
     """
     try:
-        verdicts = read_record(run.verdicts)
-        return {spec.name: Verdict(**verdicts[spec.name]) for spec in load_plan(run)}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        verdicts = TypeAdapter(dict[str, Verdict]).validate_python(read_record(run.verdicts))
+        return {spec.name: verdicts[spec.name] for spec in load_plan(run)}
+    except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(
             f"a finished run holds {run.verdicts.name}, got {run.root} where it is missing or damaged; "
             f"remove its {run.summary.name}, if any, and repeat its cv command"
@@ -83,9 +112,12 @@ def load_plan(run: RunFolder) -> tuple[CandidateSpec, ...]:
         RunFolderError: It is missing or damaged.
     """
     try:
-        return TypeAdapter(tuple[CandidateSpec, ...]).validate_python(read_record(run.plan)["candidates"])
+        plan = TypeAdapter(tuple[CandidateSpec, ...]).validate_python(read_record(run.plan)["candidates"])
     except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(say_damaged("its plan", run.plan)) from error
+    for spec in plan:
+        run.candidate(spec.name)  # refuses a name that would be no folder of the run's
+    return plan
 
 
 def load_provenance(run: RunFolder) -> dict[str, Any]:
@@ -96,8 +128,9 @@ def load_provenance(run: RunFolder) -> dict[str, Any]:
     """
     try:
         provenance = read_record(run.provenance)
-        return {key: provenance[key] for key in RECORDED}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        Provenance.model_validate(provenance)
+        return {key: provenance[key] for key in Provenance.model_fields}
+    except (OSError, ValueError) as error:
         raise RunFolderError(say_damaged("its provenance", run.provenance)) from error
 
 
@@ -113,12 +146,15 @@ def load_blind(run: RunFolder) -> dict[str, Float[np.ndarray, "sample *target"]]
     """
     try:
         arrays = read_arrays(run.blind)
-        return {name: arrays[name] for name in ("mean", "std", "targets", "zero_shot")}
+        blind = {name: arrays[name] for name in ("mean", "std", "targets", "zero_shot")}
+        if len({array.shape for array in blind.values()}) > 1 or any(a.dtype.kind != "f" for a in blind.values()):
+            raise ValueError("its arrays must be numbers of one shape")
     except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(
             f"a finished run holds {run.blind.name}, got {run.root} where it is missing or damaged; "
             f"write it again with: ray-ft ensemble {run.root}"
         ) from error
+    return blind
 
 
 def load_splits(run: RunFolder) -> Splits:
@@ -129,35 +165,43 @@ def load_splits(run: RunFolder) -> Splits:
     """
     try:
         content = read_record(run.splits)
-        by_fold = [
-            tuple(tuple(tuple(samples) for samples in repeat) for repeat in content[key])
-            for key in ("inner_of", "unused_of")
-        ]
-        return Splits(tuple(tuple(repeat) for repeat in content["fold_of"]), content["seed"], *by_fold)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        splits = TypeAdapter(Splits).validate_python(content)
+        splits.check()
+    except (OSError, ValueError) as error:
         raise RunFolderError(say_damaged("its splits", run.splits)) from error
+    return splits
 
 
 def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
     """Read how a candidate's training ended; None where it has not, or where this can no longer be told."""
     try:
-        return read_record(run.candidate(spec.name).result)
+        result = read_record(run.candidate(spec.name).result)
+        Ending.model_validate(result)
+        return result
     except (OSError, ValueError):  # damaged: it is trained again, which ends the same way
         return None
 
 
-def load_history(run: RunFolder, spec: CandidateSpec) -> History | None:
-    """Read a candidate's losses; None where there are none to be read yet."""
+def load_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History | None:
+    """Read a candidate's losses; None where there are none to be read yet, or they are not of these folds."""
     try:
         arrays = read_arrays(run.candidate(spec.name).history)
-        return History(arrays["losses"], arrays.get("inner"))
+        losses, inner = arrays["losses"], arrays.get("inner")
     except (OSError, ValueError, KeyError):
         return None  # it is written again from the last checkpoint
+    if losses.dtype.kind != "f" or losses.ndim != 4 or losses.size == 0:
+        return None
+    n_epochs, n_repeats, n_seeds, n_samples = losses.shape
+    by_fold = (n_epochs, n_repeats, splits.n_folds, n_seeds)
+    fits = (n_repeats, n_samples) == (splits.n_repeats, splits.n_samples)
+    if inner is not None:
+        fits &= inner.dtype.kind == "f" and inner.shape == by_fold
+    return History(losses, inner) if fits else None
 
 
 def load_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
     """Read the mean over folds of a candidate's guide after each epoch, as far as it is known."""
-    history = load_history(run, spec)
+    history = load_history(run, spec, splits)
     if history is None:
         return []
     return [float(guide.mean()) for guide in build_curves(history.losses, history.inner, splits).guide]
@@ -174,7 +218,7 @@ def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
         run.pull(folder.members)
         check_digest(folder, folder.members)
         return load_file(folder.members)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunFolderError(say_lost(run, candidate, "snapshots")) from error
 
 
@@ -191,9 +235,12 @@ def load_predictions(run: RunFolder, candidate: str) -> Float[np.ndarray, "repea
         RunFolderError: It is missing or damaged.
     """
     try:
-        return read_arrays(run.candidate(candidate).predictions)["predictions"]
+        predictions = read_arrays(run.candidate(candidate).predictions)["predictions"]
+        if predictions.dtype.kind != "f" or predictions.ndim < 4:
+            raise ValueError(f"predictions have the shape {predictions.shape}")
     except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(say_lost(run, candidate, "predictions")) from error
+    return predictions
 
 
 def say_lost(run: RunFolder, candidate: str, what: str) -> str:
@@ -237,7 +284,7 @@ def gather_losses(
 
 def load_whole_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History:
     """Read the losses of a completed candidate, of which none may be missing."""
-    history, path = load_history(run, spec), run.candidate(spec.name).history
+    history, path = load_history(run, spec, splits), run.candidate(spec.name).history
     rule = f"a completed candidate has a loss for every fold and seed, got {path}"
     remedy = f"remove {path.parent} and repeat the cv command"
     if history is None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from ray_ft.comparison import Comparison, compare_all
 from ray_ft.errors import RunFolderError
+from ray_ft.metrics import METRICS
 from ray_ft.paths import RunFolder, read_record, write_record, write_text
-from ray_ft.plan import CandidateSpec
+from ray_ft.plan import CandidateSpec, name_candidate
 from ray_ft.results import Verdict, load_result
 from ray_ft.scores import StrategyScore
 from ray_ft.selection import Selection
@@ -67,7 +68,7 @@ class StrategySummary(Frozen):
     chosen_candidates: list[list[int]]
     n_trained_params: int
     trained_share: float
-    parts: dict[str, tuple[int, int]]
+    parts: dict[str, tuple[int, int]] = Field(min_length=1)
     candidates: dict[str, int]
     verdicts: dict[str, Verdict]
     seconds: float
@@ -189,6 +190,29 @@ class Summary(Frozen):
                 f"{path} must be a summary as this release writes it, but it is damaged or another's; "
                 "remove it and repeat the cv command"
             ) from error
+
+    @model_validator(mode="after")
+    def check_together(self) -> "Summary":
+        """Make sure that what was read from a file is one run's, so that nothing needs to look twice."""
+        by_fold = (self.n_repeats, self.n_folds)
+        scored = {name: each for name, each in self.strategies.items() if each.score_mean is not None}
+        if any(each.candidates.keys() != {"completed", "stopped", "failed"} for each in self.strategies.values()):
+            raise ValueError("candidates are completed, stopped and failed")
+        shapes = [np.shape(baseline.scores) for baseline in self.baselines.values()]
+        for name, each in scored.items():
+            shapes += [np.shape(each.scores)[:-1], np.shape(each.stop_epochs), np.shape(each.chosen_candidates)]
+            chosen = {name_candidate(name, index) for row in each.chosen_candidates for index in row}
+            if not chosen <= each.verdicts.keys():
+                raise ValueError("the candidates that were chosen must have verdicts")
+        if not (self.winner in scored and set(shapes) == {by_fold} and min(by_fold) > 0 and self.test_share > 0):
+            raise ValueError("the scores must be by repeat and fold, and the winner have some")
+        pairs = [{pair.first, pair.second} for pair in self.comparisons]
+        known = self.strategies.keys() | self.baselines.keys()
+        if "zero_shot" not in self.baselines or pairs.count({self.winner, self.best_baseline}) != 1:
+            raise ValueError("the winner must be compared with the best baseline")
+        if self.metric not in METRICS or not all(pair <= known for pair in pairs):
+            raise ValueError("comparisons must be of strategies and baselines, by a metric")
+        return self
 
     @computed_field  # type: ignore[prop-decorator]
     @property

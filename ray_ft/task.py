@@ -16,8 +16,12 @@ from ray_ft.folds import Splits
 from ray_ft.models import build_network
 from ray_ft.paths import RunFolder
 from ray_ft.strategies import find_head_dropouts, select_trained
+from ray_ft.symmetry import generate_group
 
-__all__ = ["Part", "Task", "count_trained", "prepare_part"]
+__all__ = ["BYTES_PER_WEIGHT", "Part", "Task", "count_trained", "estimate_bytes", "prepare_part"]
+
+BYTES_PER_WEIGHT = 20  # the weight, its gradient, two moments, a snapshot
+BYTES_PER_MEMBER = 20_000  # whatever its size: measured with four small tensors, for the objects around them
 
 ANY_DROPOUT = 0.5  # while the network is traced, so that its dropout is seen; each candidate sets its own
 N_PROBED = 16  # samples of the batch whose operations are counted
@@ -59,6 +63,21 @@ def count_trained(task: Task, strategy: str) -> int:
     """Count the parameters that learn in a strategy."""
     (stage,) = task.config.selected[strategy].stages
     return sum(task.weights[name].numel() for name in select_trained(strategy, stage, list(task.weights)))
+
+
+def estimate_bytes(task: Task, strategy: str) -> int:
+    """Bytes that a candidate of a strategy takes at least.
+
+    They are those of its members, of every view of the samples with its noisy copies, and of what the members say of
+    each sample. What a step of training takes in passing depends on the network and comes on top, as do features that
+    are larger than the inputs from which they are computed.
+    """
+    cv, training, dataset = task.config.cv, task.config.training, task.dataset
+    (stage,) = task.config.selected[strategy].stages
+    n_copies = 1 + training.n_noisy_views * (stage.noise_std[1] > 0)
+    of_member = BYTES_PER_MEMBER + count_trained(task, strategy) * BYTES_PER_WEIGHT
+    views = len(generate_group(task.config.symmetry)) * (dataset.inputs.nbytes * n_copies + dataset.targets.nbytes)
+    return cv.folds * cv.seeds * cv.repeats * of_member + views + cv.repeats * cv.seeds * dataset.targets.nbytes
 
 
 def prepare_part(task: Task, strategy: str, device: torch.device, n_threads: int = 1) -> Part:

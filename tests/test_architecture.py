@@ -7,8 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "ray_ft"
 ROWS = {
-    0: ("errors", "symmetry"),
-    1: ("config", "folds", "metrics", "storage", "provenance", "intervals", "novelty"),
+    0: ("errors", "symmetry", "memory"),
+    1: ("arrays", "json_text", "config", "folds", "metrics", "storage", "provenance", "intervals", "novelty"),
     2: ("strategies", "models", "data", "paths", "plan", "features", "scores", "comparison", "selection"),
     3: ("training", "checkpoint", "journal", "results", "baselines", "combination"),
     4: ("task", "progress"),

@@ -40,7 +40,7 @@ def test_a_fold_that_is_missing_is_named(toy_folder: Path) -> None:
     run = RunFolder(toy_folder / "run")
     cross_validate(load(toy_folder), run.root, inline=True)
     config = prepare(load(toy_folder), run.root)
-    history = load_history(run, config.plan[0])
+    history = load_history(run, config.plan[0], config.task.splits)
     assert history is not None
     history.losses[:, 0, 1, config.task.splits.held_out(0, 2)] = np.nan
     np.savez(run.candidate("top-000").history, losses=history.losses)

@@ -10,7 +10,7 @@ import typer
 
 from ray_ft.cli.ensembles import ensembles
 from ray_ft.cli.show import resumable, show
-from ray_ft.errors import ConfigError, RayFTError
+from ray_ft.errors import ConfigError, RayFTError, shorten
 
 if TYPE_CHECKING:
     from ray_ft.config import Config
@@ -208,7 +208,9 @@ def plan(
     """Print what a config would train, without training: folds, candidates, members, parameters by part."""
     loaded = load(config, collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify), overrides)
     from ray_ft.cross_validation import prepare
+    from ray_ft.memory import find_available, write_bytes
     from ray_ft.report.terminal import render_plan
+    from ray_ft.task import estimate_bytes
 
     prepared = prepare(loaded, Path("unused"))
     cv_section, splits = loaded.cv, prepared.task.splits
@@ -219,6 +221,10 @@ def plan(
     )
     n_members = cv_section.folds * cv_section.seeds * cv_section.repeats
     show(render_plan(prepared.plan, prepared.parts, n_members, shape))
+    needed = max(estimate_bytes(prepared.task, name) for name in prepared.parts)
+    typer.echo(
+        f"{write_bytes(needed)} of memory for a candidate at least; {write_bytes(find_available())} are available"
+    )
 
 
 @app.command()
@@ -267,18 +273,13 @@ def read_names(option: str, text: str) -> list[str]:
 
 
 def load(path: Path | None, options: dict[str, Any], overrides: Sequence[str] | None) -> "Config":
-    import yaml
-
-    from ray_ft.config import load_config
+    from ray_ft.config import load_config, parse_yaml
 
     for override in overrides or ():
         key, equals, value = override.partition("=")
         if not (key and equals):
             raise ConfigError(f"--set takes KEY=VALUE, got {override}")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value of --set must be YAML, got {override}") from error
+        options[key] = parse_yaml(value, f"the value of --set must be YAML, got {shorten(override)}")
     return load_config(path, options)
 
 

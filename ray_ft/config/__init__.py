@@ -1,6 +1,6 @@
 """A run's config: frozen sections that refuse unknown keys, from YAML, overrides and the shipped strategies."""
 
-from ray_ft.config.loading import STRATEGIES_FILE, load_config, read_yaml, reload_config
+from ray_ft.config.loading import STRATEGIES_FILE, load_config, reload_config
 from ray_ft.config.sections import (
     AS_WRITTEN,
     BASELINES,
@@ -12,6 +12,7 @@ from ray_ft.config.sections import (
     StageConfig,
     StrategyConfig,
 )
+from ray_ft.config.yaml_text import parse_yaml, read_yaml
 
 __all__ = [
     "AS_WRITTEN",
@@ -25,6 +26,7 @@ __all__ = [
     "StageConfig",
     "StrategyConfig",
     "load_config",
+    "parse_yaml",
     "read_yaml",
     "reload_config",
 ]

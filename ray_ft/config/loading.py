@@ -4,16 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ray_ft.config.sections import AS_WRITTEN, Config, StageConfig, StrategyConfig
-from ray_ft.errors import ConfigError, suggest
+from ray_ft.config.yaml_text import read_yaml
+from ray_ft.errors import ConfigError, first_line, shorten, show_value, suggest
 
-__all__ = ["STRATEGIES_FILE", "load_config", "read_yaml", "reload_config"]
+__all__ = ["STRATEGIES_FILE", "load_config", "reload_config"]
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 STRATEGIES_FILE = Path(__file__).parents[1] / "strategies.yaml"
+MAX_PROBLEMS, MAX_LINE = 30, 400
 ENCODER_PARTS = ("stem", "stage1", "stage2", "stage3", "stage4", "fourier_mix", "spatial_pool")
 ENCODER_PATTERNS = tuple(f"*{part}*" for part in ENCODER_PARTS)
 DECODER_PATTERNS = ("film_*", "dec.*", "wav_embed.*")
@@ -35,7 +36,9 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     if path is None:
         place_in_demo_folder(raw)
     elif "name" not in raw:
-        raw["name"] = "".join(c if c.isalnum() else "_" for c in path.stem).lstrip("_0123456789")[:40] or "run"
+        raw["name"] = (
+            "".join(c if c.isascii() and c.isalnum() else "_" for c in path.stem).lstrip("_0123456789")[:40] or "run"
+        )
     for key, value in (overrides or {}).items():
         set_dotted(raw, key, value)
     add_strategies(raw)
@@ -58,21 +61,13 @@ def validate(raw: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in describe_problems(error))
+        problems = [shorten(line, MAX_LINE) for line in describe_problems(error)]
+        if len(problems) > MAX_PROBLEMS:
+            problems[MAX_PROBLEMS:] = [f"and {len(problems) - MAX_PROBLEMS} more"]
+        lines = "\n".join(f"  {line}" for line in problems)
         raise ConfigError(f"{source} is not a valid config\n{lines}") from error
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"a config file must be readable, got {path}: {error.strerror}; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"a config file must be YAML, got {path}: {reason}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"a config file must hold sections such as `data:`, got {path} with {type(content).__name__}")
-    return content
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise ConfigError(f"{source} is not a valid config: a text must be Unicode: {first_line(error)}") from error
 
 
 def place_in_demo_folder(raw: dict[str, Any]) -> None:
@@ -136,7 +131,7 @@ def describe_problems(error: ValidationError) -> Iterator[str]:
             yield from (f"{key}: {line}" if key else line for line in str(problem["ctx"]["error"]).split("\n"))
         else:
             message = problem["msg"].replace("Input should", "it should")
-            yield f"{key}: {message}, got {problem['input']!r}"
+            yield f"{key}: {message}, got {show_value(problem['input'])}"
 
 
 def is_below(place: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

@@ -35,7 +35,7 @@ NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of t
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def widen(value: object) -> object:
@@ -97,7 +97,7 @@ class StrategyConfig(Section):
 class ModelSection(Section):
     factory: str | None = Field(
         default=None,
-        pattern=r"^[\w.]+:\w+$",
+        pattern=r"^\w+(\.\w+)*:\w+$",
         description="`package.module:callable` that builds the network; DiffractionNet where it is left out",
     )
     params: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
@@ -132,17 +132,17 @@ class DataSection(Section):
 
 class CVSection(Section):
     folds: int = Field(default=5, ge=2)
-    seeds: int = Field(default=3, ge=1, description="seeds of training for each fold")
+    seeds: int = Field(default=3, ge=1, le=999, description="seeds of training for each fold")
     protocol: Literal["crossfit", "nested"] = Field(
         default="crossfit", description="what stops and selects: the other folds, or an inner part of the training part"
     )
     train_size: Count | None = Field(default=None, description="use so many samples of each training part")
-    repeats: int = Field(default=1, ge=1, description="re-deals of the folds")
+    repeats: int = Field(default=1, ge=1, le=999, description="re-deals of the folds")
     candidates: int = Field(default=2, ge=1, le=999, description="draws of the hyperparameters by strategy")
     strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
     metric: Literal["mse", "mae"] = "mse"
     rope: Share = Field(default=0.01, description="difference that is none in practice, as a share of the better mean")
-    seed: int = Field(default=0, ge=0, description="of the folds, the draws and the members")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of the folds, the draws and the members")
 
 
 class TrainingSection(Section):
@@ -173,7 +173,7 @@ class SearchSection(Section):
     grace_epochs: Count | None = Field(
         default=None, description="first rung; a quarter of the strategy's longest schedule where left out"
     )
-    reduction_factor: float = Field(default=2.0, gt=1)
+    reduction_factor: float = Field(default=2.0, ge=1.1)
 
 
 class ComputeSection(Section):

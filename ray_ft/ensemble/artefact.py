@@ -1,8 +1,8 @@
 """An ensemble on disk: a card that says what it is, and the files that the card names by their hashes."""
 
 import hashlib
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ray_ft.config import ModelSection
-from ray_ft.errors import EnsembleError
+from ray_ft.errors import EnsembleError, first_line, show_value
+from ray_ft.json_text import parse_json, read_json
+from ray_ft.memory import describe_excess
 from ray_ft.paths import EnsembleFolder, RunFolder, replace_file, write_text
 
 __all__ = [
@@ -23,7 +25,7 @@ __all__ = [
     "MemberCard",
     "find_folder",
     "read_card",
-    "read_json",
+    "read_network",
     "read_tensors",
     "write_card",
     "write_files",
@@ -111,8 +113,9 @@ def find_folder(path: Path) -> EnsembleFolder:
         EnsembleError: There is none.
     """
     for folder in (EnsembleFolder(path), RunFolder(path).ensemble):
-        if folder.card.is_file():
-            return folder
+        with suppress(OSError):  # of a path that is too long, or may not be looked at
+            if folder.card.is_file():
+                return folder
     raise EnsembleError(
         f"an ensemble is a folder with card.json, or a finished run, got {path} without one; "
         "give the run's folder, or rebuild it with: ray-ft ensemble RUN"
@@ -126,14 +129,14 @@ def read_card(folder: EnsembleFolder) -> Card:
         EnsembleError: It is damaged, foreign or of another version.
     """
     try:
-        content = json.loads(folder.card.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise EnsembleError(f"an ensemble's card must be JSON, got {folder.card}: {error}") from error
+        content = read_json(folder.card)
+    except (OSError, ValueError) as error:
+        raise EnsembleError(f"an ensemble's card must be JSON, got {folder.card}: {first_line(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise EnsembleError(f'an ensemble\'s card says "format": "{FORMAT}", got {folder.card} without it')
     if content.get("version") != VERSION:
         raise EnsembleError(
-            f"this release reads ensembles of version {VERSION}, got version {content.get('version')} in "
+            f"this release reads ensembles of version {VERSION}, got version {show_value(content.get('version'))} in "
             f"{folder.card}; load it with the release that wrote it, or rebuild it with: ray-ft ensemble RUN"
         )
     try:
@@ -153,6 +156,8 @@ def read_bytes(path: Path, card: Card) -> bytes:
         EnsembleError: It is missing, or not the one of which the card has the hash.
     """
     try:
+        if excess := describe_excess(2 * path.stat().st_size):  # the bytes and the tensors
+            raise EnsembleError(f"an ensemble's files must fit into memory, got {path}: {excess}")
         content = path.read_bytes()
     except OSError as error:
         raise EnsembleError(f"an ensemble's files must be readable, got {path}: {error.strerror}") from error
@@ -167,15 +172,15 @@ def read_bytes(path: Path, card: Card) -> bytes:
 def read_tensors(path: Path, card: Card) -> dict[str, Tensor]:
     try:
         return load(read_bytes(path, card))
-    except SafetensorError as error:
-        raise EnsembleError(f"an ensemble's tensors must be readable, got {path}: {error}") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise EnsembleError(f"an ensemble's tensors must be readable, got {path}: {first_line(error)}") from error
 
 
-def read_json(path: Path, card: Card) -> Any:
+def read_network(path: Path, card: Card) -> Any:
     try:
-        return json.loads(read_bytes(path, card))
-    except (ValueError, RecursionError) as error:
-        raise EnsembleError(f"an ensemble's network must be JSON, got {path}: {error}") from error
+        return parse_json(read_bytes(path, card))
+    except ValueError as error:
+        raise EnsembleError(f"an ensemble's network must be JSON, got {path}: {first_line(error)}") from error
 
 
 def write_files(

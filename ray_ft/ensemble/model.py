@@ -19,11 +19,13 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from ray_ft.data import SPECTRA_AXES, STRUCTURE_AXES, prepare_inputs
-from ray_ft.ensemble.artefact import Card, find_folder, read_card, read_json, read_tensors
-from ray_ft.errors import DataError, EnsembleError
+from ray_ft.ensemble.artefact import Card, find_folder, read_card, read_network, read_tensors
+from ray_ft.ensemble.guard import MemoryGuard
+from ray_ft.errors import DataError, EnsembleError, RayFTError, first_line
 from ray_ft.features import Features
 from ray_ft.features.shared import SharedNetwork, WholeNetwork, keep_whole, read_shared
 from ray_ft.intervals import build_pointwise, build_simultaneous, check_level
+from ray_ft.memory import describe_excess
 from ray_ft.models import build_network
 from ray_ft.novelty import Density
 from ray_ft.symmetry import apply_operation, generate_group
@@ -131,13 +133,16 @@ class Ensemble:
                     f"run with your rights, got {card.model.factory} in {folder.card}; if it is yours, load it with "
                     "trust=True, or --trust"
                 )
-            network = load_network(card, read_json(folder.network, card), backbone, device)
+            network = load_network(card, read_network(folder.network, card), backbone, device)
             calibration = read_calibration(read_tensors(folder.calibration, card))
             loaded = cls(card, network, states, calibration)
             check_together(loaded)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, StopIteration) as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise EnsembleError(f"an ensemble's files must belong together, got {folder.root}: {reason}") from error
+        except RayFTError:
+            raise
+        except Exception as error:  # of any class, as of any computation
+            raise EnsembleError(
+                f"an ensemble's files must belong together, got {folder.root}: {first_line(error)}"
+            ) from error
         return loaded
 
     def prepare(
@@ -356,7 +361,16 @@ def check_together(ensemble: Ensemble) -> None:
         or not ((fold_of >= 0) & (fold_of < card.n_folds)).all()
     ):
         raise ValueError("the folds of the training samples are not those of the card")
-    found = ensemble.compute(np.ones((2, *card.input_shape), np.float32), card.level, ("mean", "novelty"))
+    generate_group(card.symmetry)  # refuses unknown operations
+    if excess := describe_excess(8 * math.prod(card.input_shape)):
+        raise ValueError(excess)
+    inputs = np.ones((2, *card.input_shape), np.float32)
+    with torch.no_grad(), MemoryGuard():
+        features = ensemble.network.compute_features(torch.from_numpy(inputs).to(ensemble.device))
+        for strategy, own in ensemble.states.items():
+            first = {name: tensor[:1] for name, tensor in own.items()}
+            apply_stacked(ensemble.network, strategy, first, features)
+    found = ensemble.compute(inputs, card.level, ("mean", "novelty"))
     if found["mean"].shape != (2, *card.target_shape):
         raise ValueError(
             f"its predictions have shape {found['mean'].shape[1:]}, the card's targets {card.target_shape}"

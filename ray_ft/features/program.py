@@ -16,6 +16,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
+from ray_ft.errors import first_line, shorten, show_value
+
 __all__ = ["Program", "read_program", "size_of", "write_program"]
 
 
@@ -24,10 +26,11 @@ def size_of(tensor: Tensor, axis: int) -> int | torch.SymInt:
     return tensor.shape[axis]
 
 
-ON_SIZES: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (operator.getitem, operator.mul, operator.add, operator.sub, operator.floordiv, size_of)
+ARITHMETIC: dict[str, Callable[..., Any]] = {
+    function.__name__: function for function in (operator.mul, operator.add, operator.sub, operator.floordiv)
 }
+ON_SIZES: dict[str, Callable[..., Any]] = {**ARITHMETIC, "getitem": operator.getitem, "size_of": size_of}
+LARGEST = 2**62  # of sizes, and of what they are computed from
 ENUMS = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
 # Operations that reach past the tensors that they are given, or trust what these hold.
 FORBIDDEN = re.compile(
@@ -115,21 +118,37 @@ def list_named(argument: Any, kind: str) -> Iterator[Any]:
                 yield content
 
 
+def limit_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep arithmetic to sizes: lists and texts would multiply, and numbers grow, without end."""
+
+    def compute(*numbers: Any) -> Any:
+        for number in numbers:
+            if not isinstance(number, int | float | torch.SymInt) or (
+                isinstance(number, int) and abs(number) > LARGEST
+            ):
+                raise ValueError(f"{function.__name__} is of sizes, got {show_value(number)}")
+        return function(*numbers)
+
+    return compute
+
+
 def find_operation(name: str) -> Callable[..., Any]:
     """Look an operation up.
 
     Raises:
         ValueError: There is none of that name, or it is not allowed.
     """
+    if name in ARITHMETIC:
+        return limit_numbers(ARITHMETIC[name])
     if name in ON_SIZES:
         return ON_SIZES[name]
     space, _, rest = name.partition(".")
     packet, _, overload = rest.partition(".")
     if space != "aten" or FORBIDDEN.search(packet) or not hasattr(torch.ops.aten, packet):
-        raise ValueError(f"a step must be an operation of torch's aten, got {name}")
+        raise ValueError(f"a step must be an operation of torch's aten, got {shorten(name)}")
     function = getattr(getattr(torch.ops.aten, packet), overload, None)
     if not isinstance(function, OpOverload) or not computes(function):
-        raise ValueError(f"this release of torch has no operation {name}")
+        raise ValueError(f"this release of torch has no operation {shorten(name)}")
     return function
 
 
@@ -193,8 +212,8 @@ def read_program(content: Any) -> Program:
             find_operation(name)
             check_arguments([args, list(keywords.values())], program.n_inputs + index)
         check_arguments(program.output, program.n_inputs + len(steps))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"a program has n_inputs, steps and output: {error}") from error
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"a program has n_inputs, steps and output: {first_line(error)}") from error
     return program
 
 
@@ -211,4 +230,4 @@ def check_arguments(argument: Any, n_values: int) -> None:
             or (kind == "torch" and type(getattr(torch, content, None)) in ENUMS)
         )
         if not known:
-            raise ValueError(f"an argument names an earlier value, a tensor or a type, got {argument}")
+            raise ValueError(f"an argument names an earlier value, a tensor or a type, got {show_value(argument)}")

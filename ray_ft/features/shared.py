@@ -209,6 +209,8 @@ def read_shared(content: Any, tensors: Mapping[str, Tensor]) -> SharedNetwork:
         batch_axes = tuple(content["batch_axes"])
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"a network has a backbone and tails: {error}") from error
+    if backbone.n_inputs != 1 or any(tail.program.n_inputs != 3 for tail in tails.values()):
+        raise ValueError("a backbone takes the inputs alone; a tail takes tensors, features and masks")
     n_features = len(backbone.output) if isinstance(backbone.output, list) else 0
     if len(batch_axes) != n_features or not all(axis is None or isinstance(axis, int) for axis in batch_axes):
         raise ValueError(f"each feature has an axis of samples or none, got {batch_axes}")

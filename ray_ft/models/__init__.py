@@ -5,16 +5,17 @@ import inspect
 import pickle
 import sys
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ray_ft.errors import ConfigError, WeightsError, first_few
+from ray_ft.errors import ConfigError, WeightsError, first_few, first_line, shorten, show_value
+from ray_ft.memory import describe_excess
 from ray_ft.models.diffraction_net import DiffractionNet, read_params
 
 __all__ = ["DiffractionNet", "build_network", "load_network", "read_weights"]
@@ -49,7 +50,9 @@ def build_network(factory: str | None, params: Mapping[str, Any], weights: Mappi
     """
     if factory is None:
         assert weights is not None, "the config asks for a checkpoint where there is no factory"
-        params = read_sizes(weights) | dict(params)
+        params = add_sizes(params, read_sizes(weights))
+        with torch.device("meta"):  # the sizes are a file's: they are compared before memory is taken for them
+            check_fit(call_factory(None, params), weights)
     network = call_factory(factory, params)
     if weights is not None:
         check_fit(network, weights)
@@ -63,21 +66,43 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: The file is missing or is no weights file.
     """
-    if not path.is_file():
-        raise WeightsError(f"a checkpoint must be a file, got {path}; check model.checkpoint")
+    rule = f"a checkpoint must be weights alone (safetensors, or tensors by torch.save), got {shorten(str(path))}"
     try:
+        if not path.is_file():
+            raise WeightsError(f"a checkpoint must be a file, got {path}; check model.checkpoint")
+        check_fits(measure_content(path), rule)
         content = load_file(path) if path.suffix == ".safetensors" else load_pickled(path)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's own advice is to trust the file, which is not ours
-            reason = "it holds more than tensors, or is damaged"
-        raise WeightsError(
-            f"a checkpoint must be weights alone (safetensors, or tensors by torch.save), got {path}: {reason}"
-        ) from error
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:  # torch's own advice is to trust the file, which is not ours
+        raise WeightsError(f"{rule}: it holds more than tensors, or is damaged") from error
+    except Exception as error:  # of any class: torch's reader trusts the structure of what it reads
+        raise WeightsError(f"{rule}: {first_line(error)}") from error
     weights = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+    if not isinstance(weights, dict) or not weights or not all(map(is_entry, weights.items())):
         raise WeightsError(f'a checkpoint must hold a state dict, bare or under "model", got {path} without one')
+    check_fits(sum(tensor.nbytes for tensor in weights.values()), rule)
     return weights
+
+
+def is_entry(item: tuple[Any, Any]) -> bool:
+    """Whether this is a name with a plain tensor on the CPU."""
+    name, tensor = item
+    plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return isinstance(name, str) and plain and not tensor.is_quantized
+
+
+def measure_content(path: Path) -> int:
+    """Bytes of a file; where it is a zip archive, unpacked."""
+    if not zipfile.is_zipfile(path):
+        return path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        return sum(member.file_size for member in archive.infolist())
+
+
+def check_fits(n_bytes: int, rule: str) -> None:
+    if excess := describe_excess(n_bytes):
+        raise WeightsError(f"{rule}: {excess}")
 
 
 def load_pickled(path: Path) -> Any:
@@ -96,14 +121,35 @@ def read_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         ) from error
 
 
+def add_sizes(params: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    for name in params.keys() & sizes.keys():
+        given = tuple(params[name]) if isinstance(params[name], list) else params[name]
+        if given != sizes[name]:
+            raise ConfigError(
+                f"model.params.{name} is read off the checkpoint, which has {sizes[name]}, got "
+                f"{show_value(params[name])}; leave it out"
+            )
+    return {**params, **sizes}
+
+
 def call_factory(factory: str | None, params: Mapping[str, Any]) -> nn.Module:
     build = DiffractionNet if factory is None else import_factory(factory)
     try:
         inspect.signature(build).bind(**params)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # a class of C may have no signature
         name = factory or "DiffractionNet"
-        raise ConfigError(f"model.params must be keyword arguments of {name}, got {dict(params)}: {error}") from error
-    network = build(**params)
+        raise ConfigError(
+            f"model.params must be keyword arguments of {name}, got {show_value(dict(params))}: {error}"
+        ) from error
+    try:
+        network = build(**params)
+    except Exception as error:  # of any class, as torch's layers raise for sizes that are none
+        if factory is not None:
+            raise  # a bug in the user's own code keeps its traceback
+        raise ConfigError(
+            f"model.params must suit DiffractionNet and its checkpoint, got {show_value(dict(params))}: "
+            f"{first_line(error)}"
+        ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model.factory must build a torch.nn.Module, got {type(network).__name__} from {factory}")
     return network

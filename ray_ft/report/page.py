@@ -132,7 +132,12 @@ def write_curve_figure(curve: LearningCurve, root: str | Path) -> list[Path]:
 
 def load_findings(run: RunFolder) -> Findings:
     summary, plan, splits = Summary.load(run.root), load_plan(run), load_splits(run)
-    histories = {spec.name: load_history(run, spec) for spec in plan}
+    judged = {name for strategy in summary.strategies.values() for name in strategy.verdicts}
+    if judged != {spec.name for spec in plan}:
+        raise RunFolderError(
+            f"the summary and the plan of a run must be of the same candidates, got {run.root}; run again"
+        )
+    histories = {spec.name: load_history(run, spec, splits) for spec in plan}
     curves = {name: build_curves(h.losses, h.inner, splits) for name, h in histories.items() if h is not None}
     config = reload_config(run.config)
     return Findings(run, summary, config, plan, curves, load_blind(run), load_provenance(run))

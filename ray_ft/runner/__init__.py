@@ -10,14 +10,15 @@ import torch
 
 from ray_ft.candidate import command, run_candidate, write_failure
 from ray_ft.config import ComputeSection
-from ray_ft.errors import RunError, StorageError
+from ray_ft.errors import ConfigError, RunError, StorageError
 from ray_ft.journal import Journal
+from ray_ft.memory import describe_excess
 from ray_ft.paths import write_record
 from ray_ft.plan import CandidateSpec, list_members, resolve_grace
 from ray_ft.progress import Display
 from ray_ft.results import Verdict, load_means, load_result
 from ray_ft.squad import Squad
-from ray_ft.task import Part, Task, prepare_part
+from ray_ft.task import Part, Task, count_trained, estimate_bytes, prepare_part
 
 if TYPE_CHECKING:
     from ray_ft.runner.judge import Judge
@@ -58,6 +59,7 @@ def run_trials(
         journal: Keeps it.
 
     Raises:
+        ConfigError: What trains at a time does not fit into memory.
         KeyboardInterrupt: It was interrupted; the same call goes on.
         RunError: The process of a candidate kept dying, or files cannot be written; the same call goes on.
     """
@@ -67,6 +69,7 @@ def run_trials(
     judge = Judge(plan, build_rungs(task), task.config.search.reduction_factor)
     replay(task, plan, judge, display, journal)
     left = [spec for spec in plan if judge.stopped_at(spec.name) is None and load_result(task.run, spec) is None]
+    check_memory(task, left, inline)
     if left and inline:
         seconds = run_inline(task, left, judge, display, journal)
     elif left:
@@ -78,6 +81,31 @@ def run_trials(
     verdicts = {spec.name: pass_verdict(task, spec, judge, seconds.get(spec.name, 0.0)) for spec in plan}
     write_record(task.run.verdicts, {name: verdict.as_dict() for name, verdict in verdicts.items()})
     return verdicts
+
+
+def check_memory(task: Task, left: Sequence[CandidateSpec], inline: bool) -> None:
+    """Refuse candidates of which those that train at a time would not fit into the memory of this machine.
+
+    Of a cluster that is joined, and of GPUs, this machine's memory says nothing.
+
+    Raises:
+        ConfigError: It has the numbers.
+    """
+    compute, cv = task.config.compute, task.config.cv
+    on_gpu = compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
+    if not left or on_gpu or (compute.address is not None and not inline):
+        return
+    n_at_a_time = 1 if inline else min(len(left), max(1, (os.cpu_count() or 1) // (compute.cpus_per_candidate or 1)))
+    needed = {name: estimate_bytes(task, name) for name in dict.fromkeys(spec.strategy for spec in left)}
+    largest = max(needed, key=lambda name: needed[name])
+    if excess := describe_excess(needed[largest] * n_at_a_time):
+        at_a_time = "a candidate" if n_at_a_time == 1 else f"{n_at_a_time} candidates at a time"
+        raise ConfigError(
+            f"{at_a_time} must fit into memory, got {largest}, of {cv.folds * cv.seeds * cv.repeats:,} members with "
+            f"{count_trained(task, largest):,} trained parameters each, on {len(task.dataset):,} samples: {excess}; "
+            "lower cv.seeds, cv.repeats or training.n_noisy_views, train less, or raise compute.cpus_per_candidate, so "
+            "that fewer candidates train at a time"
+        )
 
 
 def set_up_ray(address: str | None) -> None:

@@ -21,13 +21,12 @@ from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError
 from ray_ft.plan import CandidateSpec, MemberKey, list_members
 from ray_ft.squad import Packing, Squad
-from ray_ft.task import Part, Task, count_trained, prepare_part
+from ray_ft.task import BYTES_PER_WEIGHT, Part, Task, count_trained, prepare_part
 
 __all__ = ["Share", "choose_share", "fetch", "prepare_parts", "raise_squads"]
 
 N_SHARING = 4  # candidates on one GPU, at most
 SMALL_BYTES = 2 * 2**30  # of a candidate's members with their optimizers, to share a GPU
-BYTES_PER_WEIGHT = 20  # the weight, its gradient, two moments, a snapshot
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int, Shaped
+from pydantic import BaseModel
 from rich.console import Console
 
 from ray_ft.config import ComputeSection
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import DataError
+from ray_ft.json_text import parse_json
 from ray_ft.paths import replace_file
 from ray_ft.runner import set_up_ray
 from ray_ft.streaming import Source, Streamed
@@ -136,14 +138,25 @@ def read_flagged(folder: OutputFolder, span: tuple[int, int], source: Source) ->
     return int(record["flagged"])
 
 
+class Record(BaseModel):
+    """What of a part's own record is read back."""
+
+    stop: int
+    flagged: int
+    checksum: int
+    files: str
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Read what a part says of itself."""
+    """Read what a part says of itself; None where it is missing or damaged, and so to be made."""
     from pyarrow import parquet
 
-    if not path.exists():
+    try:
+        record = parse_json(parquet.read_metadata(path).metadata[b"ray_ft"])
+        Record.model_validate(record)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    metadata = parquet.read_metadata(path).metadata
-    return dict(json.loads(metadata[b"ray_ft"]))
+    return dict(record)
 
 
 def hash_files(source: Source) -> str:

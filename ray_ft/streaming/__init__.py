@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import DataError
+from ray_ft.memory import describe_excess
 from ray_ft.paths import write_arrays
 from ray_ft.streaming.folder import (
     OutputFolder,
@@ -151,6 +152,12 @@ def predict_to_archive(
     if output.resolve() in [Path(block.path).resolve() for block in source.blocks]:
         raise DataError(f"--output must be another file than the inputs, got {output}")
     request = choose_quantities(ensemble, quantities, level)
+    of_sample = sum(array.nbytes for array in try_first(ensemble, source, request).values())
+    if excess := describe_excess(2 * len(source) * of_sample):  # in parts, and whole
+        raise DataError(
+            f"what goes into one file must fit into memory, got {len(source):,} samples: {excess}; "
+            "give --output as a folder, or fewer --quantities"
+        )
     size, parts = choose_chunk(ensemble), []
     with Pace(console or quiet(), len(source)) as pace:
         for chunk, found in predict_chunks(ensemble, source, request, 0, len(source), size, n_threads):

@@ -8,10 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Shaped
 
-from ray_ft.errors import DataError, first_few, suggest
+from ray_ft.errors import DataError, first_few, first_line, suggest
+from ray_ft.memory import describe_excess
 
 __all__ = ["Zarr", "open_parquet", "open_zarr", "read_parquet"]
 
+VALUE_BYTES = 8
 Zarr: TypeAlias = Any  # zarr.Array, without loading zarr
 
 
@@ -28,10 +30,14 @@ def open_zarr(path: Path, key: str) -> Zarr:
     try:
         found: Any = zarr.open(str(path), mode="r")
         found = found[key] if key else found
-    except (KeyError, ValueError, FileNotFoundError) as error:
-        raise DataError(f"inputs must be a zarr array, got {path}{'::' * bool(key)}{key}: {error}") from error
+    except Exception as error:  # of any class, as its metadata may be anything
+        raise DataError(
+            f"inputs must be a zarr array, got {path}{'::' * bool(key)}{key}: {first_line(error)}"
+        ) from error
     if not hasattr(found, "dtype"):
         raise DataError(f"a zarr group needs ::key out of {first_few(sorted(found))}, got none for {path}")
+    if excess := describe_excess(math.prod(found.chunks) * found.dtype.itemsize):
+        raise DataError(f"a chunk of a zarr array must fit into memory, got {found.chunks} in {path}: {excess}")
     return found
 
 
@@ -55,12 +61,21 @@ def open_parquet(path: Path, column: str) -> list[tuple[int, tuple[int, ...], st
         if column not in names:
             asked = f"{column!r}{suggest(column, names)}" if column else "none"
             raise DataError(f"Parquet needs --column out of {first_few(names, 8)}, got {asked} for {path}")
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        sizes = [group.num_rows for group in groups]
+        if excess := describe_excess(max((count_values(group, column) for group in groups), default=0) * VALUE_BYTES):
+            raise DataError(f"a row group of Parquet must fit into memory, got {path}: {excess}; write smaller ones")
         first = next(file.iter_batches(1, columns=[column]), None)
     if first is None or not len(first):
         return []
     values, shape = unnest(first.column(0), 0, path)
     return [(size, shape, str(values.dtype), column) for size in sizes]
+
+
+def count_values(group: Any, column: str) -> int:
+    """Count the values of a column in a group of rows; few bytes may hold many that are alike."""
+    chunks = (group.column(i) for i in range(group.num_columns))
+    return sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
 
 
 def read_parquet(

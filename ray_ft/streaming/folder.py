@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from ray_ft.arrays import map_array
 from ray_ft.ensemble.artefact import Card
-from ray_ft.errors import DataError, first_few
+from ray_ft.errors import DataError, first_few, first_line
+from ray_ft.json_text import read_json
 from ray_ft.paths import write_json
 from ray_ft.streaming.quantities import Request
 from ray_ft.streaming.sources import Source, read_chunks
@@ -132,25 +135,48 @@ def open_folder(root: Path, plan: dict[str, Any], source: Source) -> Iterator[Pr
         yield progress
 
 
+class Samples(BaseModel):
+    n: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Plan(BaseModel):
+    """What of `plan.json` is read back."""
+
+    ensemble: str
+    form: str
+    level: float
+    arrays: dict[str, Any]
+    samples: Samples
+    files: list[tuple[str, int, int]]
+
+
 def is_plan(content: Any) -> bool:
-    return isinstance(content, dict) and {"ensemble", "form"} <= content.keys()
+    try:
+        Plan.model_validate(content)
+    except ValidationError:
+        return False
+    return True
 
 
 def read_progress(folder: OutputFolder) -> Progress:
     for path in (folder.done, folder.progress):
         if path.exists():
             try:
-                return Progress(**read_own(path))
-            except TypeError as error:
+                return TypeAdapter(Progress).validate_python(read_own(path))
+            except ValidationError as error:
                 raise DataError(f"an output folder's files must be its own, got {path}; choose another") from error
     return Progress()
 
 
 def read_own(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"an output folder's files must be readable, got {path}: {error}; choose another") from error
+        raise DataError(
+            f"an output folder's files must be readable, got {path}: {first_line(error)}; choose another"
+        ) from error
 
 
 def check_plan(folder: OutputFolder, plan: Mapping[str, Any], source: Source, progress: Progress) -> None:
@@ -173,6 +199,11 @@ def check_plan(folder: OutputFolder, plan: Mapping[str, Any], source: Source, pr
         raise DataError(
             f"predictions go on as they began, got {folder.root} with\n  {differ}\ngive the same again, or another "
             "--output"
+        )
+    if not 0 <= progress.n_done <= len(source):
+        raise DataError(
+            f"of {len(source):,} samples so many cannot be done, got {progress.n_done:,} in {folder.root}; "
+            "choose another --output"
         )
 
 
@@ -224,7 +255,7 @@ def make_arrays(folder: OutputFolder, plan: Mapping[str, Any], n_done: int) -> N
             np.lib.format.open_memmap(folder.array(name), "w+", dtype, shape)
             continue
         try:
-            found = np.load(folder.array(name), mmap_mode="r")
+            found = map_array(folder.array(name))
         except (OSError, ValueError) as error:
             raise DataError(f"an output folder must be whole to go on, got {folder.array(name)}: {error}") from error
         if (found.shape, found.dtype) != (shape, dtype):
@@ -233,7 +264,7 @@ def make_arrays(folder: OutputFolder, plan: Mapping[str, Any], n_done: int) -> N
 
 def write_rows(path: Path, first: int, rows: Shaped[np.ndarray, "sample ..."]) -> None:
     """Write samples into a file of all, down to the disk; not through the map, where a full disk kills the process."""
-    whole = np.load(path, mmap_mode="r")
+    whole = np.load(path, mmap_mode="r", allow_pickle=False)
     with path.open("r+b") as file:
         file.seek(whole.offset + first * rows[0].nbytes)
         file.write(rows.astype(whole.dtype, copy=False).tobytes())

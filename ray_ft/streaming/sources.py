@@ -1,6 +1,5 @@
 """Inputs on disk, read a few samples at a time: `.npy`, `.npz`, a folder of `.npy`, Parquet, zarr."""
 
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
+from ray_ft.arrays import map_array
 from ray_ft.data import read_array
-from ray_ft.errors import DataError
+from ray_ft.errors import DataError, first_line, shorten
 from ray_ft.streaming import columns
 
 __all__ = ["Block", "Source", "open_source", "read_chunks"]
@@ -87,15 +87,16 @@ def open_source(name: str, column: str | None = None) -> Source:
     """
     text, _, key = name.partition("::")
     path = Path(text)
-    if not path.exists():
-        raise DataError(f"inputs must exist, got {text}; check the path")
-    paths = list_files(path)
     try:
+        if not path.exists():
+            raise DataError(f"inputs must exist, got {text}; check the path")
+        paths = list_files(path)
         blocks = tuple(block for own in paths for block in open_file(own, key or column or ""))
         files = tuple(stamp_file(own) for own in paths)
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error).split("\n")[0]
-        raise DataError(f"inputs must be whole files of numbers, got {name}: {reason}") from error
+    except DataError:
+        raise
+    except Exception as error:  # of any class, from whichever package reads such a file
+        raise DataError(f"inputs must be whole files of numbers, got {shorten(name)}: {first_line(error)}") from error
     check_blocks(blocks, name)
     return Source(name, blocks, files)
 
@@ -114,8 +115,7 @@ def list_files(path: Path) -> list[Path]:
 def open_file(path: Path, key: str) -> Iterator[Block]:
     match path.suffix:
         case ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a file shorter than its header says
-            yield Block(str(path), *describe(array, path))
+            yield Block(str(path), *describe(map_array(path), path))
         case ".npz":
             yield Block(str(path), *describe(read_array(f"{path}::{key}" if key else str(path)), path), key)
         case ".parquet":
@@ -130,6 +130,8 @@ def open_file(path: Path, key: str) -> Iterator[Block]:
 def describe(array: Shaped[np.ndarray, "..."] | columns.Zarr, path: Path) -> tuple[int, tuple[int, ...], str]:
     if array.ndim < 2:
         raise DataError(f"inputs must have a sample axis and at least one more, got shape {array.shape} in {path}")
+    if 0 in array.shape[1:]:
+        raise DataError(f"inputs must not be empty, got shape {array.shape} in {path}")
     return int(array.shape[0]), tuple(map(int, array.shape[1:])), str(array.dtype)
 
 
@@ -188,9 +190,12 @@ def read_blocks(source: Source, start: int, stop: int, size: int) -> Iterator[Sh
         if low < high:
             try:
                 yield from read_block(block, low, high, size)
-            except (OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
+            except DataError:
+                raise
+            except Exception as error:  # of any class, from whichever package reads such a file
                 raise DataError(
-                    f"inputs must stay as they are while they are read, got {block.path}: {error}"
+                    f"inputs must be whole, and stay as they are while they are read, got {block.path}: "
+                    f"{first_line(error)}"
                 ) from error
 
 
@@ -207,6 +212,6 @@ def read_block(block: Block, start: int, stop: int, size: int) -> Iterator[Shape
     for low in range(start, stop, size):
         part = slice(low, min(low + size, stop))
         if whole is None:  # mapped anew each time: pages once read would count as this process's memory
-            yield np.array(np.load(path, mmap_mode="r", allow_pickle=False)[part])
+            yield np.array(map_array(path)[part])
         else:
             yield np.asarray(whole[part])
