@@ -10,7 +10,7 @@ import torch
 
 from ray_ft.candidate import command, run_candidate, write_failure
 from ray_ft.config import ComputeSection
-from ray_ft.errors import RunError
+from ray_ft.errors import ConfigError, RunError
 from ray_ft.folds import Splits
 from ray_ft.paths import RunFolder, write_json
 from ray_ft.plan import CandidateSpec, list_members, resolve_grace
@@ -56,8 +56,14 @@ def run_trials(task: Task, plan: Sequence[CandidateSpec], inline: bool, display:
         display: Shows the progress.
 
     Raises:
+        ConfigError: The config sets loggers, which are Ray's, and Ray is not started.
         KeyboardInterrupt: It was interrupted; the same call goes on.
     """
+    loggers = [key for key, value in task.config.loggers if value]
+    if inline and loggers:
+        raise ConfigError(
+            f"loggers need Ray, got loggers.{', loggers.'.join(loggers)} with inline (--inline); leave either out"
+        )
     set_up_ray(task.config.compute.address)
     from ray_ft.runner.judge import Judge  # after the settings above, which Ray reads when it is imported
 

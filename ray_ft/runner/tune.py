@@ -23,6 +23,7 @@ from ray_ft.plan import CandidateSpec
 from ray_ft.progress import Display
 from ray_ft.results import load_result
 from ray_ft.runner.judge import Judge
+from ray_ft.runner.loggers import build_loggers
 from ray_ft.runner.shares import Share, choose_share, fetch, prepare_parts, raise_squads
 from ray_ft.task import Task, count_trained, prepare_part
 
@@ -37,10 +38,11 @@ def run_on_ray(
     """Train candidates as Tune trials; return the seconds that each took.
 
     Raises:
-        ConfigError: The cluster cannot be reached, or no node has what a candidate needs.
+        ConfigError: A logger or the cluster cannot be reached, or no node has what a candidate needs.
         KeyboardInterrupt: Ctrl-C came in between.
     """
     watcher = Watcher(task, plan, judge, display)
+    loggers = build_loggers(task, left, display)
     left = start_longest_first(task, left)
     strategies = list(dict.fromkeys(spec.strategy for spec in left))
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -51,7 +53,7 @@ def run_on_ray(
             parts = prepare_parts(task, strategies, share, first)
             train = tune.with_parameters(train_trial, task=task, plan=tuple(plan), parts=parts, share=share)
             trainable = tune.with_resources(train, share.request())
-            grid = build_tuner(trainable, task, left, OrderedHalving(judge), watcher).fit()
+            grid = build_tuner(trainable, task, left, OrderedHalving(judge), watcher, loggers).fit()
     if any(load_result(task.run, spec) is None and judge.stopped_at(spec.name) is None for spec in left):
         if not grid.errors:
             raise KeyboardInterrupt  # Tune swallows it and returns what it has
@@ -60,7 +62,12 @@ def run_on_ray(
 
 
 def build_tuner(
-    trainable: Any, task: Task, left: Sequence[CandidateSpec], scheduler: TrialScheduler, watcher: tune.Callback
+    trainable: Any,
+    task: Task,
+    left: Sequence[CandidateSpec],
+    scheduler: TrialScheduler,
+    watcher: tune.Callback,
+    loggers: Sequence[tune.Callback],
 ) -> tune.Tuner:
     return tune.Tuner(
         trainable,
@@ -70,7 +77,7 @@ def build_tuner(
             name=name_attempt(task.run),
             storage_path=str(task.run.tune.absolute()),
             verbose=0,
-            callbacks=[watcher],
+            callbacks=[watcher, *loggers],
             failure_config=tune.FailureConfig(max_failures=task.config.compute.max_failures),
         ),
     )
