@@ -176,15 +176,23 @@ class CandidateLogger(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["candidate"]
         result = load_result(self.task.run, self.specs[name])
-        self.tell(self.logger.log_trial_end, self.open.pop(name), result is not None and result["state"] == "failed")
+        self.end(name, failed=result is not None and result["state"] == "failed")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.tell(self.logger.log_trial_end, self.open.pop(trial.config["candidate"]), True)
+        self.end(trial.config["candidate"], failed=True)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        for entry in self.open.values():  # it was interrupted
-            self.tell(self.logger.log_trial_end, entry, True)
+        for name in list(self.open):  # it was interrupted
+            self.end(name, failed=True)
         self.tell(self.logger.on_experiment_end, [])
+
+    def end(self, name: str, failed: bool) -> None:
+        if name not in self.open:  # its process died before it began
+            return
+        entry = self.open.pop(name)
+        if self.key == "wandb":  # where Ray ends all alike
+            self.tell(self.logger.log_trial_result, 0, entry, {"config": {"failed": failed}})
+        self.tell(self.logger.log_trial_end, entry, failed)
 
     def describe(self, name: str) -> Entry:
         spec, root = self.specs[name], self.task.run.root.absolute()
