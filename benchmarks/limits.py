@@ -1,9 +1,10 @@
-"""How large a run may be: `python -m benchmarks.limits members|candidates|nodes [--n N]`.
+"""How large a run may be: `python -m benchmarks.limits members|candidates|nodes|judge [--n N]`.
 
 A network of 99 parameters on 30 samples, so that what is measured is everything but training: many members of one
 candidate, many candidates, or simulated nodes on one machine. The run is made, then repeated as it stands, reduced
 again, reported, and taken up with every second candidate removed. The driver's CPU seconds and peak memory are those of
-the command's own process; `--profile` writes where they go.
+the command's own process; `--profile` writes where they go. `judge` times the verdicts alone, of N candidates of a
+strategy that report 20 epochs in turn.
 """
 
 import argparse
@@ -43,10 +44,13 @@ SIZE = {"members": "repeats", "candidates": "candidates"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("case", choices=CASES)
-    parser.add_argument("--n", type=int, help="members / 50, candidates / 2, or nodes")
+    parser.add_argument("case", choices=[*CASES, "judge"])
+    parser.add_argument("--n", type=int, help="members / 50, candidates of a strategy, or nodes")
     parser.add_argument("--profile", type=Path, help="a folder for profiles of the driver")
     options = parser.parse_args()
+    if options.case == "judge":
+        print(f"{time_judge(options.n or 999):.2f} s")
+        return
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # for several nodes here
@@ -56,6 +60,20 @@ def main() -> None:
         n_nodes = (options.n or 20) if options.case == "nodes" else 0
         rows = list(measure(n_nodes, options.profile))
     print(json.dumps({"case": options.case, "cv": cv, "n_nodes": n_nodes, "rows": rows}))
+
+
+def time_judge(n: int, n_epochs: int = 20) -> float:
+    from ray_ft.plan import CandidateSpec
+    from ray_ft.runner.judge import Judge
+
+    plan = [CandidateSpec("s", i, ()) for i in range(n)]
+    judge, losses = Judge(plan, {"s": (5, n_epochs)}, 2.0), np.random.default_rng(0).random((n_epochs, n))
+    started = time.monotonic()
+    for epoch, by_candidate in enumerate(losses, start=1):
+        for spec, loss in zip(plan, by_candidate, strict=True):
+            if judge.stopped_at(spec.name) is None:
+                judge.hear(spec.name, epoch, float(loss), epoch == n_epochs)
+    return time.monotonic() - started
 
 
 def write_inputs(cv: dict[str, Any]) -> None:

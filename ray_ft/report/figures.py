@@ -44,7 +44,7 @@ HYPERPARAMETERS = {
     "head_dropout": "head dropout", "noise_std": "input noise",
 }  # fmt: skip
 MANY_CHANNELS = 8  # above which bars bear no names
-MANY_ROWS = 40  # of a heat map, above which it grows no higher and some bear no names
+MANY_ROWS, MANY_SEEDS = 40, 5  # of a heat map, above which it grows no more and some bear no names
 MANY_CELLS = 80  # of a heat map, above which its numbers are not written
 
 
@@ -127,7 +127,8 @@ def draw_folds(summary: Summary, unit: Unit) -> Figure:
                 color = "white" if value < middle else "black"
                 axes.text(seed, row, f"{value:.3f}", ha="center", va="center", fontsize=7, color=color)
         axes.set_title(name)
-        axes.set_xticks(range(summary.n_seeds), [f"seed {s}" for s in range(summary.n_seeds)])
+        seeds = range(0, summary.n_seeds, -(-summary.n_seeds // MANY_SEEDS))
+        axes.set_xticks(seeds, [f"seed {s}" for s in seeds])
         several = summary.n_repeats > 1
         names = [f"{r}.{k}" if several else f"fold {k}" for r, k in np.ndindex(summary.n_repeats, summary.n_folds)]
         shown = range(0, n_rows, -(-n_rows // MANY_ROWS))
