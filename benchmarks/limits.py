@@ -1,6 +1,6 @@
 """How large a run may be: `python -m benchmarks.limits members|candidates|nodes|judge [--n N]`.
 
-A network of 99 parameters on 30 samples, so that what is measured is everything but training: many members of one
+A network of 83 parameters on 30 samples, so that what is measured is everything but training: many members of one
 candidate, many candidates, or simulated nodes on one machine. The run is made, then repeated as it stands, reduced
 again, reported, and taken up with every second candidate removed. The driver's CPU seconds and peak memory are those of
 the command's own process; `--profile` writes where they go. `judge` times the verdicts alone, of N candidates of a
