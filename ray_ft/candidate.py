@@ -17,7 +17,7 @@ from safetensors.torch import save
 from ray_ft.checkpoint import load_checkpoint, save_checkpoint
 from ray_ft.errors import DivergedError, FrozenDriftError
 from ray_ft.metrics import score_predictions
-from ray_ft.paths import CandidateFolder, replace_file, write_arrays, write_json, write_text
+from ray_ft.paths import CandidateFolder, hash_file, keep_files, replace_file, write_arrays, write_record, write_text
 from ray_ft.plan import CandidateSpec, MemberKey, list_members
 from ray_ft.scores import build_curves
 from ray_ft.squad import Squad
@@ -47,7 +47,13 @@ def command(squads: Sequence[Squad]) -> Broadcast:
     return lambda method, *args: [getattr(squad, method)(*args) for squad in squads]
 
 
-def run_candidate(task: Task, spec: CandidateSpec, report: Report, broadcast: Broadcast) -> None:
+def run_candidate(
+    task: Task,
+    spec: CandidateSpec,
+    report: Report,
+    broadcast: Broadcast,
+    must_leave: Callable[[], bool] = lambda: False,
+) -> None:
     """Train a candidate, or go on with it, until its schedule or its patience ends.
 
     Args:
@@ -56,33 +62,43 @@ def run_candidate(task: Task, spec: CandidateSpec, report: Report, broadcast: Br
         report: Called after each epoch with its number, from 1, the mean held-out loss, and whether it is the
             last; it may raise to stop.
         broadcast: Reaches the squads that together hold all members.
+        must_leave: Says that this machine will soon be gone: each epoch then ends with a checkpoint.
+
+    Raises:
+        StorageError: Its files cannot be written.
 
     A loss that is no number, or a frozen parameter that moved, ends the candidate as failed: another try would end
     the same way. Any other error is raised.
     """
     folder = task.run.candidate(spec.name)
     try:
-        train_candidate(task, spec, folder, report, broadcast)
+        train_candidate(task, spec, folder, report, broadcast, must_leave)
     except (DivergedError, FrozenDriftError) as error:
         write_failure(folder, spec, task, f"{type(error).__name__}: {error}")
 
 
 def train_candidate(
-    task: Task, spec: CandidateSpec, folder: CandidateFolder, report: Report, broadcast: Broadcast
+    task: Task,
+    spec: CandidateSpec,
+    folder: CandidateFolder,
+    report: Report,
+    broadcast: Broadcast,
+    must_leave: Callable[[], bool],
 ) -> None:
     (hyper,) = spec.stages
     progress = create_progress(task)
     start = restore(folder, task, progress, broadcast)
     for epoch in range(start, hyper.epochs):
         mean = look(task, merge(broadcast("train", epoch)), progress, broadcast)
-        write_arrays(folder.history, **stack_history(progress))
+        with keep_files(folder.root):
+            write_arrays(folder.history, **stack_history(progress))
         if epoch + 1 == hyper.epochs or epoch + 1 - progress.best_epoch >= hyper.patience:
             if any(broadcast("has_drifted")):
                 raise FrozenDriftError(f"frozen parameters and buffers must not move, but those of {spec.name} did")
             write_results(folder, spec, task, progress, broadcast)
             report(epoch + 1, mean, True)
             return
-        if (epoch + 1) % task.config.training.checkpoint_every == 0:
+        if (epoch + 1) % task.config.training.checkpoint_every == 0 or must_leave():
             save_progress(folder, task, progress, broadcast)
         report(epoch + 1, mean, False)
 
@@ -152,19 +168,21 @@ def stack_history(progress: Progress) -> dict[str, Float[np.ndarray, "epoch ..."
 def save_progress(folder: CandidateFolder, task: Task, progress: Progress, broadcast: Broadcast) -> None:
     members = merge(broadcast("save"))
     arrays = {name: torch.from_numpy(getattr(progress, name)) for name in ("predictions", "lowest", "stop_epoch")}
-    save_checkpoint(
-        folder.checkpoint,
-        {
-            "members": [members[key] for key in keys_of(task)],
-            "history": {name: torch.from_numpy(array) for name, array in stack_history(progress).items()},
-            "best": [progress.best_mean, progress.best_epoch],
-            **arrays,
-        },
-    )
+    content = {
+        "members": [members[key] for key in keys_of(task)],
+        "history": {name: torch.from_numpy(array) for name, array in stack_history(progress).items()},
+        "best": [progress.best_mean, progress.best_epoch],
+        **arrays,
+    }
+    with keep_files(folder.root):
+        save_checkpoint(folder.checkpoint, content)
+        task.run.push()
 
 
 def restore(folder: CandidateFolder, task: Task, progress: Progress, broadcast: Broadcast) -> int:
     """Go back to the last checkpoint; return how many epochs are done."""
+    for partial in folder.root.glob(".*"):  # of a process that was killed while it wrote
+        partial.unlink(missing_ok=True)
     saved = load_checkpoint(folder.checkpoint)
     if saved is None:
         return 0
@@ -184,24 +202,32 @@ def write_results(
     snapshots = merge(broadcast("collect"))
     states = [snapshots[key] for key in keys_of(task)]
     stacked = {name: torch.stack([state[name] for state in states]).contiguous() for name in states[0]}
-    with replace_file(folder.members) as path:
-        path.write_bytes(save(stacked))
-    write_arrays(folder.predictions, predictions=progress.predictions)
     note, how = broadcast("describe")[0]
     stops = progress.stop_epoch.tolist()
-    write_result(folder, spec, task, "completed", len(progress.losses), stop_epochs=stops, note=note, training=how)
-    folder.checkpoint.unlink(missing_ok=True)
+    with keep_files(folder.root):
+        with replace_file(folder.members) as path:
+            path.write_bytes(save(stacked))
+        write_arrays(folder.predictions, predictions=progress.predictions)
+        files = {path.name: hash_file(path) for path in (folder.history, folder.members, folder.predictions)}
+        more = {"stop_epochs": stops, "note": note, "training": how, "files": files}
+        write_result(folder, spec, task, "completed", len(progress.losses), **more)
 
 
 def write_failure(folder: CandidateFolder, spec: CandidateSpec, task: Task, text: str) -> None:
-    """Record that a candidate failed; the last line of the text is the reason shown."""
-    write_text(folder.error, text.strip() + "\n")
-    write_result(folder, spec, task, "failed", 0, reason=text.strip().split("\n")[-1])
-    folder.checkpoint.unlink(missing_ok=True)
+    """Record that a candidate failed; the last line of the text is the reason shown.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    with keep_files(folder.root):
+        write_text(folder.error, text.strip() + "\n")
+        write_result(folder, spec, task, "failed", 0, reason=text.strip().split("\n")[-1])
 
 
 def write_result(
     folder: CandidateFolder, spec: CandidateSpec, task: Task, state: str, n_epochs: int, **more: Any
 ) -> None:
     content = {"state": state, "n_epochs": n_epochs, "splits_hash": task.splits.hash, "spec": asdict(spec)}
-    write_json(folder.result, content | more)
+    write_record(folder.result, content | more)
+    folder.checkpoint.unlink(missing_ok=True)
+    task.run.push()

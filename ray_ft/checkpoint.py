@@ -1,6 +1,8 @@
 """A candidate's checkpoint: everything that its next epoch depends on, in one file that is whole or absent."""
 
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,27 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write nested dicts and lists of tensors and plain values."""
+    """Write nested dicts and lists of tensors and plain values.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     with replace_file(path) as partial:
-        torch.save(content, partial)
+        try:
+            torch.save(content, partial)
+        except RuntimeError as error:  # as which torch tells of a full disk
+            raise OSError(f"the checkpoint {path} could not be written: {error}") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """Read a checkpoint; one that is missing or damaged is none, and the candidate starts anew."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch does not look at the checksums that it writes
+                return None
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, NotImplementedError, MemoryError):
+        return None
+    except (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
         return None
     return content

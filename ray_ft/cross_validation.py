@@ -1,9 +1,9 @@
 """The main path: config → plan → trials → reduce → report, each step a file in the run folder."""
 
-import fcntl
+import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,15 +20,33 @@ from ray_ft.baselines import score_baselines
 from ray_ft.config import STRATEGIES_FILE, Config, read_yaml, reload_config
 from ray_ft.data import load_dataset
 from ray_ft.ensemble import reduce_members
-from ray_ft.errors import DataError, RunError, RunFolderError, StrategyError, UserError, WeightsError, first_few
+from ray_ft.errors import (
+    ConfigError,
+    DataError,
+    RunError,
+    RunFolderError,
+    StrategyError,
+    UserError,
+    WeightsError,
+    first_few,
+)
 from ray_ft.folds import deal_folds, deal_inner, limit_training
 from ray_ft.intervals import check_level
+from ray_ft.journal import Journal, count_lost
 from ray_ft.models import build_network, read_weights
-from ray_ft.paths import RunFolder, write_json, write_text
+from ray_ft.paths import RunFolder, hold, keep_files, open_folder, write_record, write_text
 from ray_ft.plan import CandidateSpec, build_plan
 from ray_ft.progress import Display
 from ray_ft.provenance import describe_environment, hash_arrays, hash_tensors
-from ray_ft.results import Verdict, gather_losses, load_provenance, load_verdicts, score_strategies
+from ray_ft.results import (
+    Verdict,
+    gather_losses,
+    load_plan,
+    load_provenance,
+    load_splits,
+    load_verdicts,
+    score_strategies,
+)
 from ray_ft.runner import run_near_storage, run_trials
 from ray_ft.scores import pick_winner
 from ray_ft.selection import correct_selection
@@ -62,12 +80,14 @@ class Prepared:
         return {name: sum(learning for learning, _ in parts.values()) for name, parts in self.parts.items()}
 
 
-def cross_validate(config: Config, out: str | Path, inline: bool = False, console: Console | None = None) -> Summary:
+def cross_validate(
+    config: Config, out: str | Path | RunFolder, inline: bool = False, console: Console | None = None
+) -> Summary:
     """Cross-validate every strategy and build the winner's ensemble; on a run folder in progress, go on.
 
     Args:
         config: What to run.
-        out: The run folder.
+        out: The run folder, or the URI of one (`s3://bucket/run`).
         inline: Train in this process, without Ray.
         console: Where to show progress.
 
@@ -76,23 +96,26 @@ def cross_validate(config: Config, out: str | Path, inline: bool = False, consol
 
     Raises:
         UserError: Something in the config, its data or its checkpoint breaks a rule, or the folder holds another run.
-        RunError: No strategy has a completed candidate.
+        RunError: No strategy has a completed candidate, a candidate's process kept dying, or a file could not be
+            written.
     """
     started = time.monotonic()
-    prepared = prepare(config, Path(out))
-    run = prepared.task.run
-    with open_run(prepared):
-        if run.summary.exists():
-            return Summary.load(out)
+    with open_folder(out) as run, open_run(prepared := prepare(config, run)), keep_files(run.place):
+        with contextlib.suppress(RunFolderError):  # there is none, or it is damaged and made again
+            return Summary.load(run.root)
+        journal = Journal(run.log)
+        journal.write("start", **describe_environment())
         n_members = config.cv.folds * config.cv.seeds * config.cv.repeats
         console = console or Console(quiet=True)
         # An epoch costs roughly in proportion to what learns.
         with Display(console, prepared.plan, n_members, config.cv.metric, prepared.n_trained) as display:
-            verdicts = run_trials(prepared.task, prepared.plan, inline, display)
-        return reduce_run(prepared, verdicts, started, inline)
+            verdicts = run_trials(prepared.task, prepared.plan, inline, display, journal)
+        summary = reduce_run(prepared, verdicts, started, inline)
+        journal.write("end", winner=summary.winner)
+        return summary
 
 
-def prepare(config: Config, out: Path) -> Prepared:
+def prepare(config: Config, out: Path | RunFolder) -> Prepared:
     """Check a config against its data, checkpoint and network; write nothing.
 
     Raises:
@@ -117,7 +140,8 @@ def prepare(config: Config, out: Path) -> Prepared:
         )
     if not np.isfinite(zero_shot).all():
         raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")
-    task = Task(config, network.state_dict(), dataset, splits, RunFolder(out))
+    run = out if isinstance(out, RunFolder) else RunFolder(out)
+    task = Task(config, network.state_dict(), dataset, splits, run)
     return Prepared(task, build_plan(config.selected, cv.candidates, cv.seed), trained, parts, zero_shot)
 
 
@@ -169,28 +193,41 @@ def open_run(prepared: Prepared) -> Iterator[None]:
     """
     task = prepared.task
     run, made = task.run, not task.run.root.exists()
-    try:
-        record = check_record(task)
-        run.root.mkdir(parents=True, exist_ok=True)
-        lock = run.lock.open("a")
-    except OSError as error:
-        raise RunFolderError(f"the run folder must be writable, got {run.root}: {error.strerror}; set --out") from error
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
+            record = check_record(task)
+            run.root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(run.lock, run.place))
+            known = run.provenance.exists()
+            write_setting(prepared, known)
+            if not known:
+                write_record(run.provenance, record | {"environment": describe_environment()})
+            run.push()
         except OSError as error:
-            raise RunFolderError(
-                f"one command at a time may use a run folder, got {run.root}, which is in use"
-            ) from error
-        if run.provenance.exists():
-            yield
-            return
+            reason = error.strerror or error
+            raise RunFolderError(f"the run folder must be writable, got {run.place}: {reason}; set --out") from error
+        if not known:
+            stack.enter_context(forget_on_user_error(run, made))
+        yield
+
+
+def write_setting(prepared: Prepared, known: bool) -> None:
+    """Write what a run is made of; of one that is known, only what is damaged, as all of it follows from its config."""
+    task, run = prepared.task, prepared.task.run
+    if not known or is_damaged(lambda: reload_config(run.config)):
         write_text(run.config, yaml.safe_dump(task.config.model_dump(mode="json"), sort_keys=False))
-        write_json(run.splits, {"hash": task.splits.hash, **asdict(task.splits)})
-        write_json(run.plan, [spec.as_dict() for spec in prepared.plan])
-        write_json(run.provenance, record | {"environment": describe_environment()})
-        with forget_on_user_error(run, made):
-            yield
+    if not known or is_damaged(lambda: load_splits(run)):
+        write_record(run.splits, {"hash": task.splits.hash, **asdict(task.splits)})
+    if not known or is_damaged(lambda: load_plan(run)):
+        write_record(run.plan, {"candidates": [spec.as_dict() for spec in prepared.plan]})
+
+
+def is_damaged(load: Callable[[], object]) -> bool:
+    try:
+        load()
+    except (RunFolderError, ConfigError):
+        return True
+    return False
 
 
 @contextmanager
@@ -200,8 +237,9 @@ def forget_on_user_error(run: RunFolder, made: bool) -> Iterator[None]:
         yield
     except UserError:
         if not run.candidates.exists():
-            for path in (run.provenance, run.plan, run.splits, run.config, run.lock):
+            for path in (run.provenance, run.plan, run.splits, run.config, run.log, run.lock):
                 path.unlink(missing_ok=True)
+            run.push()
             if made and not any(run.root.iterdir()):
                 run.root.rmdir()
         raise
@@ -224,7 +262,7 @@ def check_record(task: Task) -> dict[str, Any]:
         strangers = list_strangers(run)
         if strangers:
             raise RunFolderError(
-                f"a new run needs an empty folder, got {run.root} with {first_few(strangers)}; choose another --out"
+                f"a new run needs an empty folder, got {run.place} with {first_few(strangers)}; choose another --out"
             )
         return record
     old = load_provenance(run)
@@ -239,7 +277,7 @@ def check_record(task: Task) -> dict[str, Any]:
     if changes:
         listed = "\n".join(f"  {change}" for change in changes)
         raise RunFolderError(
-            f"a run folder goes on with the config that it was made with, but {run.root} differs\n{listed}\n"
+            f"a run folder goes on with the config that it was made with, but {run.place} differs\n{listed}\n"
             "choose another --out, or remove the folder"
         )
     return record
@@ -270,6 +308,8 @@ def reduce_run(
 ) -> Summary:
     """Score the strategies, build the winner's ensemble, and write the summary, with the time that is given if any."""
     task, plan, cv = prepared.task, prepared.plan, prepared.task.config.cv
+    inline = inline or task.run.mirror is not None  # no other node has what was brought here
+    _, again, n_interruptions = count_lost(task.run.log)
     scores = score_strategies(task.run, plan, verdicts, task.splits)
     winner = pick_winner(scores)
     if winner is None:
@@ -297,10 +337,18 @@ def reduce_run(
         comparisons=compare_with_baseline(scores, baselines, cv.rope, task.splits.test_share),
         selection=correct_selection(losses, task.dataset.groups, cv.seed),
         ensemble=run_near_storage(
-            task.config.compute, inline, reduce_members, task, scores, winner, prepared.zero_shot
+            task.config.compute,
+            inline or task.run.mirror is not None,
+            reduce_members,
+            task,
+            scores,
+            winner,
+            prepared.zero_shot,
         ),
         notes=[*task.dataset.notes, *find_notes(task.run, plan, scores)],
         wall_s=time.monotonic() - started if wall_s is None else wall_s,
+        n_epochs_again=again,
+        n_interruptions=n_interruptions,
     )
     write_summary(task.run, summary)
     return summary
@@ -329,7 +377,7 @@ def rebuild_ensemble(root: Path, **choice: Any) -> EnsembleSummary:
     run = RunFolder(root)
     verdicts = load_verdicts(run)
     load_provenance(run)  # without it the folder would pass for one that is not a run's
-    prepared = prepare(reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()}), root)
+    prepared = prepare(reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()}), run)
     if "level" in choice:
         check_level(1 - choice["level"], len(prepared.task.dataset))
     try:

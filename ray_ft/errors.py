@@ -10,6 +10,7 @@ RayFTError
 │   ├── EnsembleError    an ensemble folder: foreign, damaged, of a newer version
 │   └── RequestError     a request over HTTP (in `requests`, with its status)
 └── RunError             the run itself failed: exit code 1
+    ├── StorageError     a file of the run cannot be written
     ├── FrozenDriftError a frozen parameter or buffer moved
     └── DivergedError    a loss is no longer a number
 """
@@ -56,6 +57,10 @@ class EnsembleError(UserError):
 
 class RunError(RayFTError):
     """The run failed."""
+
+
+class StorageError(RunError):
+    """A file of the run could not be written: a full disk, a mount that went away."""
 
 
 class FrozenDriftError(RunError):

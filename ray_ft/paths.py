@@ -1,7 +1,10 @@
 """The files of a run: one class owns every name, and each file is written whole or not at all."""
 
+import fcntl
+import hashlib
 import json
 import os
+import tempfile
 import uuid
 import zipfile
 import zlib
@@ -13,20 +16,30 @@ from typing import Any
 
 import numpy as np
 
-from ray_ft.errors import RunFolderError
+from ray_ft.errors import RunFolderError, StorageError
+from ray_ft.storage import Mirror, is_uri
 
 __all__ = [
     "CandidateFolder",
     "CurveFolder",
     "EnsembleFolder",
     "RunFolder",
+    "fetch_run",
     "find_newest_run",
+    "hash_file",
+    "hold",
+    "keep_files",
+    "open_folder",
     "read_arrays",
+    "read_record",
     "replace_file",
     "write_arrays",
     "write_json",
+    "write_record",
     "write_text",
 ]
+
+LEFT_BEHIND = ("tune", "checkpoint.pt", "members.safetensors")  # what a driver need not have of a run behind a URI
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,11 @@ class CandidateFolder:
     @property
     def error(self) -> Path:
         return self.root / "error.txt"
+
+    @property
+    def silence(self) -> Path:
+        """Where a process stood that was ended as it had been silent for too long."""
+        return self.root / "silence.txt"
 
 
 @dataclass(frozen=True)
@@ -93,9 +111,44 @@ class EnsembleFolder:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Files of a run."""
+    """Files of a run.
+
+    Attributes:
+        root: The folder.
+        mirror: The URI that it follows, if the run is kept behind one.
+    """
 
     root: Path
+    mirror: Mirror | None = None
+
+    @property
+    def place(self) -> str:
+        """What the user knows it by."""
+        return self.mirror.uri if self.mirror else str(self.root)
+
+    def pull(self, path: Path) -> None:
+        """Bring a file or folder of it up to date, where the run is kept behind a URI."""
+        if self.mirror:
+            self.mirror.pull(path.relative_to(self.root).as_posix(), skip=LEFT_BEHIND if path.suffix == "" else ())
+
+    def push(self) -> None:
+        """Keep what was written, where the run is kept behind a URI."""
+        if self.mirror:
+            self.mirror.push()
+
+    @contextmanager
+    def lend(self, candidate: str) -> Iterator["RunFolder"]:
+        """Where a process trains a candidate: here, or in a folder of its own that follows the same URI."""
+        if self.mirror is None:
+            yield self
+            return
+        with tempfile.TemporaryDirectory(prefix="ray-ft-") as folder:
+            mirror = Mirror(self.mirror.uri, Path(folder))
+            mirror.pull(f"candidates/{candidate}")
+            try:
+                yield RunFolder(Path(folder), mirror)
+            finally:
+                mirror.push()
 
     @property
     def config(self) -> Path:
@@ -120,6 +173,10 @@ class RunFolder:
     @property
     def verdicts(self) -> Path:
         return self.root / "verdicts.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.jsonl"
 
     @property
     def tune(self) -> Path:
@@ -178,6 +235,85 @@ class CurveFolder:
         return self.root / f"learning_curve.{suffix}"
 
 
+@contextmanager
+def open_folder(out: "str | Path | RunFolder") -> Iterator[RunFolder]:
+    """A run's folder; of one behind a URI, a local one that follows it while this is open.
+
+    Raises:
+        RunFolderError: There is no such kind of storage, or another command on this machine uses the same URI.
+        StorageError: It cannot be read or written.
+    """
+    if isinstance(out, RunFolder):
+        yield out
+    elif not is_uri(out):
+        yield RunFolder(Path(out))
+    elif str(out).startswith("file://"):
+        yield RunFolder(Path(str(out).removeprefix("file://")))
+    else:
+        uri = str(out)
+        lock = Path(tempfile.gettempdir()) / f"ray-ft-{os.getuid()}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}"
+        with hold(lock, uri), tempfile.TemporaryDirectory(prefix="ray-ft-") as folder:
+            mirror = Mirror(uri, Path(folder))
+            with keep_files(uri):
+                mirror.pull(skip=LEFT_BEHIND)
+            try:
+                yield RunFolder(mirror.root, mirror)
+            finally:
+                with keep_files(uri):
+                    mirror.push()
+
+
+def fetch_run(uri: str, folder: Path) -> None:
+    """Copy a run that is kept behind a URI into a new folder.
+
+    Raises:
+        RunFolderError: There is none, or the folder holds something.
+        StorageError: It cannot be read.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise RunFolderError(f"a run is copied into a new folder, got {folder}, which holds something; name another")
+    with keep_files(uri):
+        mirror = Mirror(uri, folder)
+        mirror.pull(skip=("tune", "checkpoint.pt"))
+    if not mirror.synced:
+        raise RunFolderError(f"a URI must be that of a run, got {uri}, where there are no files; check it")
+
+
+@contextmanager
+def hold(lock: Path, place: str) -> Iterator[None]:
+    """Keep other commands out of a folder; the lock ends with this process, however it ends.
+
+    Raises:
+        RunFolderError: Another holds it.
+        OSError: The file cannot be written.
+    """
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunFolderError(f"one command at a time may use a run folder, got {place}, which is in use") from error
+        yield
+
+
+@contextmanager
+def keep_files(place: str | Path) -> Iterator[None]:
+    """Tell an error of the storage as what it is: nothing that a candidate or a config could help.
+
+    Raises:
+        StorageError: A file could not be written or read.
+    """
+    try:
+        yield
+    except (ConnectionError, TimeoutError):
+        raise  # of Ray; a storage's own come as plain OSError
+    except OSError as error:
+        reason = error.strerror or str(error).strip().split("\n")[0]
+        raise StorageError(
+            f"a run must be able to write its files, got {error.filename or place}: {reason}; "
+            "when it can again, repeat the command to go on"
+        ) from error
+
+
 def find_newest_run(folder: Path) -> Path:
     """Find the run in a folder that finished last.
 
@@ -210,6 +346,37 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
     write_text(path, json.dumps(content, indent=2, default=default) + "\n")
+
+
+def hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Name a file by its content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON with a digest of itself, so that a bit that flips is noticed."""
+    write_json(path, {**content, "sha256": hash_text(json.dumps(content))})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what `write_record` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    if not isinstance(content, dict) or content.pop("sha256", None) != hash_text(json.dumps(content)):
+        raise ValueError(f"{path} is not as it was written")
+    return content
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

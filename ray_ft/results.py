@@ -1,6 +1,5 @@
 """A run folder read back: verdicts, curves, members and out-of-fold predictions of its candidates."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ray_ft.errors import RunFolderError, first_few
 from ray_ft.folds import Splits
-from ray_ft.paths import RunFolder, read_arrays
+from ray_ft.paths import CandidateFolder, RunFolder, hash_file, read_arrays, read_record
 from ray_ft.plan import CandidateSpec
 from ray_ft.scores import StrategyScore, build_curves, score_strategy
 
@@ -25,6 +24,7 @@ __all__ = [
     "gather_losses",
     "load_blind",
     "load_history",
+    "load_means",
     "load_members",
     "load_plan",
     "load_predictions",
@@ -67,7 +67,7 @@ def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
         RunFolderError: They are missing or damaged: the folder is no run, or the run is not finished.
     """
     try:
-        verdicts = json.loads(run.verdicts.read_text(encoding="utf-8"))
+        verdicts = read_record(run.verdicts)
         return {spec.name: Verdict(**verdicts[spec.name]) for spec in load_plan(run)}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunFolderError(
@@ -83,8 +83,8 @@ def load_plan(run: RunFolder) -> tuple[CandidateSpec, ...]:
         RunFolderError: It is missing or damaged.
     """
     try:
-        return TypeAdapter(tuple[CandidateSpec, ...]).validate_json(run.plan.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return TypeAdapter(tuple[CandidateSpec, ...]).validate_python(read_record(run.plan)["candidates"])
+    except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(say_damaged("its plan", run.plan)) from error
 
 
@@ -95,7 +95,7 @@ def load_provenance(run: RunFolder) -> dict[str, Any]:
         RunFolderError: It is missing or damaged.
     """
     try:
-        provenance = json.loads(run.provenance.read_text(encoding="utf-8"))
+        provenance = read_record(run.provenance)
         return {key: provenance[key] for key in RECORDED}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunFolderError(say_damaged("its provenance", run.provenance)) from error
@@ -128,7 +128,7 @@ def load_splits(run: RunFolder) -> Splits:
         RunFolderError: They are missing or damaged.
     """
     try:
-        content = json.loads(run.splits.read_text(encoding="utf-8"))
+        content = read_record(run.splits)
         by_fold = [
             tuple(tuple(tuple(samples) for samples in repeat) for repeat in content[key])
             for key in ("inner_of", "unused_of")
@@ -139,21 +139,11 @@ def load_splits(run: RunFolder) -> Splits:
 
 
 def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
-    """Read how a candidate's training ended; None where it has not.
-
-    Raises:
-        RunFolderError: It is damaged.
-    """
-    path = run.candidate(spec.name).result
+    """Read how a candidate's training ended; None where it has not, or where this can no longer be told."""
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return read_record(run.candidate(spec.name).result)
+    except (OSError, ValueError):  # damaged: it is trained again, which ends the same way
         return None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"a candidate's result is JSON, got {path}, which is not; remove {path.parent} and repeat the cv command"
-        ) from error
-    return result
 
 
 def load_history(run: RunFolder, spec: CandidateSpec) -> History | None:
@@ -165,16 +155,33 @@ def load_history(run: RunFolder, spec: CandidateSpec) -> History | None:
         return None  # it is written again from the last checkpoint
 
 
+def load_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
+    """Read the mean over folds of a candidate's guide after each epoch, as far as it is known."""
+    history = load_history(run, spec)
+    if history is None:
+        return []
+    return [float(guide.mean()) for guide in build_curves(history.losses, history.inner, splits).guide]
+
+
 def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
     """Read a candidate's snapshots, stacked along a first axis of members.
 
     Raises:
         RunFolderError: They are missing or damaged.
     """
+    folder = run.candidate(candidate)
     try:
-        return load_file(run.candidate(candidate).members)
-    except (OSError, SafetensorError) as error:
+        run.pull(folder.members)
+        check_digest(folder, folder.members)
+        return load_file(folder.members)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunFolderError(say_lost(run, candidate, "snapshots")) from error
+
+
+def check_digest(folder: CandidateFolder, path: Path) -> None:
+    """Raise ValueError where a file is not as the candidate left it."""
+    if hash_file(path) != read_record(folder.result)["files"][path.name]:
+        raise ValueError(f"{path} is not as it was written")
 
 
 def load_predictions(run: RunFolder, candidate: str) -> Float[np.ndarray, "repeat seed sample *target"]:

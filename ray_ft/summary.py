@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from ray_ft.comparison import Comparison, compare_all
 from ray_ft.errors import RunFolderError
-from ray_ft.paths import RunFolder, write_text
+from ray_ft.paths import RunFolder, read_record, write_record, write_text
 from ray_ft.plan import CandidateSpec
 from ray_ft.results import Verdict, load_result
 from ray_ft.scores import StrategyScore
@@ -143,6 +143,8 @@ class Summary(Frozen):
         comparisons: Of each pair of strategies, and of each with the best baseline.
         selection: The winner's score, corrected for its having been picked.
         wall_s: Seconds of the call that finished the run.
+        n_epochs_again: Epochs of candidates that were trained again after interruptions.
+        n_interruptions: Processes that died, and calls that went on with the run.
     """
 
     name: str
@@ -165,6 +167,8 @@ class Summary(Frozen):
     ensemble: EnsembleSummary
     notes: list[str]
     wall_s: float
+    n_epochs_again: int = 0
+    n_interruptions: int = 0
 
     @classmethod
     def load(cls, run: str | Path) -> "Summary":
@@ -175,12 +179,12 @@ class Summary(Frozen):
         """
         path = RunFolder(Path(run)).summary
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate(read_record(path))
         except OSError as error:
             raise RunFolderError(
                 f"a finished run holds {path.name}, got {run} without it; finish it by repeating its cv command"
             ) from error
-        except (ValidationError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise RunFolderError(
                 f"{path} must be a summary as this release writes it, but it is damaged or another's; "
                 "remove it and repeat the cv command"
@@ -329,4 +333,4 @@ def collect(run: RunFolder, specs: Sequence[CandidateSpec], key: str) -> list[st
 def write_summary(run: RunFolder, summary: Summary) -> None:
     """Write the leaderboard, then the summary: where it stands, the run is finished."""
     write_text(run.leaderboard, summary.leaderboard().to_csv(index=False, lineterminator="\n"))
-    write_text(run.summary, summary.model_dump_json(indent=2) + "\n")
+    write_record(run.summary, summary.model_dump(mode="json"))

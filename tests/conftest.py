@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from toy import write_toy
 
 import ray_ft as package
 from ray_ft.config import Config, load_config
@@ -18,42 +19,6 @@ from ray_ft.config import Config, load_config
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray then stays on the loopback address that it is given
 settings.register_profile("untimed", deadline=None)  # a first call may import for seconds
 settings.load_profile("untimed")
-
-TOY_MODULE = """
-import torch
-from torch import nn
-
-
-class Toy(nn.Module):
-    def __init__(self, width=8):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Tanh())
-        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Dropout(0.1), nn.Linear(width, 3))
-
-    def forward(self, x):
-        return self.head(self.body(x))
-"""
-
-TOY_CONFIG = """
-name: toy
-model: {factory: "toy_network:Toy"}
-data: {inputs: x.npy, targets: y.npy}
-cv: {folds: 3, seeds: 2, candidates: 3}
-training: {checkpoint_every: 2}
-compute: {packing: looped}
-strategies:
-  top: {train: ["head.*"], lr: [1.0e-3, 1.0e-1], epochs: [6, 8], head_dropout: 0.1, patience: 20}
-  last: {train: ["head.3.*"], lr: [1.0e-3, 1.0e-1], epochs: [6, 8], patience: 20}
-"""
-
-
-def write_toy(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(30, 6)).astype(np.float32)
-    np.save(folder / "x.npy", x)
-    np.save(folder / "y.npy", np.tanh(x @ rng.normal(size=(6, 3))).astype(np.float32))
-    (folder / "toy_network.py").write_text(TOY_MODULE)
-    (folder / "toy.yaml").write_text(TOY_CONFIG)
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "ray_ft"
 ROWS = {
     0: ("errors", "symmetry"),
-    1: ("config", "folds", "metrics", "paths", "provenance", "intervals", "novelty"),
-    2: ("strategies", "models", "data", "plan", "checkpoint", "features", "scores", "comparison", "selection"),
-    3: ("training", "results", "baselines", "combination"),
+    1: ("config", "folds", "metrics", "storage", "provenance", "intervals", "novelty"),
+    2: ("strategies", "models", "data", "paths", "plan", "features", "scores", "comparison", "selection"),
+    3: ("training", "checkpoint", "journal", "results", "baselines", "combination"),
     4: ("task", "progress"),
     5: ("squad", "summary"),
     6: ("candidate", "ensemble", "run_comparison"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy import break_toy
 
 from ray_ft.comparison import compare_pair
 from ray_ft.config import Config, load_config
@@ -103,13 +104,6 @@ BROKEN = """
     if self.training:
         raise RuntimeError("out of luck")
 """
-
-
-def break_toy(folder: Path, anchor: str, code: str) -> None:
-    """Put code behind a line of the toy's module."""
-    path = folder / "toy_network.py"
-    indented = "".join(f"    {line}\n" if line else "" for line in code.strip("\n").split("\n"))
-    path.write_text(path.read_text().replace(anchor, f"{anchor}\n{indented}"))
 
 
 @pytest.mark.ray

@@ -36,6 +36,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     env = os.environ | {"WANDB_MODE": "offline"}
     result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert "failed and logs nothing more" not in result.stdout, result.stdout
     return folder
 
 

@@ -29,8 +29,10 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", help="YAML file; the embedded demo where it is left out.", show_default=False),
 ]
 OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="Run folder; runs/NAME of the config where left out.", show_default=False),
+    str | None,
+    typer.Option(
+        "--out", "-o", help="Run folder, or a URI (s3://bucket/run); runs/NAME where left out.", show_default=False
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -96,16 +98,26 @@ def cv(
         from rich.console import Console
 
         from ray_ft.cross_validation import cross_validate
-        from ray_ft.paths import RunFolder
+        from ray_ft.paths import open_folder
         from ray_ft.report.page import write_report
         from ray_ft.report.terminal import render_summary
-    console = Console(highlight=False)
-    folder = out or Path("runs") / loaded.name
-    with resumable():
-        summary = cross_validate(loaded, folder, inline, console)
-    if not RunFolder(folder).report.exists():
-        write_report(folder)
-    show(render_summary(summary, RunFolder(folder)))
+    with resumable(), open_folder(out or Path("runs") / loaded.name) as run:
+        summary = cross_validate(loaded, run, inline, Console(highlight=False))
+        if not run.report.exists():
+            write_report(run.root)
+        show(render_summary(summary, run))
+
+
+@app.command()
+def fetch(
+    uri: Annotated[str, typer.Argument(help="Of a run, as given to cv --out.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for it.")],
+) -> None:
+    """Copy a run that is kept behind a URI into a folder, where the other commands take it."""
+    from ray_ft.paths import fetch_run
+
+    fetch_run(uri, folder)
+    typer.echo(f"run     {folder}")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What commands print."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,9 +22,18 @@ def show(renderable: Any) -> None:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Say that an interrupted command goes on."""
+    """Say that an interrupted command goes on; SIGTERM, as schedulers send it, interrupts as Ctrl-C does."""
+    terminated = []
+
+    def interrupt(number: int, _: object) -> None:
+        terminated.append(number)
+        signal.raise_signal(signal.SIGINT)  # which Ray Tune handles, so that it ends in order
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from the last checkpoints", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

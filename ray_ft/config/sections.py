@@ -193,6 +193,9 @@ class ComputeSection(Section):
         description="members in one step or one after the other; auto: what a few steps show to be faster",
     )
     max_failures: Whole = Field(default=2, description="retries of a candidate whose process dies")
+    max_silence_s: Positive = Field(
+        default=3600.0, description="a process that trains without an epoch for so long is ended and tried again"
+    )
 
 
 class EnsembleSection(Section):

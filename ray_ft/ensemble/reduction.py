@@ -78,7 +78,7 @@ def reduce_members(
         score=ensemble.card.score,
         n_members=len(card.members),
         n_blind=card.n_blind,
-        path=str(task.run.ensemble.root),
+        path=f"{task.run.place.rstrip('/')}/{task.run.ensemble.root.name}",
         strategies=tuple(chosen),
         method=method,
         scores=ensemble.card.scores,

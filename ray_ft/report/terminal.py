@@ -88,7 +88,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
     pairs = summary.of(summary.winner)
     (against_baseline,) = (pair for pair in pairs if pair.second == summary.best_baseline)
     below = "below" if against_baseline.difference < 0 else "NOT below"
-    ensemble, folder = summary.ensemble, shlex.quote(str(run.root))
+    ensemble, folder = summary.ensemble, shlex.quote("runs/" + summary.name if run.mirror else str(run.root))
     return [
         "* mean over folds × seeds of each one's best epoch: what most tools print; optimism is what it leaves out",
         *(f"note: {note}" for note in (*summary.notes, *summary.ensemble.notes)),
@@ -100,13 +100,22 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         f"spread    {describe_spread(summary.strategies[summary.winner], unit)}",
         f"ensemble  {ensemble.n_members} members in {ensemble.path}; score {unit.write(ensemble.score)} by the "
         f"{ensemble.n_blind} of them that never saw a sample",
-        f"report    {run.report}",
+        f"report    {run.place.rstrip('/')}/{run.report.name}",
+        *say_interruptions(summary),
         f"time      {summary.wall_s:.0f} s; members trained {describe_training(summary)}",
         "",
         "next:",
+        *([f"  ray-ft fetch {shlex.quote(run.place)} {folder}"] if run.mirror else []),
         f"  ray-ft predict {folder} --inputs x.npy --output y.npz",
         f"  ray-ft ensemble {folder}",
     ]
+
+
+def say_interruptions(summary: Summary) -> list[str]:
+    if not summary.n_interruptions:
+        return []
+    times = "once" if summary.n_interruptions == 1 else f"{summary.n_interruptions} times"
+    return [f"faults    interrupted {times}; {summary.n_epochs_again} epochs of candidates were trained again"]
 
 
 def describe_spread(row: StrategySummary, unit: Unit) -> str:

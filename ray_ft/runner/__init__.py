@@ -10,13 +10,12 @@ import torch
 
 from ray_ft.candidate import command, run_candidate, write_failure
 from ray_ft.config import ComputeSection
-from ray_ft.errors import ConfigError, RunError
-from ray_ft.folds import Splits
-from ray_ft.paths import RunFolder, write_json
+from ray_ft.errors import ConfigError, RunError, StorageError
+from ray_ft.journal import Journal
+from ray_ft.paths import write_record
 from ray_ft.plan import CandidateSpec, list_members, resolve_grace
 from ray_ft.progress import Display
-from ray_ft.results import Verdict, load_history, load_result
-from ray_ft.scores import build_curves
+from ray_ft.results import Verdict, load_means, load_result
 from ray_ft.squad import Squad
 from ray_ft.task import Part, Task, prepare_part
 
@@ -46,7 +45,9 @@ class StopCandidate(Exception):  # noqa: N818  # no error: it ends a candidate
     """Ends a candidate in this process, as Ray Tune ends a trial."""
 
 
-def run_trials(task: Task, plan: Sequence[CandidateSpec], inline: bool, display: Display) -> dict[str, Verdict]:
+def run_trials(
+    task: Task, plan: Sequence[CandidateSpec], inline: bool, display: Display, journal: Journal
+) -> dict[str, Verdict]:
     """Train what is left of a plan and write the verdict on each candidate.
 
     Args:
@@ -54,10 +55,12 @@ def run_trials(task: Task, plan: Sequence[CandidateSpec], inline: bool, display:
         plan: All candidates; those done in the run folder are only judged.
         inline: Train in this process, without starting Ray.
         display: Shows the progress.
+        journal: Keeps it.
 
     Raises:
         ConfigError: The config sets loggers, which are Ray's, and Ray is not started.
         KeyboardInterrupt: It was interrupted; the same call goes on.
+        RunError: The process of a candidate kept dying, or files cannot be written; the same call goes on.
     """
     loggers = [key for key, value in task.config.loggers if value]
     if inline and loggers:
@@ -68,18 +71,18 @@ def run_trials(task: Task, plan: Sequence[CandidateSpec], inline: bool, display:
     from ray_ft.runner.judge import Judge  # after the settings above, which Ray reads when it is imported
 
     judge = Judge(plan, build_rungs(task), task.config.search.reduction_factor)
-    replay(task, plan, judge, display)
+    replay(task, plan, judge, display, journal)
     left = [spec for spec in plan if judge.stopped_at(spec.name) is None and load_result(task.run, spec) is None]
     if left and inline:
-        seconds = run_inline(task, left, judge, display)
+        seconds = run_inline(task, left, judge, display, journal)
     elif left:
         from ray_ft.runner.tune import run_on_ray
 
-        seconds = run_on_ray(task, plan, left, judge, display)
+        seconds = run_on_ray(task, plan, left, judge, display, journal)
     else:
         seconds = {}
     verdicts = {spec.name: pass_verdict(task, spec, judge, seconds.get(spec.name, 0.0)) for spec in plan}
-    write_json(task.run.verdicts, {name: verdict.as_dict() for name, verdict in verdicts.items()})
+    write_record(task.run.verdicts, {name: verdict.as_dict() for name, verdict in verdicts.items()})
     return verdicts
 
 
@@ -112,10 +115,11 @@ def build_rungs(task: Task) -> dict[str, tuple[int, int]]:
     }
 
 
-def replay(task: Task, plan: Sequence[CandidateSpec], judge: "Judge", display: Display) -> None:
+def replay(task: Task, plan: Sequence[CandidateSpec], judge: "Judge", display: Display, journal: Journal) -> None:
     """Tell the judge what an earlier call of the run has seen."""
     for spec in plan:
-        means = read_means(task.run, spec, task.splits)
+        means = load_means(task.run, spec, task.splits)
+        journal.resume(spec.name, len(means))
         result = load_result(task.run, spec)
         for epoch, mean in enumerate(means, start=1):
             judge.hear(spec.name, epoch, mean, final=result is not None and epoch == len(means))
@@ -125,14 +129,9 @@ def replay(task: Task, plan: Sequence[CandidateSpec], judge: "Judge", display: D
             display.show_end(spec.name, result["state"])
 
 
-def read_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
-    history = load_history(run, spec)
-    if history is None:
-        return []
-    return [float(guide.mean()) for guide in build_curves(history.losses, history.inner, splits).guide]
-
-
-def run_inline(task: Task, left: Sequence[CandidateSpec], judge: "Judge", display: Display) -> dict[str, float]:
+def run_inline(
+    task: Task, left: Sequence[CandidateSpec], judge: "Judge", display: Display, journal: Journal
+) -> dict[str, float]:
     seconds = {}
     compute, cv = task.config.compute, task.config.cv
     device = torch.device(
@@ -148,6 +147,7 @@ def run_inline(task: Task, left: Sequence[CandidateSpec], judge: "Judge", displa
         def report(epoch: int, mean: float, final: bool, name: str = spec.name) -> None:
             judge.hear(name, epoch, mean, final)
             display.show_epoch(name, epoch, mean)
+            journal.write_epoch(name, epoch, mean)
             if judge.stopped_at(name):
                 raise StopCandidate
 
@@ -158,11 +158,15 @@ def run_inline(task: Task, left: Sequence[CandidateSpec], judge: "Judge", displa
             run_candidate(task, spec, report, command([squad]))
         except StopCandidate:
             pass
+        except StorageError:  # the next candidate's could not be written either
+            raise
         except Exception:  # the border of a candidate: the others go on, as on Ray
             write_failure(task.run.candidate(spec.name), spec, task, traceback.format_exc())
         judge.end(spec.name)
         seconds[spec.name] = time.monotonic() - started
-        display.show_end(spec.name, pass_verdict(task, spec, judge, 0.0).state)
+        state = pass_verdict(task, spec, judge, 0.0).state
+        display.show_end(spec.name, state)
+        journal.write("end of candidate", candidate=spec.name, state=state)
     return seconds
 
 

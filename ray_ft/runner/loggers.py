@@ -30,6 +30,7 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "WANDB_ERROR_REPORTING": "false",
 }
+UPLOAD_S = 120  # for W&B to end after the last candidate; Ray would wait for half an hour
 
 
 @dataclass(frozen=True, eq=False)  # known by identity, as Ray's callbacks keep it as a key
@@ -132,7 +133,7 @@ def open_wandb(task: Task) -> Any:
     known = {"mode": "WANDB_MODE", "base_url": "WANDB_BASE_URL", "entity": "WANDB_ENTITY"}
     settings = {key: os.environ[name] for key, name in known.items() if name in os.environ}
     project, group = task.config.loggers.wandb, task.config.name
-    logger: Any = WandbLoggerCallback(project, group, resume="allow", settings=settings)
+    logger: Any = WandbLoggerCallback(project, group, upload_timeout=UPLOAD_S, resume="allow", settings=settings)
     logger.setup()  # looks for a key, unless it is offline
     return logger
 
@@ -184,6 +185,7 @@ class CandidateLogger(tune.Callback):
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         for name in list(self.open):  # it was interrupted
             self.end(name, failed=True)
+        self.failed = False  # what was logged before it failed may still be on its way
         self.tell(self.logger.on_experiment_end, [])
 
     def end(self, name: str, failed: bool) -> None:

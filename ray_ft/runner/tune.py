@@ -1,29 +1,39 @@
 """Ray Tune: one trial a candidate, on the cluster that is joined or on a local Ray that starts and ends here."""
 
 import contextlib
+import faulthandler
 import logging
 import os
+import pickle
+import signal
 import socket
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray import tune
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from ray_ft.candidate import run_candidate, write_failure
 from ray_ft.config import ComputeSection
-from ray_ft.errors import ConfigError, RunError
-from ray_ft.paths import RunFolder
+from ray_ft.errors import ConfigError, RunError, StorageError
+from ray_ft.journal import Journal, read_log
+from ray_ft.paths import CandidateFolder, RunFolder
 from ray_ft.plan import CandidateSpec
 from ray_ft.progress import Display
-from ray_ft.results import load_result
+from ray_ft.results import load_means, load_result
 from ray_ft.runner.judge import Judge
 from ray_ft.runner.loggers import build_loggers
+from ray_ft.runner.preflight import check_folder, check_reachable
 from ray_ft.runner.shares import Share, choose_share, fetch, prepare_parts, raise_squads
 from ray_ft.task import Task, count_trained, prepare_part
 
@@ -33,15 +43,23 @@ OBJECT_STORE_BYTES = 512 * 2**20
 
 
 def run_on_ray(
-    task: Task, plan: Sequence[CandidateSpec], left: Sequence[CandidateSpec], judge: Judge, display: Display
+    task: Task,
+    plan: Sequence[CandidateSpec],
+    left: Sequence[CandidateSpec],
+    judge: Judge,
+    display: Display,
+    journal: Journal,
 ) -> dict[str, float]:
     """Train candidates as Tune trials; return the seconds that each took.
 
     Raises:
         ConfigError: A logger or the cluster cannot be reached, or no node has what a candidate needs.
+        RunFolderError: A node cannot read or write the run folder.
+        StorageError: A process could not write its files.
+        RunError: A candidate's process died more often than it may.
         KeyboardInterrupt: Ctrl-C came in between.
     """
-    watcher = Watcher(task, plan, judge, display)
+    watcher = Watcher(task, plan, judge, display, journal)
     loggers = build_loggers(task, left, display)
     left = start_longest_first(task, left)
     strategies = list(dict.fromkeys(spec.strategy for spec in left))
@@ -49,11 +67,14 @@ def run_on_ray(
         cpu, n_threads = torch.device("cpu"), os.cpu_count() or 1
         first = pool.submit(prepare_part, task, strategies[0], cpu, n_threads)  # while Ray starts
         with connect(task.config.compute):
+            if task.config.compute.address:
+                check_folder(task.run)
             share = choose_share(task, len(left))
             parts = prepare_parts(task, strategies, share, first)
             train = tune.with_parameters(train_trial, task=task, plan=tuple(plan), parts=parts, share=share)
             trainable = tune.with_resources(train, share.request())
             grid = build_tuner(trainable, task, left, OrderedHalving(judge), watcher, loggers).fit()
+    watcher.raise_faults()
     if any(load_result(task.run, spec) is None and judge.stopped_at(spec.name) is None for spec in left):
         if not grid.errors:
             raise KeyboardInterrupt  # Tune swallows it and returns what it has
@@ -66,7 +87,7 @@ def build_tuner(
     task: Task,
     left: Sequence[CandidateSpec],
     scheduler: TrialScheduler,
-    watcher: tune.Callback,
+    watcher: "Watcher",
     loggers: Sequence[tune.Callback],
 ) -> tune.Tuner:
     return tune.Tuner(
@@ -74,10 +95,10 @@ def build_tuner(
         param_space={"candidate": tune.grid_search([spec.name for spec in left])},
         tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True, trial_name_creator=name_trial),
         run_config=tune.RunConfig(
-            name=name_attempt(task.run),
-            storage_path=str(task.run.tune.absolute()),
+            **build_storage(task.run),
             verbose=0,
             callbacks=[watcher, *loggers],
+            stop=StopAll(watcher),
             failure_config=tune.FailureConfig(max_failures=task.config.compute.max_failures),
         ),
     )
@@ -87,6 +108,7 @@ def build_tuner(
 def connect(compute: ComputeSection) -> Iterator[None]:
     """Join the cluster, or start a local Ray on the loopback interface; leave or end it."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_terminate = signal.getsignal(signal.SIGTERM)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     if compute.address is None:
         ray.init(
@@ -106,6 +128,8 @@ def connect(compute: ComputeSection) -> Iterator[None]:
             raise ConfigError(
                 f"compute.address must name a running Ray cluster, got {compute.address}: {reason}"
             ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray has set its own, which ends the process at once
     try:
         yield
     finally:
@@ -119,35 +143,79 @@ def run_task(compute: ComputeSection, function: Callable[..., Any], *args: Any) 
         return fetch(task.remote(*args))
 
 
-def check_reachable(address: str) -> None:
-    """Knock at host:port before Ray does, which would go on knocking for minutes.
-
-    Raises:
-        ConfigError: Nobody answers.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # `auto`, which Ray resolves
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"compute.address must name a running Ray cluster, got {address}, where nobody answers ({error}); "
-            "leave it out for a local Ray"
-        ) from error
-
-
 def train_trial(
     params: dict[str, Any], task: Task, plan: Sequence[CandidateSpec], parts: Mapping[str, Any], share: Share
 ) -> None:
     """Train one candidate in a worker of Ray."""
     (spec,) = (spec for spec in plan if spec.name == params["candidate"])
+    node = ray.get_runtime_context().get_node_id()
 
     def report(epoch: int, mean: float, final: bool) -> None:
-        tune.report({"epoch": epoch, "loss": mean, "final": final})
+        guard.hear()
+        tune.report({"epoch": epoch, "loss": mean, "final": final, "node": node})
 
-    with raise_squads(task, spec, parts, share) as broadcast:
-        run_candidate(task, spec, report, broadcast)
+    try:
+        check_there(task.run)
+        with task.run.lend(spec.name) as run, Guard(run.candidate(spec.name), task.config.compute) as guard:
+            own = replace(task, run=run)
+            if recall(own, spec):
+                return
+            with raise_squads(own, spec, parts, share) as broadcast:
+                run_candidate(own, spec, report, broadcast, lambda: is_leaving(node, share))
+    except StorageError as error:  # of the run, not of this candidate: another try would end the same way
+        tune.report({"broken": str(error), "node": node})
+
+
+def recall(task: Task, spec: CandidateSpec) -> bool:
+    """Report the epochs that another process has left, some of which may not have been heard; was it done?"""
+    means, done = load_means(task.run, spec, task.splits), load_result(task.run, spec) is not None
+    for epoch, mean in enumerate(means, start=1):
+        tune.report({"epoch": epoch, "loss": mean, "final": done and epoch == len(means), "recalled": True})
+    return done
+
+
+def check_there(run: RunFolder) -> None:
+    """Make sure that this node, which may have joined since the run began, has the run folder.
+
+    Raises:
+        StorageError: It has not.
+    """
+    if run.mirror is None and not run.provenance.exists():
+        raise StorageError(
+            f"every node must read and write the run folder, got {run.root}, which is not on "
+            f"{socket.gethostname()}; mount it there, and repeat the command to go on"
+        )
+
+
+def is_leaving(node: str, share: Share) -> bool:
+    """Whether the cluster has been told that this node will soon be gone, as a spot instance is."""
+    leaving: Mapping[str, int] = ray._private.state.state.get_draining_nodes()  # there is no public way
+    return node in leaving or (share.n_workers > 1 and bool(leaving))
+
+
+class Guard:
+    """Ends this process when it has been silent for too long; Ray then tries its candidate again.
+
+    It needs no lock of Python's, so that a call that hangs while it holds one is ended too.
+    """
+
+    def __init__(self, folder: CandidateFolder, compute: ComputeSection) -> None:
+        self.folder, self.seconds = folder, compute.max_silence_s
+
+    def __enter__(self) -> "Guard":
+        self.folder.root.mkdir(parents=True, exist_ok=True)
+        self.file = self.folder.silence.open("w", encoding="utf-8")
+        self.hear()
+        return self
+
+    def hear(self) -> None:
+        """Begin to wait anew."""
+        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
+
+    def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self.file.close()
+        self.folder.silence.unlink(missing_ok=True)
 
 
 def start_longest_first(task: Task, left: Sequence[CandidateSpec]) -> list[CandidateSpec]:
@@ -163,9 +231,13 @@ def name_trial(trial: Any) -> str:
     return f"{trial.config['candidate']}-{trial.trial_id}"
 
 
-def name_attempt(run: RunFolder) -> str:
-    """Each call of a run has a Tune folder of its own: what is done is known from the run folder, not from Tune."""
-    return f"attempt-{len(list(run.tune.glob('attempt-*'))) + 1:03d}"
+def build_storage(run: RunFolder) -> dict[str, Any]:
+    """Where Tune keeps its own files; each call has a folder, as what is done is known from the run folder alone."""
+    name = f"attempt-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    if run.mirror is None:
+        return {"name": name, "storage_path": str(run.tune.absolute())}
+    system, path = run.mirror.storage
+    return {"name": name, "storage_path": f"{path}/{run.tune.name}", "storage_filesystem": system}
 
 
 class OrderedHalving(FIFOScheduler):
@@ -183,13 +255,23 @@ class OrderedHalving(FIFOScheduler):
 
 
 class Watcher(tune.Callback):
-    """Shows progress, keeps the time, and records candidates whose retries are used up."""
+    """Shows and logs progress, keeps the time, and records candidates whose retries are used up.
 
-    def __init__(self, task: Task, plan: Sequence[CandidateSpec], judge: Judge, display: Display) -> None:
-        self.task, self.judge, self.display = task, judge, display
+    Attributes:
+        broken: Why files of the run cannot be written, if they cannot.
+        lost: Why the process of a candidate died too often, by name.
+    """
+
+    def __init__(
+        self, task: Task, plan: Sequence[CandidateSpec], judge: Judge, display: Display, journal: Journal
+    ) -> None:
+        self.task, self.judge, self.display, self.journal = task, judge, display, journal
         self.specs: Mapping[str, CandidateSpec] = {spec.name: spec for spec in plan}
         self.started: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
+        self.broken = ""
+        self.lost: dict[str, str] = {}
+        self.lost_before = {event["candidate"] for event in read_log(task.run.log) if event["event"] == "lost"}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks with its state, which is never restored here
@@ -200,23 +282,92 @@ class Watcher(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "epoch" in result:
-            self.display.show_epoch(trial.config["candidate"], result["epoch"], result["loss"])
+        self.broken = self.broken or result.get("broken", "")
+        if "epoch" in result and not result.get("recalled"):
+            name, epoch, loss = trial.config["candidate"], result["epoch"], result["loss"]
+            self.display.show_epoch(name, epoch, loss)
+            self.journal.write_epoch(name, epoch, loss, node=result["node"], pid=result["pid"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.finish(trial.config["candidate"])
+        if not self.broken:
+            self.finish(trial.config["candidate"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["candidate"]
+        self.journal.write("retry", candidate=name, reason=self.explain(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        name = trial.config["candidate"]
-        spec, folder = self.specs[name], self.task.run.candidate(name)
-        error_file = Path(trial.error_file) if trial.error_file else None
-        text = error_file.read_text(encoding="utf-8") if error_file and error_file.exists() else "its process died"
-        write_failure(folder, spec, self.task, text)
+        name, reason = trial.config["candidate"], self.explain(trial)
+        if has_died(load_error(trial)) and name not in self.lost_before:
+            self.journal.write("lost", candidate=name, reason=reason)
+            self.lost[name] = reason
+            self.judge.end(name)
+            return
+        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        write_failure(self.task.run.candidate(name), self.specs[name], self.task, f"{text}\n{reason}")
         self.finish(name)
+
+    def explain(self, trial: Any) -> str:
+        """Say in a line why a candidate's process ended."""
+        silence = self.task.run.candidate(trial.config["candidate"]).silence
+        if silence.exists() and silence.stat().st_size:
+            seconds = self.task.config.compute.max_silence_s
+            return f"no epoch within {seconds:g} s (compute.max_silence_s); {silence} says where it stood"
+        error = load_error(trial)
+        cause = getattr(error, "cause", None) or error
+        lines = [line.strip() for line in str(cause).strip().split("\n") if line.strip()]
+        return f"{type(cause).__name__}: {lines[0] if lines else ''}"
 
     def finish(self, name: str) -> None:
         self.judge.end(name)  # here, as Tune tells its scheduler of an error before a retry too
         self.seconds[name] = time.monotonic() - self.started.get(name, time.monotonic())
+        self.task.run.pull(self.task.run.candidate(name).root)
         result = load_result(self.task.run, self.specs[name])
         stopped = self.judge.stopped_at(name) is not None
-        self.display.show_end(name, "stopped" if stopped else result["state"] if result else "stopped")
+        state = "stopped" if stopped else result["state"] if result else "stopped"
+        self.display.show_end(name, state)
+        self.journal.write("end of candidate", candidate=name, state=state)
+
+    def raise_faults(self) -> None:
+        """Raise what is no candidate's own failure, so that the same command goes on from here.
+
+        Raises:
+            StorageError: A process could not write its files.
+            RunError: A candidate's process died more often than it may.
+        """
+        if self.broken:
+            raise StorageError(self.broken)
+        if self.lost:
+            listed = "\n".join(f"  {name}: {reason}" for name, reason in self.lost.items())
+            raise RunError(
+                f"a candidate's process may die {self.task.config.compute.max_failures} times "
+                f"(compute.max_failures), but it died once more\n{listed}\nwhat was trained is kept: repeat the "
+                "command to try these again; if they die as often once more, they count as failed"
+            )
+
+
+def load_error(trial: Any) -> Exception | None:
+    """What was raised in a trial, as Tune has it in the driver's own folder; its method looks in the storage."""
+    path = trial.pickled_error_file
+    error: Exception | None = pickle.loads(Path(path).read_bytes()) if path and Path(path).exists() else None
+    return error
+
+
+def has_died(error: Exception | None) -> bool:
+    """Whether a process went away, rather than an exception was raised in it."""
+    if isinstance(error, RayTaskError):
+        error = error.cause
+    return isinstance(error, RayActorError | NodeDiedError | OutOfMemoryError | WorkerCrashedError)
+
+
+class StopAll(tune.Stopper):
+    """Ends the trials when files of the run can no longer be written."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return bool(self.watcher.broken)

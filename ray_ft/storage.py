@@ -1,0 +1,129 @@
+"""A run folder behind a URI, such as s3://bucket/run: a local folder that follows it.
+
+The file systems are pyarrow's, as in Ray's own storage; a kind that pyarrow does not know is left to fsspec.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ray_ft.errors import RunFolderError
+
+__all__ = ["Mirror", "is_uri"]
+
+WRITTEN_WHOLE = ("s3", "gcs", "abfs")  # a file is there when it is complete, and not before
+
+
+def is_uri(place: str | Path) -> bool:
+    return "://" in str(place)
+
+
+@dataclass
+class Mirror:
+    """A local folder and the URI that it follows.
+
+    Attributes:
+        uri: Where the files are kept.
+        root: The local folder.
+        synced: Time and size of the files that are the same in both.
+    """
+
+    uri: str
+    root: Path
+    synced: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def storage(self) -> tuple[Any, str]:
+        """The file system, as pyarrow has it, and the path on it.
+
+        Raises:
+            RunFolderError: There is no such kind of storage.
+        """
+        return open_storage(self.uri.rstrip("/"))
+
+    def pull(self, below: str = "", skip: Collection[str] = ()) -> None:
+        """Copy here what is there.
+
+        Args:
+            below: A file or folder in it; all where it is left out.
+            skip: Names of files and folders that are left there.
+
+        Raises:
+            OSError: It cannot be read, or this folder not be written.
+        """
+        from pyarrow.fs import FileSelector, FileType, copy_files
+
+        system, top = self.storage
+        start = f"{top}/{below}".rstrip("/")
+        (info,) = system.get_file_info([start])
+        found = [info] if info.type == FileType.File else []
+        if not found:
+            found = system.get_file_info(FileSelector(start, recursive=True, allow_not_found=True))
+        for there in found:
+            name = there.path.lstrip("/").removeprefix(top.lstrip("/")).lstrip("/")
+            if there.type != FileType.File or set(name.split("/")) & set(skip) or ".." in name.split("/"):
+                continue
+            here = self.root / name
+            here.parent.mkdir(parents=True, exist_ok=True)
+            copy_files(there.path, str(here), source_filesystem=system)
+            self.synced[here] = stamp(here)
+
+    def push(self) -> None:
+        """Copy there what has changed here, in the order of writing, and remove what was removed here.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        files = [path for path in self.root.rglob("*") if path.is_file() and not is_partial(path)]
+        stamps = {path: stamp(path) for path in files}
+        for path in sorted(files, key=lambda path: stamps[path]):
+            if self.synced.get(path) != stamps[path]:
+                self.upload(path)
+                self.synced[path] = stamps[path]
+        for path in [path for path in self.synced if path not in stamps]:
+            system, top = self.storage
+            system.delete_file(f"{top}/{path.relative_to(self.root).as_posix()}")
+            del self.synced[path]
+
+    def upload(self, path: Path) -> None:
+        from pyarrow.fs import copy_files
+
+        system, top = self.storage
+        there = f"{top}/{path.relative_to(self.root).as_posix()}"
+        whole = system.type_name in WRITTEN_WHOLE
+        partial = there if whole else f"{there}.partial"
+        system.create_dir(there.rpartition("/")[0], recursive=True)
+        copy_files(str(path), partial, destination_filesystem=system)
+        if not whole:
+            system.move(partial, there)
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def is_partial(path: Path) -> bool:
+    return path.name.startswith(".") and path.name != ".lock"
+
+
+@lru_cache
+def open_storage(uri: str) -> tuple[Any, str]:
+    import pyarrow
+    from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
+
+    try:
+        try:
+            return FileSystem.from_uri(uri)  # type: ignore[no-any-return]
+        except pyarrow.ArrowInvalid:
+            import fsspec
+
+            system, path = fsspec.core.url_to_fs(uri)
+            return PyFileSystem(FSSpecHandler(system)), path
+    except (ValueError, ImportError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RunFolderError(
+            f"--out must be a folder or a URI that pyarrow or fsspec can open, got {uri}: {reason}"
+        ) from error

@@ -1,0 +1,101 @@
+"""A Ray cluster of several nodes in one process tree, which does what it is told on its standard input.
+
+    add CPUS           a node joins; its id is printed
+    kill ID            a node dies at once
+    leave ID SECONDS   a node is given notice, as a spot instance is, and dies when the time is over
+
+Python starts it, as Ray may start nodes from a main thread only: `with SmallCluster(cpus=[1, 1]) as cluster: ...`
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # else the head takes a user's token, and its nodes do not
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stay on the loopback address
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+class SmallCluster:
+    """A handle on it.
+
+    Args:
+        cpus: Of each node; the first is the head.
+        more: Further arguments of each node.
+    """
+
+    def __init__(self, cpus: list[int], **more: Any) -> None:
+        command = [sys.executable, "-W", "ignore", __file__, json.dumps({"cpus": cpus, "more": more})]
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.getcwd()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.address, *self.nodes = self.read()
+
+    def __enter__(self) -> "SmallCluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate(timeout=60)  # closes its input, at which it ends
+
+    def read(self) -> list[str]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("* "):  # Ray prints too
+                return line.split()[1:]
+        raise RuntimeError("the cluster did not start")
+
+    def tell(self, *words: object) -> list[str]:
+        assert self.process.stdin is not None
+        print(*words, file=self.process.stdin, flush=True)
+        return self.read()
+
+
+def serve(cpus: list[int], more: dict[str, Any]) -> None:
+    from ray._raylet import GcsClient
+    from ray.cluster_utils import Cluster
+    from ray.core.generated import autoscaler_pb2
+
+    common = {"node_ip_address": "127.0.0.1", "include_dashboard": False, **more}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], **common})
+    nodes = {cluster.head_node.node_id: cluster.head_node}
+    try:
+        for n_cpus in cpus[1:]:
+            node = cluster.add_node(num_cpus=n_cpus, **common)
+            nodes[node.node_id] = node
+        print("*", cluster.address, *nodes, flush=True)
+        for line in sys.stdin:
+            verb, *words = line.split()
+            if verb == "add":
+                node = cluster.add_node(num_cpus=int(words[0]), **common)
+                nodes[node.node_id] = node
+                words = [node.node_id]
+            elif verb == "kill":
+                cluster.remove_node(nodes.pop(words[0]), allow_graceful=False)
+            elif verb == "leave":
+                seconds = float(words[1])
+                deadline_ms = int((time.time() + seconds) * 1000)
+                reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+                accepted, why = GcsClient(address=cluster.address).drain_node(words[0], reason, "spot", deadline_ms)
+                assert accepted, why
+                time.sleep(seconds)
+                cluster.remove_node(nodes.pop(words[0]), allow_graceful=False)
+            print("*", *words, flush=True)
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    serve(**json.loads(sys.argv[1]))

@@ -1,0 +1,288 @@
+"""What breaks a run, done for real: afterwards the same command ends with the scores of an undisturbed run.
+
+The shorter ones are part of the suite; the others are run on request with `-m faults` and take some minutes.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_cluster import ENVIRONMENT, SmallCluster
+from toy import break_toy, write_toy
+
+from ray_ft.journal import count_lost, read_log
+from ray_ft.summary import Summary
+
+NAP = """
+    import pathlib, time
+    # The sum keeps the network whole, so that this is run at each step.
+    if x.sum() < 1e30 and pathlib.Path("nap").exists():
+        time.sleep(float(pathlib.Path("nap").read_text()))
+"""
+OPTIONS = ["--strategies", "top,last", "--candidates", "2"]
+CHECKPOINT_EVERY = 2
+
+
+def start(*words: str, out: str = "run", nap: float = 0.0, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start the command on the toy, in a process group of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", out, *OPTIONS, *words]
+    Path("nap").write_text(str(nap))  # seconds a step
+    everything = os.environ | {"PYTHONPATH": os.getcwd()} | (env or {})
+    return subprocess.Popen(
+        command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, out[-2000:] + err[-3000:]
+    assert "Traceback" not in err
+    return out + err
+
+
+def wait_for(found: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + 120
+    while not (value := found()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if not value:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(str(process.communicate()))
+    return value
+
+
+def find_epoch(epoch: int, node: str | None = None) -> Callable[[], dict[str, Any] | None]:
+    """Look for a candidate that has reached an epoch, on a node if one is given."""
+
+    def look() -> dict[str, Any] | None:
+        for event in read_log(Path("run/log.jsonl")):
+            if event["event"] == "epoch" and event["epoch"] >= epoch and node in (None, event.get("node")):
+                return dict(event)
+        return None
+
+    return look
+
+
+def check(expected: Summary, at_most: int) -> tuple[int, int]:
+    """Compare a run with the undisturbed one, and its repeated epochs with what was promised."""
+    summary = Summary.load("run")
+    for name, row in expected.strategies.items():
+        found = summary.strategies[name]
+        np.testing.assert_allclose(found.scores, row.scores, rtol=1e-6)
+        assert (found.n_members, found.candidates, found.stop_epochs) == (
+            row.n_members,
+            row.candidates,
+            row.stop_epochs,
+        )
+        assert {n: (v.state, v.epoch) for n, v in found.verdicts.items()} == {
+            n: (v.state, v.epoch) for n, v in row.verdicts.items()
+        }
+    assert summary.ensemble.n_members == expected.ensemble.n_members
+    assert summary.ensemble.score == pytest.approx(expected.ensemble.score, rel=1e-6)
+    n_epochs, n_again, n_interruptions = count_lost(Path("run/log.jsonl"))
+    assert (summary.n_epochs_again, summary.n_interruptions) == (n_again, n_interruptions)
+    assert n_again <= at_most
+    print(f"\n{n_again} of {n_epochs} epochs trained again, {n_interruptions} interruptions")
+    return n_again, n_interruptions
+
+
+@pytest.fixture(scope="session")
+def undisturbed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy's run in one process, without Ray."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_toy(folder)
+    break_toy(folder, "    def forward(self, x):", NAP)
+    with contextlib.chdir(folder):
+        finish(start("--inline"))
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(undisturbed_folder: Path) -> Summary:
+    return Summary.load(undisturbed_folder)
+
+
+@pytest.fixture
+def toy(toy_folder: Path) -> Path:
+    break_toy(toy_folder, "    def forward(self, x):", NAP)
+    return toy_folder
+
+
+@pytest.fixture
+def cut_run(toy: Path) -> Path:
+    """A run that was killed after a checkpoint."""
+    process = start("--inline", nap=0.02)
+    wait_for(find_epoch(5), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return toy / "run"
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_driver_stopped(number: signal.Signals, code: int, toy: Path, undisturbed: Summary) -> None:
+    process = start(nap=0.03)
+    wait_for(find_epoch(5), process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, out + err
+    if number != signal.SIGKILL:
+        assert "interrupted; the same command goes on from the last checkpoints" in err
+        assert "Traceback" not in err
+    finish(start())
+    check(undisturbed, at_most=2 * CHECKPOINT_EVERY)  # two candidates train at a time
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_worker_killed(toy: Path, undisturbed: Summary) -> None:
+    process = start(nap=0.03)
+    event = wait_for(find_epoch(3), process)
+    os.kill(event["pid"], signal.SIGKILL)
+    assert "faults    interrupted once" in finish(process)
+    check(undisturbed, at_most=CHECKPOINT_EVERY)
+    (retry,) = [event for event in read_log(Path("run/log.jsonl")) if event["event"] == "retry"]
+    assert retry["candidate"] == event["candidate"]
+    assert "died" in retry["reason"].lower()
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_worker_that_is_killed_again_and_again(toy: Path, undisturbed: Summary) -> None:
+    """It is no verdict on the candidate: the run stops when the others have ended, and the same command goes on."""
+    process = start("--set", "compute.max_failures=0", nap=0.03)
+    event = wait_for(find_epoch(3), process)
+    os.kill(event["pid"], signal.SIGKILL)
+    said = finish(process, code=1)
+    assert "a candidate's process may die 0 times (compute.max_failures), but it died once more" in said
+    assert event["candidate"] in said
+    finish(start("--set", "compute.max_failures=0"))
+    check(undisturbed, at_most=CHECKPOINT_EVERY)
+
+
+HANG_ONCE = """
+    import pathlib, sys, time
+    if x.sum() < 1e30 and self.training and "ImplicitFunc" in pathlib.Path("/proc/self/cmdline").read_text():
+        if pathlib.Path("run/candidates/top-000/checkpoint.pt").exists() and not pathlib.Path("hung").exists():
+            pathlib.Path("hung").touch()
+            time.sleep(1000)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_candidate_that_hangs(toy: Path, undisturbed: Summary) -> None:
+    break_toy(toy, "    def forward(self, x):", HANG_ONCE)
+    finish(start("--set", "compute.max_silence_s=6"))
+    assert Path("hung").exists()
+    check(undisturbed, at_most=CHECKPOINT_EVERY)
+    (retry,) = [event for event in read_log(Path("run/log.jsonl")) if event["event"] == "retry"]
+    assert "no epoch within 6 s (compute.max_silence_s)" in retry["reason"]
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_node_lost(toy: Path, undisturbed: Summary) -> None:
+    with SmallCluster([1, 1]) as cluster:
+        process = start("--address", cluster.address, nap=0.03, env=ENVIRONMENT)
+        wait_for(find_epoch(3, cluster.nodes[1]), process)
+        cluster.tell("kill", cluster.nodes[1])
+        finish(process)
+    check(undisturbed, at_most=CHECKPOINT_EVERY)
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_node_that_leaves_with_notice(toy: Path, undisturbed: Summary) -> None:
+    """From the notice on, each epoch ends with a checkpoint: no more than the epoch under way is lost."""
+    with SmallCluster([1, 1]) as cluster:
+        options = ["--set", "training.checkpoint_every=100", "--address", cluster.address]
+        process = start(*options, nap=0.15, env=ENVIRONMENT)
+        wait_for(find_epoch(2, cluster.nodes[1]), process)
+        cluster.tell("leave", cluster.nodes[1], 4)
+        finish(process)
+    retries = [event for event in read_log(Path("run/log.jsonl")) if event["event"] == "retry"]
+    assert len(retries) == 1
+    check(undisturbed, at_most=1)
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_node_that_joins_late(toy: Path, undisturbed: Summary) -> None:
+    with SmallCluster([1]) as cluster:
+        process = start("--address", cluster.address, nap=0.15, env=ENVIRONMENT)
+        wait_for(find_epoch(2), process)
+        (late,) = cluster.tell("add", 1)
+        finish(process)
+    assert late in {event["node"] for event in read_log(Path("run/log.jsonl")) if event["event"] == "epoch"}
+    check(undisturbed, at_most=0)
+
+
+def test_driver_killed_without_ray(cut_run: Path, undisturbed: Summary) -> None:
+    finish(start("--inline"))
+    _, n_interruptions = check(undisturbed, at_most=CHECKPOINT_EVERY)
+    assert n_interruptions == 1
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_damaged_files_of_a_cut_run(how: str, cut_run: Path, undisturbed: Summary) -> None:
+    """Its checkpoint is not trusted, and what follows from the config is written anew."""
+    for path in (*cut_run.glob("candidates/*/checkpoint.pt"), cut_run / "splits.json", cut_run / "plan.json"):
+        damage(path, how)
+    for path in cut_run.glob("candidates/*/history.npz"):
+        damage(path, how)
+    finish(start("--inline"))
+    check(undisturbed, at_most=6)
+    load = json.loads((cut_run / "splits.json").read_text())
+    assert load["hash"] == Summary.load(cut_run).splits_hash
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+@pytest.mark.parametrize("name", ["summary.json", "splits.json", "verdicts.json", "candidates/{}/result.json"])
+def test_a_damaged_file_of_a_finished_run(how: str, name: str, finished: Path, undisturbed: Summary) -> None:
+    completed = next(name for name, v in undisturbed.strategies["top"].verdicts.items() if v.state == "completed")
+    damage(finished / name.format(completed), how)
+    if name != "summary.json":
+        (finished / "summary.json").unlink()
+    finish(start("--inline"))
+    check(undisturbed, at_most=8)
+
+
+@pytest.mark.parametrize("name", ["members.safetensors", "history.npz", "oof.npz"])
+def test_damaged_weights_are_told_from_whole_ones(name: str, finished: Path, undisturbed: Summary) -> None:
+    winner = undisturbed.strategies[undisturbed.winner]
+    candidate = f"{undisturbed.winner}-{winner.chosen_candidates[0][0]:03d}"
+    damage(finished / "candidates" / candidate / name, "flipped")
+    (finished / "summary.json").unlink()
+    said = finish(start("--inline"), code=2)
+    assert candidate in said
+    assert "repeat the cv command" in said
+    shutil.rmtree(finished / "candidates" / candidate)
+    finish(start("--inline"))
+    check(undisturbed, at_most=8)
+
+
+@pytest.fixture
+def finished(undisturbed_folder: Path, toy: Path) -> Path:
+    shutil.copytree(undisturbed_folder, toy / "run")
+    return toy / "run"
