@@ -211,6 +211,14 @@ class EnsembleSection(Section):
     license: str = Field(default="", description="of the weights, for the card")
 
 
+class LoggersSection(Section):
+    """Where each candidate's loss by epoch is logged besides; changes nothing else. None is on but by these keys."""
+
+    tensorboard: bool = Field(default=False, description="event files in the run folder; extra [tensorboard]")
+    mlflow: str | None = Field(default=None, min_length=1, description="tracking URI; extra [mlflow]")
+    wandb: str | None = Field(default=None, min_length=1, description="Weights & Biases project; extra [wandb]")
+
+
 class Config(Section):
     """One run."""
 
@@ -222,6 +230,7 @@ class Config(Section):
     search: SearchSection = SearchSection()
     compute: ComputeSection = ComputeSection()
     ensemble: EnsembleSection = EnsembleSection()
+    loggers: LoggersSection = LoggersSection()
     strategies: dict[Annotated[str, Field(pattern=NAME_PATTERN)], StrategyConfig] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -279,8 +288,8 @@ class Config(Section):
         return {name: fix_values(self.strategies[name], self.training) for name in names}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the members: everything but where they are computed and what is built of them."""
-        return self.model_dump(mode="json", exclude={"compute", "ensemble"})
+        """What decides the members: everything but where they are computed and logged and what is built of them."""
+        return self.model_dump(mode="json", exclude={"compute", "ensemble", "loggers"})
 
 
 def fix_values(strategy: StrategyConfig, training: TrainingSection) -> StrategyConfig:

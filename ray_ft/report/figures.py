@@ -44,6 +44,7 @@ HYPERPARAMETERS = {
     "head_dropout": "head dropout", "noise_std": "input noise",
 }  # fmt: skip
 MANY_CHANNELS = 8  # above which bars bear no names
+MANY_ROWS, MANY_SEEDS = 40, 5  # of a heat map, above which it grows no more and some bear no names
 MANY_CELLS = 80  # of a heat map, above which its numbers are not written
 
 
@@ -115,7 +116,7 @@ def draw_folds(summary: Summary, unit: Unit) -> Figure:
     """The score of each fold and seed, a map for each strategy."""
     scored = {name: np.array(s.scores) for name, s in summary.strategies.items() if s.scores}
     n_rows = summary.n_folds * summary.n_repeats
-    figure, panels = draw_grid(len(scored), 0.9 + 0.24 * n_rows)
+    figure, panels = draw_grid(len(scored), 0.9 + 0.24 * min(n_rows, MANY_ROWS))
     for axes, (name, scores) in zip(panels, scored.items(), strict=True):
         cells = unit.factor * scores.reshape(n_rows, -1)
         image = axes.imshow(cells, cmap="cividis", aspect="auto")
@@ -126,10 +127,12 @@ def draw_folds(summary: Summary, unit: Unit) -> Figure:
                 color = "white" if value < middle else "black"
                 axes.text(seed, row, f"{value:.3f}", ha="center", va="center", fontsize=7, color=color)
         axes.set_title(name)
-        axes.set_xticks(range(summary.n_seeds), [f"seed {s}" for s in range(summary.n_seeds)])
+        seeds = range(0, summary.n_seeds, -(-summary.n_seeds // MANY_SEEDS))
+        axes.set_xticks(seeds, [f"seed {s}" for s in seeds])
         several = summary.n_repeats > 1
         names = [f"{r}.{k}" if several else f"fold {k}" for r, k in np.ndindex(summary.n_repeats, summary.n_folds)]
-        axes.set_yticks(range(n_rows), names)
+        shown = range(0, n_rows, -(-n_rows // MANY_ROWS))
+        axes.set_yticks(shown, [names[i] for i in shown])
         axes.tick_params(length=0)
     return figure
 
@@ -190,17 +193,16 @@ def draw_search(
     ]
     if not varied:
         return None
+    lowest = {spec.name: find_lowest(curves[spec.name], verdicts[spec.name]) for spec in seen}
     figure, panels = draw_grid(len(varied), 1.9)
     for axes, key in zip(panels, varied, strict=True):
+        points: dict[tuple[str, str], list[tuple[float, float]]] = {}  # of one look each, as drawing costs by the call
         for spec in seen:
             verdict, value = verdicts[spec.name], getattr(spec.stages[0], key)
-            if value is None:
-                continue
-            guide = curves[spec.name].guide
-            if verdict.state == "stopped":
-                guide = guide[: verdict.epoch]  # what it did past the rung does not count
-            style = style_candidate(summary, spec.strategy, verdict.state)
-            axes.plot(value, unit.scale(float(guide.mean((1, 2)).min())), markersize=6, **style)
+            if value is not None:
+                points.setdefault((spec.strategy, verdict.state), []).append((value, unit.scale(lowest[spec.name])))
+        for (name, state), own in points.items():
+            axes.plot(*zip(*own, strict=True), markersize=6, **style_candidate(summary, name, state))
         use_log(axes)
         if key == "lr":
             use_log(axes, "x")
@@ -212,6 +214,12 @@ def draw_search(
         handles.append(Line2D([], [], color=MUTED, marker="x", linestyle="", label="failed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
+
+
+def find_lowest(curves: Curves, verdict: Verdict) -> float:
+    # What a candidate did past the rung at which it was stopped does not count.
+    guide = curves.guide[: verdict.epoch] if verdict.state == "stopped" else curves.guide
+    return float(guide.mean((1, 2)).min())
 
 
 def style_candidate(summary: Summary, strategy: str, state: str) -> Any:

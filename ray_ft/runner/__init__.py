@@ -59,10 +59,16 @@ def run_trials(
         journal: Keeps it.
 
     Raises:
-        ConfigError: What trains at a time does not fit into memory.
+        ConfigError: What trains at a time does not fit into memory, or the config sets loggers, which are Ray's, and
+            Ray is not started.
         KeyboardInterrupt: It was interrupted; the same call goes on.
         RunError: The process of a candidate kept dying, or files cannot be written; the same call goes on.
     """
+    loggers = [key for key, value in task.config.loggers if value]
+    if inline and loggers:
+        raise ConfigError(
+            f"loggers need Ray, got loggers.{', loggers.'.join(loggers)} with inline (--inline); leave either out"
+        )
     set_up_ray(task.config.compute.address)
     from ray_ft.runner.judge import Judge  # after the settings above, which Ray reads when it is imported
 

@@ -45,13 +45,13 @@ class Judge:
         halving.curves[name].setdefault(epoch, mean)
         if final:
             halving.last[name] = epoch
-        halving.advance()
+        halving.advance(name)
 
     def end(self, name: str) -> None:
         """Take note that nothing more comes from a candidate."""
         halving = self._halvings[self._strategy[name]]
         halving.last.setdefault(name, len(halving.curves[name]))
-        halving.advance()
+        halving.advance(name)
 
     def stopped_at(self, name: str) -> int | None:
         """The epoch at which a candidate was stopped."""
@@ -71,7 +71,9 @@ class Halving:
             max_t=longest,
             reduction_factor=reduction_factor,
         )
-        self.rungs = set(list_rungs(grace, longest, reduction_factor))
+        self.names = list(names)
+        self.position = {name: i for i, name in enumerate(names)}
+        self.n_past = dict.fromkeys(list_rungs(grace, longest, reduction_factor), 0)  # of the first, all are past it
         self.curves: dict[str, dict[int, float]] = {name: {} for name in names}
         self.judged = dict.fromkeys(names, 0)  # the last epoch that the scheduler has seen
         self.last: dict[str, int] = {}
@@ -81,18 +83,25 @@ class Halving:
         for trial in self.trials.values():
             self.scheduler.on_trial_add(no_controller, trial)
 
-    def advance(self) -> None:
-        """Feed the scheduler all that can be judged now."""
-        for position, name in enumerate(self.curves):
-            before = list(self.curves)[:position]
-            while name not in self.stopped and (epoch := self.judged[name] + 1) in self.curves[name]:
-                if epoch in self.rungs and not all(self.is_past(other, epoch) for other in before):
-                    break
-                result = {"epoch": epoch, "loss": self.curves[name][epoch]}
-                action = self.scheduler.on_trial_result(None, self.trials[name], result)
-                self.judged[name] = epoch
-                if action == TrialScheduler.STOP and self.last.get(name) != epoch:  # at its end nothing is left to stop
-                    self.stopped[name] = epoch
+    def advance(self, name: str) -> None:
+        """Feed the scheduler all that can be judged now that something has come of a candidate."""
+        self.judge(name)
+        for rung in self.n_past:  # upwards, as a verdict lets others pass at this rung and higher ones
+            while (n := self.n_past[rung]) < len(self.names) and self.is_past(self.names[n], rung):
+                self.n_past[rung] += 1
+                for waiting in self.names[n + 1 : n + 2]:
+                    self.judge(waiting)
+
+    def judge(self, name: str) -> None:
+        """Feed a candidate's epochs until there are no more, it is stopped, or it has to wait at a rung."""
+        while name not in self.stopped and (epoch := self.judged[name] + 1) in self.curves[name]:
+            if self.n_past.get(epoch, len(self.names)) < self.position[name]:
+                break
+            result = {"epoch": epoch, "loss": self.curves[name][epoch]}
+            action = self.scheduler.on_trial_result(None, self.trials[name], result)
+            self.judged[name] = epoch
+            if action == TrialScheduler.STOP and self.last.get(name) != epoch:  # at its end nothing is left to stop
+                self.stopped[name] = epoch
 
     def is_past(self, name: str, epoch: int) -> bool:
         ended = name in self.last and self.judged[name] >= self.last[name]

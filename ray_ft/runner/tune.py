@@ -32,6 +32,7 @@ from ray_ft.plan import CandidateSpec
 from ray_ft.progress import Display
 from ray_ft.results import load_means, load_result
 from ray_ft.runner.judge import Judge
+from ray_ft.runner.loggers import build_loggers
 from ray_ft.runner.preflight import check_folder, check_reachable
 from ray_ft.runner.shares import Share, choose_share, fetch, prepare_parts, raise_squads
 from ray_ft.task import Task, count_trained, prepare_part
@@ -52,13 +53,14 @@ def run_on_ray(
     """Train candidates as Tune trials; return the seconds that each took.
 
     Raises:
-        ConfigError: The cluster cannot be reached, or no node has what a candidate needs.
+        ConfigError: A logger or the cluster cannot be reached, or no node has what a candidate needs.
         RunFolderError: A node cannot read or write the run folder.
         StorageError: A process could not write its files.
         RunError: A candidate's process died more often than it may.
         KeyboardInterrupt: Ctrl-C came in between.
     """
     watcher = Watcher(task, plan, judge, display, journal)
+    loggers = build_loggers(task, left, display)
     left = start_longest_first(task, left)
     strategies = list(dict.fromkeys(spec.strategy for spec in left))
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -71,7 +73,7 @@ def run_on_ray(
             parts = prepare_parts(task, strategies, share, first)
             train = tune.with_parameters(train_trial, task=task, plan=tuple(plan), parts=parts, share=share)
             trainable = tune.with_resources(train, share.request())
-            grid = build_tuner(trainable, task, left, OrderedHalving(judge), watcher).fit()
+            grid = build_tuner(trainable, task, left, OrderedHalving(judge), watcher, loggers).fit()
     watcher.raise_faults()
     if any(load_result(task.run, spec) is None and judge.stopped_at(spec.name) is None for spec in left):
         if not grid.errors:
@@ -81,7 +83,12 @@ def run_on_ray(
 
 
 def build_tuner(
-    trainable: Any, task: Task, left: Sequence[CandidateSpec], scheduler: TrialScheduler, watcher: "Watcher"
+    trainable: Any,
+    task: Task,
+    left: Sequence[CandidateSpec],
+    scheduler: TrialScheduler,
+    watcher: "Watcher",
+    loggers: Sequence[tune.Callback],
 ) -> tune.Tuner:
     return tune.Tuner(
         trainable,
@@ -90,7 +97,7 @@ def build_tuner(
         run_config=tune.RunConfig(
             **build_storage(task.run),
             verbose=0,
-            callbacks=[watcher],
+            callbacks=[watcher, *loggers],
             stop=StopAll(watcher),
             failure_config=tune.FailureConfig(max_failures=task.config.compute.max_failures),
         ),

@@ -1,0 +1,166 @@
+"""Loggers: each candidate is read back from TensorBoard, MLflow and W&B, and what fails there costs no run."""
+
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import write_toy
+from ray.tune.logger import LoggerCallback
+from rich.console import Console
+
+from ray_ft.config import Config, load_config
+from ray_ft.cross_validation import cross_validate, prepare
+from ray_ft.errors import ConfigError
+from ray_ft.paths import RunFolder, write_text
+from ray_ft.plan import CandidateSpec
+from ray_ft.progress import Display
+from ray_ft.results import load_history
+from ray_ft.runner.loggers import CandidateLogger, build_loggers
+
+LOGGERS = ("loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db", "loggers.wandb=toys")
+WILD = "strategies.wild={train: ['*'], lr: 1.0e+30, epochs: 3}"  # it diverges
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working folder of a finished run with all loggers; `wild-000` failed in it."""
+    folder = tmp_path_factory.mktemp("logged")
+    write_toy(folder)
+    command = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", "run", "--candidates", "1"]
+    command += ["--strategies", "last,wild"] + [word for value in (WILD, *LOGGERS) for word in ("--set", value)]
+    env = os.environ | {"WANDB_MODE": "offline"}
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "failed and logs nothing more" not in result.stdout, result.stdout
+    return folder
+
+
+def read_losses(folder: Path, strategy: str) -> list[float]:
+    """The means that were reported: of all held-out losses, as each sample is held out once."""
+    history = load_history(RunFolder(folder / "run"), CandidateSpec(strategy, 0, ()))
+    assert history is not None
+    return history.losses.mean((1, 2, 3)).tolist()
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_has_a_run_a_candidate(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(logged)
+    monkeypatch.syspath_prepend(str(logged))
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    client = MlflowClient("sqlite:///mlflow.db")
+    experiment = client.get_experiment_by_name("toy")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert {name: run.info.status for name, run in runs.items()} == {"last-000": "FINISHED", "wild-000": "FAILED"}
+    last = runs["last-000"]
+    assert last.data.params["strategy"] == "last"
+    assert float(last.data.params["lr"]) == pytest.approx(0.01)
+    points = client.get_metric_history(last.info.run_id, "held_out_mse")
+    assert [point.step for point in points] == list(range(1, 8))
+    assert [point.value for point in points] == pytest.approx(read_losses(logged, "last"), rel=1e-6)
+
+    goes_on(logged, last.info.run_id)
+
+
+def goes_on(folder: Path, run_id: str) -> None:
+    """A second call of a run finds what the first began."""
+    values = {"loggers.mlflow": "sqlite:///mlflow.db", "cv.strategies": ["last"], "cv.candidates": 1}
+    prepared = prepare(load_config(folder / "toy.yaml", values), folder / "run")
+    (logger,) = build_loggers(prepared.task, prepared.plan, quiet(prepared.plan))
+    assert isinstance(logger, CandidateLogger)
+    logger.on_trial_start(0, [], SimpleNamespace(config={"candidate": "last-000"}))
+    assert list(logger.logger._trial_runs.values()) == [run_id]
+
+
+@pytest.mark.ray
+def test_wandb_logs_offline_where_its_mode_says_so(logged: Path) -> None:
+    for name in ("last-000", "wild-000"):
+        (log,) = (logged / "run/wandb").glob(f"offline-run-*-{name}/*.wandb")
+        content = log.read_bytes()
+        assert all(word.encode() in content for word in ("toys", "toy", name, "weight_decay", "failed"))
+        assert (b"held_out_mse" in content) == (name == "last-000")
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_has_a_curve_a_candidate(logged: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(logged / "run/tensorboard/last-000"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["ray/tune/held_out_mse"]
+    assert [point.step for point in events.Scalars("ray/tune/held_out_mse")] == list(range(1, 8))
+
+
+def quiet(plan: tuple) -> Display:
+    return Display(Console(quiet=True), plan, 1, "mse", {"top": 1, "last": 1})
+
+
+def test_loggers_are_no_part_of_what_a_run_is(toy_config: Config) -> None:
+    other = load_config("toy.yaml", {"cv.strategies": ["top", "last"], "loggers.tensorboard": True})
+    assert other.identity() == toy_config.identity()
+
+
+def with_logger(key: str, value: object) -> Config:
+    return load_config("toy.yaml", {"cv.strategies": ["top"], f"loggers.{key}": value})
+
+
+def test_a_missing_package_is_named_before_anything_is_written(
+    toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
+    with pytest.raises(ConfigError, match=r"missing: pip install 'ray-ft\[wandb\]'"):
+        cross_validate(with_logger("wandb", "toys"), toy_folder / "run")
+    assert not (toy_folder / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_that_does_not_answer_is_told_before_anything_is_written(
+    toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match=r"loggers\.mlflow must be ready .*, got http://127\.0\.0\.1:9: .* refused"):
+        cross_validate(
+            with_logger("mlflow", "http://127.0.0.1:9"),
+            toy_folder / "run",
+        )
+    assert not (toy_folder / "run").exists()
+
+
+def test_without_ray_loggers_are_refused(toy_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"loggers need Ray, got loggers\.tensorboard with inline"):
+        cross_validate(
+            with_logger("tensorboard", True),
+            toy_folder / "run",
+            inline=True,
+        )
+    assert not (toy_folder / "run").exists()
+
+
+class Broken(LoggerCallback):
+    """A logger whose server has gone away."""
+
+    def log_trial_start(self, trial: object) -> None:
+        raise ConnectionError("gone\nfor good")
+
+
+def test_a_logger_that_fails_in_between_is_left_alone(toy_config: Config, tmp_path: Path) -> None:
+    prepared = prepare(toy_config, tmp_path / "run")
+    write_text(prepared.task.run.provenance, "{}")
+    text, trial = io.StringIO(), SimpleNamespace(config={"candidate": "top-000"})
+    display = Display(Console(file=text, width=200), prepared.plan, 1, "mse", {"top": 1, "last": 1})
+    logger = CandidateLogger("mlflow", Broken(), prepared.task, prepared.plan, display)
+    logger.on_trial_error(0, [], trial)  # it never began
+    logger.on_trial_start(0, [], trial)
+    logger.on_trial_result(0, [], trial, {"epoch": 1, "loss": 0.5})
+    logger.on_trial_complete(0, [], trial)
+    logger.on_experiment_end([])
+    assert text.getvalue() == "loggers.mlflow failed and logs nothing more of this call: ConnectionError: gone\n"
