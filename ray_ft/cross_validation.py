@@ -141,6 +141,8 @@ def prepare(config: Config, out: Path | RunFolder) -> Prepared:
     if not np.isfinite(zero_shot).all():
         raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")
     run = out if isinstance(out, RunFolder) else RunFolder(out)
+    if config.compute.address and run.mirror is None:
+        run = RunFolder(run.root.absolute())  # the nodes' processes have other working folders
     task = Task(config, network.state_dict(), dataset, splits, run)
     return Prepared(task, build_plan(config.selected, cv.candidates, cv.seed), trained, parts, zero_shot)
 

@@ -335,7 +335,10 @@ def test_node_without_the_run_folder(toy: Path) -> None:
         said = finish(start("--address", cluster.address, out="hidden/run", env=ENVIRONMENT), code=2)
         node.terminate()
         node.wait(timeout=30)
-    assert "every node must read and write the run folder, got hidden/run, which these cannot" in said
+    assert (
+        f"every node must read and write the run folder, got {Path('hidden/run').absolute()}, which these cannot"
+        in said
+    )
     assert said.count("FileNotFoundError") == 1
     assert list((toy / "hidden").iterdir()) == []
 
@@ -386,6 +389,7 @@ def test_damaged_files_of_a_cut_run(how: str, cut_run: Path, undisturbed: Summar
     assert load["hash"] == Summary.load(cut_run).splits_hash
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("how", ["truncated", "flipped"])
 @pytest.mark.parametrize("name", ["summary.json", "splits.json", "verdicts.json", "candidates/{}/result.json"])
 def test_a_damaged_file_of_a_finished_run(how: str, name: str, finished: Path, undisturbed: Summary) -> None:
@@ -397,6 +401,7 @@ def test_a_damaged_file_of_a_finished_run(how: str, name: str, finished: Path, u
     check(undisturbed, at_most=8)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", ["members.safetensors", "history.npz", "oof.npz"])
 def test_damaged_weights_are_told_from_whole_ones(name: str, finished: Path, undisturbed: Summary) -> None:
     winner = undisturbed.strategies[undisturbed.winner]

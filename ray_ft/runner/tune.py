@@ -126,7 +126,8 @@ def connect(compute: ComputeSection) -> Iterator[None]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ConfigError(
-                f"compute.address must name a running Ray cluster, got {compute.address}: {reason}"
+                f"compute.address must name a running Ray cluster, got {compute.address}: {reason}; "
+                "if it asks for a token, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
             ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray has set its own, which ends the process at once
