@@ -208,7 +208,7 @@ def test_a_damaged_or_missing_file_is_named_in_one_line(toy_config: Config, tmp_
             assert path.name in str(caught.value) or path.parent.name in str(caught.value)
         path.write_bytes(whole)
     chosen.result.write_text("[1")
-    with pytest.raises(RunFolderError, match="a candidate's result is JSON"):
+    with pytest.raises(RunFolderError, match="missing or damaged"):
         rebuild_ensemble(run.root)
     run.provenance.write_text("{}")
     with pytest.raises(RunFolderError, match="a run holds its provenance"):
