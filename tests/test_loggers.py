@@ -19,7 +19,7 @@ from ray_ft.errors import ConfigError
 from ray_ft.paths import RunFolder, write_text
 from ray_ft.plan import CandidateSpec
 from ray_ft.progress import Display
-from ray_ft.results import load_history
+from ray_ft.results import load_history, load_splits
 from ray_ft.runner.loggers import CandidateLogger, build_loggers
 
 LOGGERS = ("loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db", "loggers.wandb=toys")
@@ -42,7 +42,8 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_losses(folder: Path, strategy: str) -> list[float]:
     """The means that were reported: of all held-out losses, as each sample is held out once."""
-    history = load_history(RunFolder(folder / "run"), CandidateSpec(strategy, 0, ()))
+    run = RunFolder(folder / "run")
+    history = load_history(run, CandidateSpec(strategy, 0, ()), load_splits(run))
     assert history is not None
     return history.losses.mean((1, 2, 3)).tolist()
 
@@ -80,6 +81,7 @@ def goes_on(folder: Path, run_id: str) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # on a loaded machine, a log was seen to stay empty: see docs/loggers.md
 def test_wandb_logs_offline_where_its_mode_says_so(logged: Path) -> None:
     for name in ("last-000", "wild-000"):
         (log,) = (logged / "run/wandb").glob(f"offline-run-*-{name}/*.wandb")
