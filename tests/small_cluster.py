@@ -97,5 +97,20 @@ def serve(cpus: list[int], more: dict[str, Any]) -> None:
         cluster.shutdown()
 
 
+def join(address: str) -> None:
+    """Have a node of one CPU join, until this process is ended; it is in the namespaces of this process."""
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    params = RayParams(gcs_address=address, node_ip_address="127.0.0.1", num_cpus=1, include_dashboard=False)
+    node = Node(params, head=False, shutdown_at_exit=False, spawn_reaper=True)
+    print("*", node.node_id, flush=True)
+    sys.stdin.read()
+    node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
 if __name__ == "__main__":
-    serve(**json.loads(sys.argv[1]))
+    if sys.argv[1] == "join":
+        join(sys.argv[2])
+    else:
+        serve(**json.loads(sys.argv[1]))

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_cluster
 from small_cluster import ENVIRONMENT, SmallCluster
 from toy import break_toy, write_toy
 
@@ -310,17 +311,24 @@ def test_disk_full_on_ray(toy: Path, undisturbed: Summary) -> None:
     check(undisturbed, at_most=2 * CHECKPOINT_EVERY)
 
 
-def start_hidden_node(cluster: SmallCluster, hidden: Path) -> subprocess.Popen[bytes]:
-    """Have a node join that sees an empty folder where the others see `hidden`."""
-    join = f"{shlex.quote(sys.executable)} -m ray.scripts.scripts start --address={cluster.address} --block"
-    options = "--node-ip-address=127.0.0.1 --num-cpus=1 --disable-usage-stats"
-    script = f"mount -t tmpfs tmpfs {shlex.quote(str(hidden))} && exec {join} {options}"
-    return subprocess.Popen(
-        ["unshare", "-m", "bash", "-c", script],
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.getcwd(), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},
-        stdout=subprocess.DEVNULL,
+@contextlib.contextmanager
+def hidden_node(cluster: SmallCluster, hidden: Path) -> Iterator[None]:
+    """A node that sees an empty folder where the others see `hidden`."""
+    command = shlex.join([sys.executable, "-W", "ignore", small_cluster.__file__, "join", cluster.address])
+    process = subprocess.Popen(
+        ["unshare", "-m", "bash", "-c", f"mount -t tmpfs tmpfs {shlex.quote(str(hidden))} && exec {command}"],
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.getcwd()},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        text=True,
     )
+    assert process.stdout is not None
+    assert any(line.startswith("* ") for line in process.stdout), "the node did not start"
+    try:
+        yield
+    finally:
+        process.communicate(timeout=60)  # closes its input, at which it ends
 
 
 @pytest.mark.ray
@@ -329,16 +337,9 @@ def start_hidden_node(cluster: SmallCluster, hidden: Path) -> subprocess.Popen[b
 def test_node_without_the_run_folder(toy: Path) -> None:
     """It is named before anything is trained, and nothing is left behind."""
     (toy / "hidden").mkdir()
-    with SmallCluster([1]) as cluster:
-        node = start_hidden_node(cluster, toy / "hidden")
-        time.sleep(8)
+    with SmallCluster([1]) as cluster, hidden_node(cluster, toy / "hidden"):
         said = finish(start("--address", cluster.address, out="hidden/run", env=ENVIRONMENT), code=2)
-        node.terminate()
-        node.wait(timeout=30)
-    assert (
-        f"every node must read and write the run folder, got {Path('hidden/run').absolute()}, which these cannot"
-        in said
-    )
+    assert f"every node must read and write the run folder, got {toy}/hidden/run, which these cannot" in said
     assert said.count("FileNotFoundError") == 1
     assert list((toy / "hidden").iterdir()) == []
 
@@ -353,10 +354,8 @@ def test_late_node_without_the_run_folder(toy: Path) -> None:
     with SmallCluster([1]) as cluster:
         process = start("--address", cluster.address, out="hidden/run", nap=0.1, env=ENVIRONMENT)
         wait_for(find_epoch(1), process)
-        node = start_hidden_node(cluster, toy / "hidden")
-        said = finish(process, code=1)
-        node.terminate()
-        node.wait(timeout=30)
+        with hidden_node(cluster, toy / "hidden"):
+            said = finish(process, code=1)
     assert "every node must read and write the run folder" in said
     assert "repeat the command to go on" in said
 
