@@ -11,6 +11,7 @@ import typer
 from ray_ft.cli.ensembles import ensembles
 from ray_ft.cli.show import resumable, show
 from ray_ft.errors import ConfigError, RayFTError, shorten
+from ray_ft.storage import is_uri
 
 if TYPE_CHECKING:
     from ray_ft.config import Config
@@ -159,7 +160,7 @@ def learning_curve(
     groups: GroupsOption = None,
     stratify: StratifyOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder; runs/NAME-curve where left out.", show_default=False)
+        str | None, typer.Option("--out", "-o", help="Folder; runs/NAME-curve where left out.", show_default=False)
     ] = None,
     address: AddressOption = None,
     inline: InlineOption = False,
@@ -178,7 +179,9 @@ def learning_curve(
         from ray_ft.report.page import write_curve_figure
         from ray_ft.report.terminal import render_curve
         from ray_ft.sample_size import learning_curve as draw_curve
-    folder = out or Path("runs") / f"{loaded.name}-curve"
+    if out and is_uri(out):
+        raise ConfigError(f"--out of a learning curve must be a folder, got {out}; name one that all nodes share")
+    folder = Path(out or f"runs/{loaded.name}-curve")
     with resumable():
         found = draw_curve(loaded, folder, *counts, inline, Console(highlight=False))
     show(render_curve(found))
