@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import write_toy
+from toy import write_toy
 
 SLOW = """
         if self.training and x.sum() < 1e30:  # the sum keeps the network whole, so that this is run at each step
