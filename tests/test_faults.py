@@ -22,6 +22,8 @@ import small_cluster
 from small_cluster import ENVIRONMENT, SmallCluster
 from toy import break_toy, write_toy
 
+from ray_ft.config import load_config
+from ray_ft.cross_validation import cross_validate
 from ray_ft.journal import count_lost, read_log
 from ray_ft.summary import Summary
 
@@ -104,9 +106,17 @@ def undisturbed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     write_toy(folder)
     break_toy(folder, "    def forward(self, x):", NAP)
-    with contextlib.chdir(folder):
-        finish(start("--inline"))
+    code = f"from test_faults import go_on; go_on({str(folder)!r})"
+    paths = os.pathsep.join([str(folder), str(Path(__file__).parent)])
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=True)
     return folder / "run"
+
+
+def go_on(folder: str | Path) -> None:
+    """Run the command's main part here, or go on with it."""
+    with contextlib.chdir(folder):
+        values = {"cv.strategies": ["top", "last"], "cv.candidates": 2}
+        cross_validate(load_config("toy.yaml", values), "run", inline=True)
 
 
 @pytest.fixture(scope="session")
@@ -120,13 +130,23 @@ def toy(toy_folder: Path) -> Path:
     return toy_folder
 
 
+@pytest.fixture(scope="session")
+def cut_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed after a checkpoint."""
+    folder = tmp_path_factory.mktemp("cut")
+    write_toy(folder)
+    break_toy(folder, "    def forward(self, x):", NAP)
+    with contextlib.chdir(folder):
+        process = start("--inline", nap=0.02)
+        wait_for(find_epoch(5), process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    return folder / "run"
+
+
 @pytest.fixture
-def cut_run(toy: Path) -> Path:
-    """A run that was killed after a checkpoint."""
-    process = start("--inline", nap=0.02)
-    wait_for(find_epoch(5), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+def cut_run(cut_folder: Path, toy: Path) -> Path:
+    shutil.copytree(cut_folder, toy / "run")
     return toy / "run"
 
 
@@ -263,6 +283,7 @@ time.sleep(1000)
 needs_mounts = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
 
 
+@pytest.mark.faults
 @needs_mounts
 def test_disk_full(toy: Path, undisturbed: Summary) -> None:
     """While checkpoints are written; when there is room again the same command goes on."""
@@ -361,7 +382,7 @@ def test_late_node_without_the_run_folder(toy: Path) -> None:
 
 
 def test_driver_killed_without_ray(cut_run: Path, undisturbed: Summary) -> None:
-    finish(start("--inline"))
+    go_on(".")
     _, n_interruptions = check(undisturbed, at_most=CHECKPOINT_EVERY)
     assert n_interruptions == 1
 
@@ -382,7 +403,7 @@ def test_damaged_files_of_a_cut_run(how: str, cut_run: Path, undisturbed: Summar
         damage(path, how)
     for path in cut_run.glob("candidates/*/history.npz"):
         damage(path, how)
-    finish(start("--inline"))
+    go_on(".")
     check(undisturbed, at_most=6)
     load = json.loads((cut_run / "splits.json").read_text())
     assert load["hash"] == Summary.load(cut_run).splits_hash
@@ -396,7 +417,7 @@ def test_a_damaged_file_of_a_finished_run(how: str, name: str, finished: Path, u
     damage(finished / name.format(completed), how)
     if name != "summary.json":
         (finished / "summary.json").unlink()
-    finish(start("--inline"))
+    go_on(".")
     check(undisturbed, at_most=8)
 
 

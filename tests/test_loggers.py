@@ -5,13 +5,14 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import write_toy
 from ray.tune.logger import LoggerCallback
 from rich.console import Console
+from toy import write_toy
 
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate, prepare
@@ -22,17 +23,25 @@ from ray_ft.progress import Display
 from ray_ft.results import load_history, load_splits
 from ray_ft.runner.loggers import CandidateLogger, build_loggers
 
-LOGGERS = ("loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db", "loggers.wandb=toys")
+LOGGERS = ("loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db")
 WILD = "strategies.wild={train: ['*'], lr: 1.0e+30, epochs: 3}"  # it diverges
 
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The working folder of a finished run with all loggers; `wild-000` failed in it."""
-    folder = tmp_path_factory.mktemp("logged")
+    return log_run(tmp_path_factory.mktemp("logged"), LOGGERS)
+
+
+@pytest.fixture(scope="module")
+def logged_by_wandb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return log_run(tmp_path_factory.mktemp("wandb"), ["loggers.wandb=toys"])
+
+
+def log_run(folder: Path, loggers: Sequence[str]) -> Path:
+    """Finish a run with loggers; `wild-000` fails in it."""
     write_toy(folder)
     command = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", "run", "--candidates", "1"]
-    command += ["--strategies", "last,wild"] + [word for value in (WILD, *LOGGERS) for word in ("--set", value)]
+    command += ["--strategies", "last,wild"] + [word for value in (WILD, *loggers) for word in ("--set", value)]
     env = os.environ | {"WANDB_MODE": "offline"}
     result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -82,9 +91,9 @@ def goes_on(folder: Path, run_id: str) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow  # on a loaded machine, a log was seen to stay empty: see docs/loggers.md
-def test_wandb_logs_offline_where_its_mode_says_so(logged: Path) -> None:
+def test_wandb_logs_offline_where_its_mode_says_so(logged_by_wandb: Path) -> None:
     for name in ("last-000", "wild-000"):
-        (log,) = (logged / "run/wandb").glob(f"offline-run-*-{name}/*.wandb")
+        (log,) = (logged_by_wandb / "run/wandb").glob(f"offline-run-*-{name}/*.wandb")
         content = log.read_bytes()
         assert all(word.encode() in content for word in ("toys", "toy", name, "weight_decay", "failed"))
         assert (b"held_out_mse" in content) == (name == "last-000")
