@@ -105,6 +105,7 @@ def cross_validate(
             return Summary.load(run.root)
         journal = Journal(run.log)
         journal.write("start", **describe_environment())
+        run.push()
         n_members = config.cv.folds * config.cv.seeds * config.cv.repeats
         console = console or Console(quiet=True)
         # An epoch costs roughly in proportion to what learns.

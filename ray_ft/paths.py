@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_ft.errors import RunFolderError, StorageError, show_value
+from ray_ft.errors import RunFolderError, StorageError, first_line, show_value
 from ray_ft.json_text import read_json
 from ray_ft.storage import Mirror, is_uri
 
@@ -138,17 +138,23 @@ class RunFolder:
 
     @contextmanager
     def lend(self, candidate: str) -> Iterator["RunFolder"]:
-        """Where a process trains a candidate: here, or in a folder of its own that follows the same URI."""
+        """Where a process trains a candidate: here, or in a folder of its own that follows the same URI.
+
+        Raises:
+            StorageError: What is behind the URI cannot be read or written.
+        """
         if self.mirror is None:
             yield self
             return
         with tempfile.TemporaryDirectory(prefix="ray-ft-") as folder:
             mirror = Mirror(self.mirror.uri, Path(folder))
-            mirror.pull(f"candidates/{candidate}")
+            with keep_files(self.place):
+                mirror.pull(f"candidates/{candidate}")
             try:
                 yield RunFolder(Path(folder), mirror)
             finally:
-                mirror.push()
+                with keep_files(self.place):
+                    mirror.push()
 
     @property
     def config(self) -> Path:
@@ -316,7 +322,7 @@ def keep_files(place: str | Path) -> Iterator[None]:
     except (ConnectionError, TimeoutError):
         raise  # of Ray; a storage's own come as plain OSError
     except OSError as error:
-        reason = error.strerror or str(error).strip().split("\n")[0]
+        reason = error.strerror or first_line(error)
         raise StorageError(
             f"a run must be able to write its files, got {error.filename or place}: {reason}; "
             "when it can again, repeat the command to go on"

@@ -24,6 +24,7 @@ from ray_ft.cross_validation import check_record, cross_validate, prepare
 from ray_ft.errors import ConfigError
 from ray_ft.paths import CurveFolder, write_text
 from ray_ft.plan import name_candidate
+from ray_ft.storage import is_uri
 from ray_ft.summary import BaselineSummary, StrategySummary, Summary
 
 __all__ = ["Forecast", "LearningCurve", "PowerLaw", "StrategyCurve", "fit_power_law", "learning_curve"]
@@ -145,6 +146,8 @@ def learning_curve(
     rule = "different whole numbers from 1 on"
     ordered = sort_counts(sizes, 3, f"the sizes of a learning curve (--sizes) must be three or more {rule}")
     ahead = sort_counts(more, 0, f"the further samples to forecast for (--more) must be {rule}")
+    if is_uri(out):
+        raise ConfigError(f"--out of a learning curve must be a folder, got {out}; name one that all nodes share")
     folder = CurveFolder(Path(out))
     check_runs(config, folder, ordered)
     console = console or Console(quiet=True)

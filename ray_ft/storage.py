@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ray_ft.errors import RunFolderError
+from ray_ft.errors import RunFolderError, first_line
 
 __all__ = ["Mirror", "is_uri"]
 
@@ -123,7 +123,6 @@ def open_storage(uri: str) -> tuple[Any, str]:
             system, path = fsspec.core.url_to_fs(uri)
             return PyFileSystem(FSSpecHandler(system)), path
     except (ValueError, ImportError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
         raise RunFolderError(
-            f"--out must be a folder or a URI that pyarrow or fsspec can open, got {uri}: {reason}"
+            f"--out must be a folder or a URI that pyarrow or fsspec can open, got {uri}: {first_line(error)}"
         ) from error

@@ -283,53 +283,28 @@ time.sleep(1000)
 needs_mounts = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
 
 
-@pytest.mark.faults
-@needs_mounts
-def test_disk_full(toy: Path, undisturbed: Summary) -> None:
-    """While checkpoints are written; when there is room again the same command goes on."""
-    command = shlex.join([sys.executable, "-W", "ignore", "-m", "ray_ft", "cv", "-c", "toy.yaml", "--inline", *OPTIONS])
-    script = f"""
-        mkdir small && mount -t tmpfs -o size=100k tmpfs small
-        {command} --out small/run 2>said || echo $? >code
-        mount -o remount,size=50m small
-        {command} --out small/run && cp -r small/run run
-    """
-    env = os.environ | {"PYTHONPATH": os.getcwd()}
-    done = subprocess.run(
-        ["unshare", "-m", "bash", "-ec", script], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    said = Path("said").read_text()
-    assert Path("code").read_text().strip() == "1", said
-    assert "a run must be able to write its files" in said
-    assert "when it can again, repeat the command to go on" in said
-    assert "Traceback" not in said
-    check(undisturbed, at_most=CHECKPOINT_EVERY)
-
-
 @pytest.mark.ray
 @pytest.mark.faults
 @needs_mounts
-def test_disk_full_on_ray(toy: Path, undisturbed: Summary) -> None:
-    """No candidate counts as failed for it."""
-    Path("nap").write_text("0")
-    command = shlex.join([sys.executable, "-W", "ignore", "-m", "ray_ft", "cv", "-c", "toy.yaml", *OPTIONS])
+@pytest.mark.parametrize(("how", "kilobytes", "n_at_a_time"), [(["--inline"], 100, 1), ([], 150, 2)])
+def test_disk_full(how: list[str], kilobytes: int, n_at_a_time: int, toy: Path, undisturbed: Summary) -> None:
+    """While checkpoints are written: no candidate counts as failed for it, and with room the same command goes on."""
+    command = shlex.join([sys.executable, "-W", "ignore", "-m", "ray_ft", "cv", "-c", "toy.yaml", *how, *OPTIONS])
     script = f"""
-        mkdir -p small && mount -t tmpfs -o size=150k tmpfs small
+        mkdir small && mount -t tmpfs -o size={kilobytes}k tmpfs small
         {command} --out small/run 2>said || echo $? >code
         mount -o remount,size=50m small
         {command} --out small/run && cp -r small/run run
     """
-    env = os.environ | {"PYTHONPATH": os.getcwd()}
-    done = subprocess.run(
-        ["unshare", "-m", "bash", "-ec", script], env=env, capture_output=True, text=True, check=False
-    )
+    env, shell = os.environ | {"PYTHONPATH": os.getcwd()}, ["unshare", "-m", "bash", "-ec", script]
+    done = subprocess.run(shell, env=env, capture_output=True, text=True, check=False)
     said = Path("said").read_text()
     assert done.returncode == 0, done.stderr[-2000:] + said
     assert Path("code").read_text().strip() == "1", said
     assert "a run must be able to write its files" in said
+    assert "when it can again, repeat the command to go on" in said
     assert "Traceback" not in said
-    check(undisturbed, at_most=2 * CHECKPOINT_EVERY)
+    check(undisturbed, at_most=n_at_a_time * CHECKPOINT_EVERY)
 
 
 @contextlib.contextmanager

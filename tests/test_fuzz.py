@@ -13,6 +13,7 @@ import pickle
 import shutil
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -488,36 +489,39 @@ def ensemble_folder(toy_run: Path) -> Path:
     return Path(shutil.copytree(toy_run / "ensemble", "ensemble"))
 
 
+@contextlib.contextmanager
+def restored(folder: Path) -> Iterator[None]:
+    """Put the files of a folder back as they were."""
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    try:
+        yield
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
+
+
 @tries(40)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_mutated_ensembles(data: st.DataObject, ensemble_folder: Path) -> None:
-    before = {path: path.read_bytes() for path in ensemble_folder.iterdir()}
     path = ensemble_folder / data.draw(st.sampled_from((*TENSORS, "network.json", "card.json")))
-    path.write_bytes(data.draw(mutate(before[path])))
-    if path.name != "card.json":
-        rehash(ensemble_folder)
-    try:
+    with restored(ensemble_folder):
+        path.write_bytes(data.draw(mutate(path.read_bytes())))
+        if path.name != "card.json":
+            rehash(ensemble_folder)
         use_ensemble(ensemble_folder)
-    finally:
-        for path, content in before.items():
-            path.write_bytes(content)
 
 
 @tries(100)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_tampered_ensembles(data: st.DataObject, ensemble_folder: Path) -> None:
-    before = {path: path.read_text() for path in ensemble_folder.glob("*.json")}
     path = ensemble_folder / data.draw(st.sampled_from(("network.json", "card.json")))
-    path.write_text(json.dumps(data.draw(mutate_tree(json.loads(before[path])))))
-    if path.name == "network.json":
-        rehash(ensemble_folder)
-    try:
+    with restored(ensemble_folder):
+        path.write_text(json.dumps(data.draw(mutate_tree(json.loads(path.read_text())))))
+        if path.name == "network.json":
+            rehash(ensemble_folder)
         use_ensemble(ensemble_folder)
-    finally:
-        for path, text in before.items():
-            path.write_text(text)
 
 
 def step(name: str, *args: Any) -> list[Any]:

@@ -11,7 +11,6 @@ import typer
 from ray_ft.cli.ensembles import ensembles
 from ray_ft.cli.show import resumable, show
 from ray_ft.errors import ConfigError, RayFTError, shorten
-from ray_ft.storage import is_uri
 
 if TYPE_CHECKING:
     from ray_ft.config import Config
@@ -179,9 +178,7 @@ def learning_curve(
         from ray_ft.report.page import write_curve_figure
         from ray_ft.report.terminal import render_curve
         from ray_ft.sample_size import learning_curve as draw_curve
-    if out and is_uri(out):
-        raise ConfigError(f"--out of a learning curve must be a folder, got {out}; name one that all nodes share")
-    folder = Path(out or f"runs/{loaded.name}-curve")
+    folder = out or f"runs/{loaded.name}-curve"
     with resumable():
         found = draw_curve(loaded, folder, *counts, inline, Console(highlight=False))
     show(render_curve(found))

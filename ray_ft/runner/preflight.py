@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_ft.errors import ConfigError, RunFolderError
+from ray_ft.errors import ConfigError, RunFolderError, StorageError, first_line
 from ray_ft.paths import RunFolder, write_text
 
 __all__ = ["check_folder", "check_reachable", "list_nodes"]
@@ -76,7 +76,7 @@ def leave_marker(run: RunFolder, token: str, node: str) -> str:
             markers = own.root / f"preflight-{token}"
             own.pull(markers)
             write_text(markers / node, (markers / "driver").read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, StorageError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -88,5 +88,5 @@ def hear(answer: Any) -> str:
     except GetTimeoutError:
         return f"no answer within {WAIT_S:.0f} s"
     except RayError as error:
-        return str(error).strip().split("\n")[0]
+        return first_line(error)
     return problem

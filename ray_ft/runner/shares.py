@@ -20,6 +20,7 @@ from ray_ft.candidate import Broadcast, command
 from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError
 from ray_ft.plan import CandidateSpec, MemberKey, list_members
+from ray_ft.runner.preflight import list_nodes
 from ray_ft.squad import Packing, Squad
 from ray_ft.task import BYTES_PER_WEIGHT, Part, Task, count_trained, prepare_part
 
@@ -52,8 +53,8 @@ def choose_share(task: Task, n_left: int) -> Share:
         ConfigError: No node has what one process of a candidate is to hold.
     """
     compute, cv = task.config.compute, task.config.cv
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
-    has = {name: [node["Resources"].get(name, 0.0) for node in nodes if node["Alive"]] for name in ("CPU", "GPU")}
+    nodes = list_nodes()
+    has = {name: [node["Resources"].get(name, 0.0) for node in nodes] for name in ("CPU", "GPU")}
     if compute.device == "cuda" and not sum(has["GPU"]) and compute.address is None:
         raise ConfigError("compute.device: cuda needs GPUs, but no node of the cluster has any; set device: auto")
     n_members = cv.folds * cv.seeds * cv.repeats

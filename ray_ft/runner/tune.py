@@ -1,18 +1,15 @@
 """Ray Tune: one trial a candidate, on the cluster that is joined or on a local Ray that starts and ends here."""
 
 import contextlib
-import faulthandler
 import logging
 import os
 import pickle
 import signal
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,18 +20,19 @@ from ray import tune
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from ray_ft.candidate import run_candidate, write_failure
+from ray_ft.candidate import write_failure
 from ray_ft.config import ComputeSection
-from ray_ft.errors import ConfigError, RunError, StorageError
+from ray_ft.errors import ConfigError, RunError, StorageError, first_line
 from ray_ft.journal import Journal, read_log
-from ray_ft.paths import CandidateFolder, RunFolder
+from ray_ft.paths import RunFolder
 from ray_ft.plan import CandidateSpec
 from ray_ft.progress import Display
-from ray_ft.results import load_means, load_result
+from ray_ft.results import load_result
 from ray_ft.runner.judge import Judge
 from ray_ft.runner.loggers import build_loggers
 from ray_ft.runner.preflight import check_folder, check_reachable
-from ray_ft.runner.shares import Share, choose_share, fetch, prepare_parts, raise_squads
+from ray_ft.runner.shares import choose_share, fetch, prepare_parts
+from ray_ft.runner.trial import train_trial
 from ray_ft.task import Task, count_trained, prepare_part
 
 __all__ = ["run_on_ray", "run_task"]
@@ -124,9 +122,8 @@ def connect(compute: ComputeSection) -> Iterator[None]:
         try:
             ray.init(address=compute.address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
             raise ConfigError(
-                f"compute.address must name a running Ray cluster, got {compute.address}: {reason}; "
+                f"compute.address must name a running Ray cluster, got {compute.address}: {first_line(error)}; "
                 "if it asks for a token, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
             ) from error
     if threading.current_thread() is threading.main_thread():
@@ -142,81 +139,6 @@ def run_task(compute: ComputeSection, function: Callable[..., Any], *args: Any) 
     with connect(compute):
         task: Any = ray.remote(num_cpus=1)(function)
         return fetch(task.remote(*args))
-
-
-def train_trial(
-    params: dict[str, Any], task: Task, plan: Sequence[CandidateSpec], parts: Mapping[str, Any], share: Share
-) -> None:
-    """Train one candidate in a worker of Ray."""
-    (spec,) = (spec for spec in plan if spec.name == params["candidate"])
-    node = ray.get_runtime_context().get_node_id()
-
-    def report(epoch: int, mean: float, final: bool) -> None:
-        guard.hear()
-        tune.report({"epoch": epoch, "loss": mean, "final": final, "node": node})
-
-    try:
-        check_there(task.run)
-        with task.run.lend(spec.name) as run, Guard(run.candidate(spec.name), task.config.compute) as guard:
-            own = replace(task, run=run)
-            if recall(own, spec):
-                return
-            with raise_squads(own, spec, parts, share) as broadcast:
-                run_candidate(own, spec, report, broadcast, lambda: is_leaving(node, share))
-    except StorageError as error:  # of the run, not of this candidate: another try would end the same way
-        tune.report({"broken": str(error), "node": node})
-
-
-def recall(task: Task, spec: CandidateSpec) -> bool:
-    """Report the epochs that another process has left, some of which may not have been heard; was it done?"""
-    means, done = load_means(task.run, spec, task.splits), load_result(task.run, spec) is not None
-    for epoch, mean in enumerate(means, start=1):
-        tune.report({"epoch": epoch, "loss": mean, "final": done and epoch == len(means), "recalled": True})
-    return done
-
-
-def check_there(run: RunFolder) -> None:
-    """Make sure that this node, which may have joined since the run began, has the run folder.
-
-    Raises:
-        StorageError: It has not.
-    """
-    if run.mirror is None and not run.provenance.exists():
-        raise StorageError(
-            f"every node must read and write the run folder, got {run.root}, which is not on "
-            f"{socket.gethostname()}; mount it there, and repeat the command to go on"
-        )
-
-
-def is_leaving(node: str, share: Share) -> bool:
-    """Whether the cluster has been told that this node will soon be gone, as a spot instance is."""
-    leaving: Mapping[str, int] = ray._private.state.state.get_draining_nodes()  # there is no public way
-    return node in leaving or (share.n_workers > 1 and bool(leaving))
-
-
-class Guard:
-    """Ends this process when it has been silent for too long; Ray then tries its candidate again.
-
-    It needs no lock of Python's, so that a call that hangs while it holds one is ended too.
-    """
-
-    def __init__(self, folder: CandidateFolder, compute: ComputeSection) -> None:
-        self.folder, self.seconds = folder, compute.max_silence_s
-
-    def __enter__(self) -> "Guard":
-        self.folder.root.mkdir(parents=True, exist_ok=True)
-        self.file = self.folder.silence.open("w", encoding="utf-8")
-        self.hear()
-        return self
-
-    def hear(self) -> None:
-        """Begin to wait anew."""
-        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
-
-    def __exit__(self, *_: object) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        self.file.close()
-        self.folder.silence.unlink(missing_ok=True)
 
 
 def start_longest_first(task: Task, left: Sequence[CandidateSpec]) -> list[CandidateSpec]:
@@ -295,12 +217,12 @@ class Watcher(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["candidate"]
-        self.journal.write("retry", candidate=name, reason=self.explain(trial))
+        self.note("retry", candidate=name, reason=self.explain(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name, reason = trial.config["candidate"], self.explain(trial)
         if has_died(load_error(trial)) and name not in self.lost_before:
-            self.journal.write("lost", candidate=name, reason=reason)
+            self.note("lost", candidate=name, reason=reason)
             self.lost[name] = reason
             self.judge.end(name)
             return
@@ -316,8 +238,7 @@ class Watcher(tune.Callback):
             return f"no epoch within {seconds:g} s (compute.max_silence_s); {silence} says where it stood"
         error = load_error(trial)
         cause = getattr(error, "cause", None) or error
-        lines = [line.strip() for line in str(cause).strip().split("\n") if line.strip()]
-        return f"{type(cause).__name__}: {lines[0] if lines else ''}"
+        return "its process died" if cause is None else f"{type(cause).__name__}: {first_line(cause)}"
 
     def finish(self, name: str) -> None:
         self.judge.end(name)  # here, as Tune tells its scheduler of an error before a retry too
@@ -327,7 +248,12 @@ class Watcher(tune.Callback):
         stopped = self.judge.stopped_at(name) is not None
         state = "stopped" if stopped else result["state"] if result else "stopped"
         self.display.show_end(name, state)
-        self.journal.write("end of candidate", candidate=name, state=state)
+        self.note("end of candidate", candidate=name, state=state)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Log what must not be lost with this process."""
+        self.journal.write(event, **fields)
+        self.task.run.push()
 
     def raise_faults(self) -> None:
         """Raise what is no candidate's own failure, so that the same command goes on from here.

@@ -16,8 +16,9 @@ from threading import Timer
 
 import ray
 
+from ray_ft.arrays import read_arrays
 from ray_ft.paths import RunFolder
-from ray_ft.results import load_plan, read_arrays
+from ray_ft.results import load_plan
 
 CHECKPOINT_EVERY = 4  # epochs, as slow_toy.py has it
 CUT_AT = 5  # epochs of both candidates
