@@ -117,13 +117,15 @@ def show(row: dict[str, Any]) -> dict[str, Any]:
 
 def describe_folder(run: Path) -> dict[str, Any]:
     files = [path for path in run.rglob("*") if path.is_file()]
-    verdicts = json.loads((run / "verdicts.json").read_text()).values()
+    from ray_ft.paths import RunFolder
+    from ray_ft.results import load_verdicts
+
     return {
         "n_files": len(files),
         "mb": sum(path.stat().st_size for path in files) / 1e6,
         "tune_mb": sum(path.stat().st_size for path in files if "tune" in path.parts) / 1e6,
         "summary_mb": (run / "summary.json").stat().st_size / 1e6,
-        "s_in_trials": sum(verdict["seconds"] for verdict in verdicts),
+        "s_in_trials": sum(verdict.seconds for verdict in load_verdicts(RunFolder(run)).values()),
     }
 
 

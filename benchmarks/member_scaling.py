@@ -13,6 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from ray_ft.paths import RunFolder
+from ray_ft.results import load_verdicts
+
 REPEATS = (1, 10, 100)
 N_FOLDS, N_SEEDS = 5, 3
 MEMBER_EPOCHS = 1800  # to time, so that a second of start-up more or less does not show
@@ -49,8 +52,8 @@ def run_demo(n_repeats: int, n_epochs: int) -> tuple[float, float]:
             time.sleep(SAMPLE_EVERY_S)
         if process.returncode:
             raise SystemExit(f"the run failed with exit code {process.returncode}")
-        (verdict,) = json.loads((Path(folder) / "run" / "verdicts.json").read_text()).values()
-        return verdict["seconds"], memory
+        (verdict,) = load_verdicts(RunFolder(Path(folder) / "run")).values()
+        return verdict.seconds, memory
 
 
 def read_peak_mb(pid: int) -> float:
