@@ -28,10 +28,6 @@ def ray_ft(*words: str) -> subprocess.CompletedProcess[str]:
             ["check", "-c", "nope.yaml"],
             "error: a config file must be readable, got nope.yaml: No such file or directory; check the path\n",
         ),
-        (
-            ["learning-curve", "--out", "s3://b/x"],
-            "error: --out of a learning curve must be a folder, got s3://b/x; name one that all nodes share\n",
-        ),
         (["cv", "--set", "nonsense"], "error: --set takes KEY=VALUE, got nonsense\n"),
     ],
 )  # fmt: skip

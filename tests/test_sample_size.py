@@ -148,3 +148,9 @@ def test_a_schedule_that_ends_too_soon_is_noted(toy_folder: Path) -> None:
     config = load_config(toy_folder / "toy.yaml", {"cv.strategies": ["last"], "training.epochs": 1})
     found = ray_ft.learning_curve(config, toy_folder / "curve", [8, 12, 20], inline=True)
     assert "last was best at the end of its schedule in every fold" in found.notes[0]
+
+
+def test_a_curve_behind_a_uri_is_refused(toy_config: Config) -> None:
+    said = "--out of a learning curve must be a folder, got s3://b/x; name one that all nodes share"
+    with pytest.raises(ConfigError, match=f"^{said}$"):
+        ray_ft.learning_curve(toy_config, "s3://b/x", inline=True)
