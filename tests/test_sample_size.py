@@ -153,4 +153,4 @@ def test_a_schedule_that_ends_too_soon_is_noted(toy_folder: Path) -> None:
 def test_a_curve_behind_a_uri_is_refused(toy_config: Config) -> None:
     said = "--out of a learning curve must be a folder, got s3://b/x; name one that all nodes share"
     with pytest.raises(ConfigError, match=f"^{said}$"):
-        ray_ft.learning_curve(toy_config, "s3://b/x", inline=True)
+        ray_ft.learning_curve(toy_config, "s3://b/x", [5, 10, 15], inline=True)
