@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.model_selection import KFold
 
 import ray_ft
-from ray_ft.evaluation import evaluate_ensemble, read_labelled
+from ray_ft.ensemble.evaluation import evaluate_ensemble, read_labelled
 
 N_PARTS = 5
 NOVEL = Path(__file__).parents[1] / "examples" / "color_router" / "novel.npz"  # structures of other kinds

@@ -13,8 +13,8 @@ from torch import nn
 from torch.func import functional_call
 
 from benchmarks.timing import Timing, alternate, compare
-from ray_ft.features.shared import share_backbone
 from ray_ft.models import DiffractionNet
+from ray_ft.split.shared import share_backbone
 
 N_MEMBERS, N_SAMPLES, BATCH_SIZE = 15, 64, 32
 PATTERNS = {"head": ("head.*", "spec_bias"), "decoder_head": ("film_*", "dec.*", "head.*", "spec_bias")}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.setting import build_squad, prepare_row
-from ray_ft.training import draw_batches, step_within_memory
+from ray_ft.fitting.training import draw_batches, step_within_memory
 
 BATCH, N_WAVELENGTHS, WIDTH, N_OUT = 16, 301, 256, 4
 PEAK_SIDE = 2048

@@ -63,8 +63,8 @@ def main() -> None:
 
 
 def time_judge(n: int, n_epochs: int = 20) -> float:
-    from ray_ft.plan import CandidateSpec
-    from ray_ft.runner.judge import Judge
+    from ray_ft.backends.successive_halving import Judge
+    from ray_ft.search.plan import CandidateSpec
 
     plan = [CandidateSpec("s", i, ()) for i in range(n)]
     judge, losses = Judge(plan, {"s": (5, n_epochs)}, 2.0), np.random.default_rng(0).random((n_epochs, n))
@@ -117,8 +117,8 @@ def show(row: dict[str, Any]) -> dict[str, Any]:
 
 def describe_folder(run: Path) -> dict[str, Any]:
     files = [path for path in run.rglob("*") if path.is_file()]
-    from ray_ft.paths import RunFolder
-    from ray_ft.results import load_verdicts
+    from ray_ft.results.records import load_verdicts
+    from ray_ft.runs.folder import RunFolder
 
     return {
         "n_files": len(files),

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ray_ft.paths import RunFolder
-from ray_ft.results import load_verdicts
+from ray_ft.results.records import load_verdicts
+from ray_ft.runs.folder import RunFolder
 
 REPEATS = (1, 10, 100)
 N_FOLDS, N_SEEDS = 5, 3

@@ -13,12 +13,12 @@ import torch
 from sklearn.model_selection import RepeatedKFold
 
 from ray_ft.config import load_config
-from ray_ft.data import prepare_inputs, read_array
+from ray_ft.data.samples import prepare_inputs, read_array
 from ray_ft.ensemble import FALSE_ALARMS, flatten_features
-from ray_ft.features.shared import share_backbone
 from ray_ft.models import load_network
-from ray_ft.novelty import fit_density
-from ray_ft.strategies import select_trained
+from ray_ft.search.strategies import select_trained
+from ray_ft.split.shared import share_backbone
+from ray_ft.statistics.novelty import fit_density
 
 DATA = Path(__file__).parents[1] / "examples" / "color_router"
 

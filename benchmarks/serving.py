@@ -28,7 +28,7 @@ from ray_ft.ensemble import Ensemble
 from ray_ft.ensemble.artefact import Card
 
 START_S, STOP_S = 120.0, 30.0
-SERVE = "import sys; from ray_ft.runner.serving import serve; serve(sys.argv[1], port=int(sys.argv[2]))"
+SERVE = "import sys; from ray_ft.serving.server import serve; serve(sys.argv[1], port=int(sys.argv[2]))"
 
 
 @dataclass

@@ -8,9 +8,9 @@ import torch
 from benchmarks.vs_ray_tune import COMMON, ROWS, describe_ours, write_inputs
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import Prepared, prepare
-from ray_ft.plan import list_members
-from ray_ft.squad import Packing, Squad
-from ray_ft.task import prepare_part
+from ray_ft.fitting.gradient import Packing, Squad
+from ray_ft.fitting.task import prepare_part
+from ray_ft.search.plan import list_members
 
 
 def prepare_row(row: str, precision: str) -> Prepared:

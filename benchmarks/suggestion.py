@@ -22,9 +22,9 @@ from scipy import ndimage
 from examples.color_router.patterns import PIXELS, draw_blobs
 from examples.color_router.simulator import simulate
 from ray_ft import Config, Ensemble, cross_validate, load_network
-from ray_ft.data import prepare_inputs
-from ray_ft.features import split_network
-from ray_ft.suggestion import choose_batch
+from ray_ft.data.samples import prepare_inputs
+from ray_ft.ensemble.suggestion import choose_batch
+from ray_ft.split.network import split_network
 
 DEMO = Path(__file__).parents[1] / "ray_ft" / "demo"
 NETWORK = {"checkpoint": str(DEMO / "network.safetensors"), "params": {"dropout_cnn": 0.0, "dropout_decoder": 0.0}}

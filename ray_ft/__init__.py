@@ -9,27 +9,27 @@ if TYPE_CHECKING:
     from ray_ft.cross_validation import cross_validate as cross_validate
     from ray_ft.ensemble import Ensemble as Ensemble
     from ray_ft.errors import RayFTError as RayFTError
+    from ray_ft.learning_curves import LearningCurve as LearningCurve
+    from ray_ft.learning_curves import learning_curve as learning_curve
     from ray_ft.models import DiffractionNet as DiffractionNet
     from ray_ft.models import load_network as load_network
     from ray_ft.report.page import write_report as write_report
-    from ray_ft.run_comparison import RunComparison as RunComparison
-    from ray_ft.run_comparison import compare as compare
-    from ray_ft.sample_size import LearningCurve as LearningCurve
-    from ray_ft.sample_size import learning_curve as learning_curve
-    from ray_ft.summary import Summary as Summary
+    from ray_ft.results.run_comparison import RunComparison as RunComparison
+    from ray_ft.results.run_comparison import compare as compare
+    from ray_ft.results.summary import Summary as Summary
 
 __version__ = "0.1.0"
 _OWNERS = {
     "Config": "config",
     "DiffractionNet": "models",
     "Ensemble": "ensemble",
-    "LearningCurve": "sample_size",
+    "LearningCurve": "learning_curves",
     "RayFTError": "errors",
-    "RunComparison": "run_comparison",
-    "Summary": "summary",
-    "compare": "run_comparison",
+    "RunComparison": "results.run_comparison",
+    "Summary": "results.summary",
+    "compare": "results.run_comparison",
     "cross_validate": "cross_validation",
-    "learning_curve": "sample_size",
+    "learning_curve": "learning_curves",
     "load_config": "config",
     "load_network": "models",
     "write_report": "report.page",

@@ -16,9 +16,11 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import nn
 
-from ray_ft.baselines import score_baselines
+from ray_ft.backends.progress import Display
+from ray_ft.backends.running import run_near_storage, run_trials
 from ray_ft.config import STRATEGIES_FILE, Config, read_yaml, reload_config
-from ray_ft.data import load_dataset
+from ray_ft.data.folds import deal_folds, deal_inner, limit_training
+from ray_ft.data.samples import load_dataset
 from ray_ft.ensemble import reduce_members
 from ray_ft.errors import (
     ConfigError,
@@ -30,15 +32,10 @@ from ray_ft.errors import (
     WeightsError,
     first_few,
 )
-from ray_ft.folds import deal_folds, deal_inner, limit_training
-from ray_ft.intervals import check_level
-from ray_ft.journal import Journal, count_lost
+from ray_ft.fitting.task import Task
 from ray_ft.models import build_network, read_weights
-from ray_ft.paths import RunFolder, hold, keep_files, open_folder, write_record, write_text
-from ray_ft.plan import CandidateSpec, build_plan
-from ray_ft.progress import Display
-from ray_ft.provenance import describe_environment, hash_arrays, hash_tensors
-from ray_ft.results import (
+from ray_ft.objectives.baselines import score_baselines
+from ray_ft.results.records import (
     Verdict,
     gather_losses,
     load_plan,
@@ -47,11 +44,7 @@ from ray_ft.results import (
     load_verdicts,
     score_strategies,
 )
-from ray_ft.runner import run_near_storage, run_trials
-from ray_ft.scores import pick_winner
-from ray_ft.selection import correct_selection
-from ray_ft.strategies import count_by_part, find_head_dropouts, select_trained
-from ray_ft.summary import (
+from ray_ft.results.summary import (
     EnsembleSummary,
     Summary,
     compare_with_baseline,
@@ -60,7 +53,14 @@ from ray_ft.summary import (
     summarize_strategies,
     write_summary,
 )
-from ray_ft.task import Task
+from ray_ft.runs.folder import RunFolder, hold, keep_files, open_folder, write_record, write_text
+from ray_ft.runs.journal import Journal, count_lost
+from ray_ft.runs.provenance import describe_environment, hash_arrays, hash_tensors
+from ray_ft.search.plan import CandidateSpec, build_plan
+from ray_ft.search.strategies import count_by_part, find_head_dropouts, select_trained
+from ray_ft.statistics.intervals import check_level
+from ray_ft.statistics.scores import pick_winner
+from ray_ft.statistics.selection import correct_selection
 
 __all__ = ["Prepared", "check_record", "cross_validate", "open_run", "prepare", "rebuild_ensemble", "reduce_run"]
 

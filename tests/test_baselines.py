@@ -3,8 +3,8 @@
 import numpy as np
 from sklearn.linear_model import Ridge
 
-from ray_ft.baselines import fit_gain_offset, score_baselines
-from ray_ft.folds import deal_folds
+from ray_ft.data.folds import deal_folds
+from ray_ft.objectives.baselines import fit_gain_offset, score_baselines
 
 
 def test_gain_and_offset_are_ridge_regression() -> None:

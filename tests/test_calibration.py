@@ -13,10 +13,10 @@ from scipy import stats
 from sklearn.linear_model import Ridge
 from torch import nn
 
-from ray_ft.comparison import compare_pair
-from ray_ft.folds import Splits, deal_folds, deal_inner
-from ray_ft.scores import Curves, build_curves, score_strategy
-from ray_ft.selection import correct_selection
+from ray_ft.data.folds import Splits, deal_folds, deal_inner
+from ray_ft.statistics.comparison import compare_pair
+from ray_ft.statistics.scores import Curves, build_curves, score_strategy
+from ray_ft.statistics.selection import correct_selection
 
 pytestmark = pytest.mark.slow
 N_SAMPLES, N_FOLDS = 100, 5

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ray_ft.candidate import command, run_candidate
 from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
-from ray_ft.folds import Splits
-from ray_ft.plan import list_members
-from ray_ft.squad import Squad
-from ray_ft.task import prepare_part
+from ray_ft.data.folds import Splits
+from ray_ft.fitting.candidate import command, run_candidate
+from ray_ft.fitting.gradient import Squad
+from ray_ft.fitting.task import prepare_part
+from ray_ft.search.plan import list_members
 
 CPU = torch.device("cpu")
 KEYS = list_members(1, 3, 2)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_ft.checkpoint import load_checkpoint, save_checkpoint
+from ray_ft.fitting.checkpoint import load_checkpoint, save_checkpoint
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 
-from ray_ft.combination import METHODS, N_PICKS, blend, choose_weights, score_folds
-from ray_ft.folds import deal_folds
+from ray_ft.data.folds import deal_folds
+from ray_ft.statistics.weights import METHODS, N_PICKS, blend, choose_weights, score_folds
 
 
 def draw(seed: int, n_columns: int = 4, n_repeats: int = 2) -> tuple[np.ndarray, np.ndarray]:

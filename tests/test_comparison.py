@@ -12,7 +12,7 @@ from sklearn.svm import SVC
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from ray_ft.comparison import adjust_holm, compare_all, compare_pair, count_repeats
+from ray_ft.statistics.comparison import adjust_holm, compare_all, compare_pair, count_repeats
 
 
 def draw_scores(seed: int, shift: float = 0.0, n_repeats: int = 2, n_folds: int = 5) -> tuple[np.ndarray, np.ndarray]:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from toy import break_toy
 
-from ray_ft.comparison import compare_pair
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, RunError, RunFolderError, StrategyError
-from ray_ft.summary import Summary
+from ray_ft.results.summary import Summary
+from ray_ft.statistics.comparison import compare_pair
 
 
 def table(summary: Summary) -> dict:

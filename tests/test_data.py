@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ray_ft.data import build_views, load_dataset, prepare_inputs
+from ray_ft.data.folds import deal_folds
+from ray_ft.data.samples import build_views, load_dataset, prepare_inputs
 from ray_ft.errors import DataError
-from ray_ft.folds import deal_folds
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ray_ft.features import split_network
-from ray_ft.features.dropout import DropoutSite, attend, draw_masks
+from ray_ft.split.dropout import DropoutSite, attend, draw_masks
+from ray_ft.split.network import split_network
 
 
 class Dropping(nn.Module):

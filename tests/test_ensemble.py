@@ -15,8 +15,8 @@ from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, EnsembleError
-from ray_ft.intervals import build_pointwise
-from ray_ft.summary import Summary
+from ray_ft.results.summary import Summary
+from ray_ft.statistics.intervals import build_pointwise
 
 
 def predict_whole(ensemble: Ensemble, x: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ray_ft.ensemble import Ensemble
+from ray_ft.ensemble.evaluation import evaluate_ensemble, read_labelled
 from ray_ft.errors import ConfigError, DataError
-from ray_ft.evaluation import evaluate_ensemble, read_labelled
 
 
 def draw_fresh(n: int = 60) -> None:

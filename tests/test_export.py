@@ -11,8 +11,8 @@ import torch
 
 from ray_ft.cross_validation import rebuild_ensemble
 from ray_ft.ensemble import Ensemble
+from ray_ft.ensemble.export import OUTPUTS, average_weights, export_ensemble
 from ray_ft.errors import ConfigError, EnsembleError
-from ray_ft.export import OUTPUTS, average_weights, export_ensemble
 
 READ_PT2 = """
 import sys, numpy as np, torch

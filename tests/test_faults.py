@@ -24,8 +24,8 @@ from toy import break_toy, write_toy
 
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate
-from ray_ft.journal import count_lost, read_log
-from ray_ft.summary import Summary
+from ray_ft.results.summary import Summary
+from ray_ft.runs.journal import count_lost, read_log
 
 NAP = """
     import pathlib, time

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_ft import DiffractionNet
-from ray_ft.features import set_training_modes, split_network
+from ray_ft.split.network import set_training_modes, split_network
 
 SMALL = {"n_blocks": (1, 1, 1, 1), "widths": (4, 8, 8, 8, 16), "d_model": 32, "n_decoder_blocks": 1}
 HEAD = ("head.", "spec_bias")

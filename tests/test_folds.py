@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_ft.data.folds import deal_folds, deal_inner, join_groups, limit_training
 from ray_ft.errors import DataError
-from ray_ft.folds import deal_folds, deal_inner, join_groups, limit_training
 
 
 @given(st.integers(0, 1000), st.integers(2, 6), st.integers(1, 3))

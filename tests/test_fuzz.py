@@ -26,18 +26,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as save_tensors
 
-from ray_ft import Summary, memory
-from ray_ft.checkpoint import load_checkpoint
+from ray_ft import Summary
 from ray_ft.config import load_config, parse_yaml, read_yaml
-from ray_ft.data import load_dataset, read_array
+from ray_ft.data.samples import load_dataset, read_array
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, EnsembleError, RunFolderError, WeightsError
-from ray_ft.features.shared import read_shared
+from ray_ft.files import memory
+from ray_ft.fitting.checkpoint import load_checkpoint
 from ray_ft.models import read_weights
-from ray_ft.paths import RunFolder, write_json, write_record
+from ray_ft.prediction.sources import read_chunks
+from ray_ft.prediction.streams import open_source, predict_to_archive, predict_to_folder
 from ray_ft.report.terminal import render_summary
-from ray_ft.requests import JSON, read_query
-from ray_ft.results import (
+from ray_ft.results.records import (
     load_blind,
     load_history,
     load_members,
@@ -48,8 +48,9 @@ from ray_ft.results import (
     load_splits,
     load_verdicts,
 )
-from ray_ft.streaming import open_source, predict_to_archive, predict_to_folder
-from ray_ft.streaming.sources import read_chunks
+from ray_ft.runs.folder import RunFolder, write_json, write_record
+from ray_ft.serving.requests import JSON, read_query
+from ray_ft.split.shared import read_shared
 
 DEPTH = int(os.environ.get("RAY_FT_FUZZ", "1"))
 CONFIGS = (

@@ -7,9 +7,9 @@ import torch
 
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate, prepare
-from ray_ft.plan import list_members
-from ray_ft.squad import Squad
-from ray_ft.task import prepare_part
+from ray_ft.fitting.gradient import Squad
+from ray_ft.fitting.task import prepare_part
+from ray_ft.search.plan import list_members
 
 pytestmark = pytest.mark.gpu
 

@@ -8,9 +8,15 @@ from mapie.regression import CrossConformalRegressor
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 
-from ray_ft import intervals
 from ray_ft.errors import ConfigError
-from ray_ft.intervals import build_pointwise, build_simultaneous, check_level, measure_coverage, trace_calibration
+from ray_ft.statistics import intervals
+from ray_ft.statistics.intervals import (
+    build_pointwise,
+    build_simultaneous,
+    check_level,
+    measure_coverage,
+    trace_calibration,
+)
 
 
 def draw_problem(

@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_ft.plan import CandidateSpec
-from ray_ft.runner.judge import Judge
+from ray_ft.backends.successive_halving import Judge
+from ray_ft.search.plan import CandidateSpec
 
 PLAN = [CandidateSpec("s", i, ()) for i in range(4)]
 N_EPOCHS = 9

@@ -14,14 +14,14 @@ from ray.tune.logger import LoggerCallback
 from rich.console import Console
 from toy import write_toy
 
+from ray_ft.backends.loggers import CandidateLogger, build_loggers
+from ray_ft.backends.progress import Display
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate, prepare
 from ray_ft.errors import ConfigError
-from ray_ft.paths import RunFolder, write_text
-from ray_ft.plan import CandidateSpec
-from ray_ft.progress import Display
-from ray_ft.results import load_history, load_splits
-from ray_ft.runner.loggers import CandidateLogger, build_loggers
+from ray_ft.results.records import load_history, load_splits
+from ray_ft.runs.folder import RunFolder, write_text
+from ray_ft.search.plan import CandidateSpec
 
 LOGGERS = ("loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db")
 WILD = "strategies.wild={train: ['*'], lr: 1.0e+30, epochs: 3}"  # it diverges

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from ray_ft import Config, cross_validate, memory
+from ray_ft import Config, cross_validate
+from ray_ft.backends.running import check_memory
 from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
 from ray_ft.errors import ConfigError
-from ray_ft.paths import RunFolder
-from ray_ft.runner import check_memory
-from ray_ft.task import BYTES_PER_MEMBER, BYTES_PER_WEIGHT, estimate_bytes
+from ray_ft.files import memory
+from ray_ft.fitting.task import BYTES_PER_MEMBER, BYTES_PER_WEIGHT, estimate_bytes
+from ray_ft.runs.folder import RunFolder
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
-from ray_ft.metrics import compute_losses, score_predictions
+from ray_ft.objectives.metrics import compute_losses, score_predictions
 
 
 @pytest.mark.parametrize(("metric", "reference"), [("mse", mean_squared_error), ("mae", mean_absolute_error)])

@@ -9,7 +9,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import DotProduct
 
 from ray_ft.errors import DataError
-from ray_ft.novelty import NOISE_SHARE, Density, fit_density
+from ray_ft.statistics.novelty import NOISE_SHARE, Density, fit_density
 
 
 def draw_features(seed: int, n: int, n_features: int = 60) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_ft.paths import RunFolder, replace_file, write_arrays, write_json
+from ray_ft.runs.folder import RunFolder, replace_file, write_arrays, write_json
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_ft.config import SearchSection, StrategyConfig
-from ray_ft.plan import build_plan, list_members, resolve_grace
+from ray_ft.search.plan import build_plan, list_members, resolve_grace
 
 STRATEGY = StrategyConfig.model_validate(
     {"train": ["*"], "lr": [1e-4, 1e-2], "epochs": [10, 20], "batch_size": [8, 16], "warmup_ratio": 0.9}

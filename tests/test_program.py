@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.export import Dim, export
 
-from ray_ft.features.program import read_program, write_program
+from ray_ft.split.program import read_program, write_program
 
 
 class Mixed(nn.Module):

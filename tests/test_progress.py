@@ -4,9 +4,9 @@ import io
 
 from rich.console import Console
 
+from ray_ft.backends.progress import Display
 from ray_ft.config import StrategyConfig
-from ray_ft.plan import build_plan
-from ray_ft.progress import Display
+from ray_ft.search.plan import build_plan
 
 STRATEGY = StrategyConfig.model_validate({"train": ["*"], "lr": 1e-3, "epochs": 10})
 

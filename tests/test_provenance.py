@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ray_ft.provenance import describe_environment, hash_arrays, hash_tensors
+from ray_ft.runs.provenance import describe_environment, hash_arrays, hash_tensors
 
 
 def test_tensors_are_named_by_name_and_content() -> None:

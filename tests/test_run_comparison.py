@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 
 import ray_ft
-from ray_ft.comparison import compare_pair
 from ray_ft.config import load_config
 from ray_ft.errors import RunFolderError
 from ray_ft.report.terminal import render_comparison
-from ray_ft.run_comparison import RunComparison
+from ray_ft.results.run_comparison import RunComparison
+from ray_ft.statistics.comparison import compare_pair
 
 
 def run(folder: Path, name: str, **options: object) -> Path:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ray_ft.folds import deal_folds
-from ray_ft.scores import (
+from ray_ft.data.folds import deal_folds
+from ray_ft.statistics.scores import (
     Curves,
     Spread,
     average_folds,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ray_ft.selection import correct_selection
+from ray_ft.statistics.selection import correct_selection
 
 
 def test_one_strategy_needs_no_correction() -> None:

@@ -26,12 +26,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_ft.backends.running import replica
 from ray_ft.ensemble import QUANTITIES, Ensemble, Prediction
 from ray_ft.errors import ConfigError
-from ray_ft.requests import JSON, NPZ, Limits, RequestError, read_npy, read_query
-from ray_ft.runner import replica
-from ray_ft.runner.replica import MAX_WAITING, Batcher, Predictor, Room
-from ray_ft.runner.serving import check_free
+from ray_ft.serving.replica import MAX_WAITING, Batcher, Predictor, Room
+from ray_ft.serving.requests import JSON, NPZ, Limits, RequestError, read_npy, read_query
+from ray_ft.serving.server import check_free
 
 pytest.importorskip("ray.serve")
 X = np.random.default_rng(3).normal(size=(5, 6)).astype(np.float32)
@@ -429,7 +429,7 @@ def server(toy_run: Path) -> Iterator[Server]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     code = (
-        "import sys; from ray_ft.runner.serving import serve; from ray_ft.requests import Limits; "
+        "import sys; from ray_ft.serving.server import serve; from ray_ft.serving.requests import Limits; "
         "serve(sys.argv[1], port=int(sys.argv[2]), limits=Limits(max_samples=8, max_body_mb=0.1))"
     )
     mark = uuid.uuid4().hex

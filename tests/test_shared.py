@@ -9,9 +9,9 @@ from torch import nn
 from torch.func import functional_call
 
 from ray_ft.config import load_config
-from ray_ft.features.shared import SharedNetwork, WholeNetwork, read_shared, share_backbone
 from ray_ft.models import DiffractionNet
-from ray_ft.strategies import select_trained
+from ray_ft.search.strategies import select_trained
+from ray_ft.split.shared import SharedNetwork, WholeNetwork, read_shared, share_backbone
 
 
 def names_of(network: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -5,9 +5,9 @@ import os
 import pytest
 import ray
 
+from ray_ft.backends.placement import Share, find_device, share_cpus, share_gpus
+from ray_ft.backends.tune import connect
 from ray_ft.config import ComputeSection
-from ray_ft.runner.shares import Share, find_device, share_cpus, share_gpus
-from ray_ft.runner.tune import connect
 
 
 @pytest.mark.parametrize(

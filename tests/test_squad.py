@@ -10,11 +10,11 @@ import torch
 
 from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
-from ray_ft.features import SplitNetwork
-from ray_ft.plan import CandidateSpec, MemberKey, list_members
-from ray_ft.squad import Squad
-from ray_ft.task import Part, Task, choose_dtype, prepare_part
-from ray_ft.training import draw_batches
+from ray_ft.fitting.gradient import Squad
+from ray_ft.fitting.task import Part, Task, choose_dtype, prepare_part
+from ray_ft.fitting.training import draw_batches
+from ray_ft.search.plan import CandidateSpec, MemberKey, list_members
+from ray_ft.split.network import SplitNetwork
 
 CPU = torch.device("cpu")
 KEYS = list_members(1, 4, 2)

@@ -14,10 +14,10 @@ import pytest
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.errors import RunFolderError, StorageError
-from ray_ft.journal import count_lost
-from ray_ft.paths import fetch_run, open_folder
-from ray_ft.storage import Mirror
-from ray_ft.summary import Summary
+from ray_ft.results.summary import Summary
+from ray_ft.runs.folder import fetch_run, open_folder
+from ray_ft.runs.journal import count_lost
+from ray_ft.runs.storage import Mirror
 
 BUCKET = "s3://bucket"
 OPTIONS = {"cv.strategies": ["top"], "cv.candidates": 2}

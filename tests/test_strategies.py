@@ -6,7 +6,7 @@ from torch import nn
 from ray_ft import DiffractionNet
 from ray_ft.config import StageConfig, load_config
 from ray_ft.errors import StrategyError
-from ray_ft.strategies import count_by_part, find_head_dropouts, select_trained
+from ray_ft.search.strategies import count_by_part, find_head_dropouts, select_trained
 
 
 def select(network: nn.Module, **stage: object) -> tuple[str, ...]:

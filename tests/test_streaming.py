@@ -21,17 +21,17 @@ from rich.console import Console
 from ray_ft.config import ComputeSection
 from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import ConfigError, DataError
-from ray_ft.runner.streaming import PartPredictor, predict_on_ray
-from ray_ft.streaming import QUANTITIES, Streamed, folder, open_source, predict_to_archive, predict_to_folder
-from ray_ft.streaming.pace import Pace
-from ray_ft.streaming.quantities import arrange, find_bad
-from ray_ft.streaming.sources import Block, Source, read_chunks
+from ray_ft.prediction.on_ray import PartPredictor, predict_on_ray
+from ray_ft.prediction.pace import Pace
+from ray_ft.prediction.quantities import arrange, find_bad
+from ray_ft.prediction.sources import Block, Source, read_chunks
+from ray_ft.prediction.streams import QUANTITIES, Streamed, folder, open_source, predict_to_archive, predict_to_folder
 
 CODE = """
 import sys
 from pathlib import Path
 from ray_ft.ensemble import Ensemble
-from ray_ft.streaming import open_source, predict_to_folder
+from ray_ft.prediction.streams import open_source, predict_to_folder
 predict_to_folder(Ensemble.load("run"), open_source("many.npy"), Path("out"), n_threads=1, chunk_size=32)
 """
 
@@ -251,7 +251,7 @@ def test_chunks_are_whole_and_in_order(sizes: list[int], size: int, data: st.Dat
 
 def test_lines_tell_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, text = iter([0.0, 0.0, 4.0, 4.0, 11.0, 11.0, 11.0]), io.StringIO()
-    monkeypatch.setattr("ray_ft.streaming.pace.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("ray_ft.prediction.pace.time.monotonic", lambda: next(clock))
     with Pace(Console(file=text), 1000, done=400) as pace:
         pace.advance(80)
         pace.advance(140)
@@ -344,7 +344,7 @@ def list_times(output: Path) -> dict[str, int]:
 
 
 def test_parts_are_kept_as_long_as_their_inputs_are_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_ft.runner.streaming.run_parts", run_here)
+    monkeypatch.setattr("ray_ft.prediction.on_ray.run_parts", run_here)
     ensemble, many, output = Ensemble.load(run), write_many(), Path("out")
 
     def predict() -> Streamed:
@@ -381,7 +381,7 @@ def test_ray_data_writes_parts_in_order(run: Path) -> None:
     write_parquet("many.parquet", many.astype(float).tolist())
     source, output = open_source("many.parquet", "x"), Path("out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray_ft.runner.streaming.run_parts", run_here)
+        patch.setattr("ray_ft.prediction.on_ray.run_parts", run_here)
         predict_on_ray(ensemble, run, source, output, part_size=40)
     lost, kept = output / "part-000000000060.parquet", output / "part-000000000000.parquet"
     lost.unlink()

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_ft.ensemble import Ensemble
+from ray_ft.ensemble.suggestion import choose_batch, suggest_samples
 from ray_ft.errors import DataError
-from ray_ft.suggestion import choose_batch, suggest_samples
 
 N_CLUSTERS = 10
 

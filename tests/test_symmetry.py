@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_ft.symmetry import OPERATIONS, apply_operation, generate_group
+from ray_ft.domains.symmetry import OPERATIONS, apply_operation, generate_group
 
 GROUP = generate_group(list(OPERATIONS))
 

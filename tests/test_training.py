@@ -8,9 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from ray_ft.features import split_network
-from ray_ft.plan import Hyperparameters, MemberKey
-from ray_ft.training import Recipe, ViewBank, add_noisy_copies, clip_stacked, create_pack, draw_batches, scale_lr
+from ray_ft.fitting.training import (
+    Recipe,
+    ViewBank,
+    add_noisy_copies,
+    clip_stacked,
+    create_pack,
+    draw_batches,
+    scale_lr,
+)
+from ray_ft.search.plan import Hyperparameters, MemberKey
+from ray_ft.split.network import split_network
 
 HYPER = Hyperparameters(0.1, 4, 3, 0.0, None, 1, 0.0, 10)
 

@@ -7,13 +7,13 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from ray_ft.baselines import fit_gain_offset, score_baselines
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
+from ray_ft.data.folds import deal_folds
 from ray_ft.errors import RunFolderError
-from ray_ft.folds import deal_folds
-from ray_ft.paths import RunFolder
-from ray_ft.results import load_history, load_predictions
+from ray_ft.objectives.baselines import fit_gain_offset, score_baselines
+from ray_ft.results.records import load_history, load_predictions
+from ray_ft.runs.folder import RunFolder
 
 
 def load(folder: Path, **options: object):

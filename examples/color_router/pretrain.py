@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ray_ft.domains.symmetry import OPERATIONS, Operation, apply_operation, generate_group
 from ray_ft.models.diffraction_net import DiffractionNet
-from ray_ft.symmetry import OPERATIONS, Operation, apply_operation, generate_group
 
 NETWORK = {
     "n_blocks": (1, 1, 1, 1),

@@ -98,9 +98,9 @@ def cv(
         from rich.console import Console
 
         from ray_ft.cross_validation import cross_validate
-        from ray_ft.paths import open_folder
         from ray_ft.report.page import write_report
         from ray_ft.report.terminal import render_summary
+        from ray_ft.runs.folder import open_folder
     with resumable(), open_folder(out or Path("runs") / loaded.name) as run:
         summary = cross_validate(loaded, run, inline, Console(highlight=False))
         if not run.report.exists():
@@ -114,7 +114,7 @@ def fetch(
     folder: Annotated[Path, typer.Argument(help="New folder for it.")],
 ) -> None:
     """Copy a run that is kept behind a URI into a folder, where the other commands take it."""
-    from ray_ft.paths import fetch_run
+    from ray_ft.runs.folder import fetch_run
 
     fetch_run(uri, folder)
     typer.echo(f"run     {folder}")
@@ -134,7 +134,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare strategies across runs: other checkpoints, other augmentations, other code."""
-    from ray_ft.run_comparison import compare as compare_runs
+    from ray_ft.results.run_comparison import compare as compare_runs
 
     found = compare_runs(runs)
     if as_json:
@@ -175,9 +175,9 @@ def learning_curve(
     with starting():
         from rich.console import Console
 
+        from ray_ft.learning_curves import learning_curve as draw_curve
         from ray_ft.report.page import write_curve_figure
         from ray_ft.report.terminal import render_curve
-        from ray_ft.sample_size import learning_curve as draw_curve
     folder = out or f"runs/{loaded.name}-curve"
     with resumable():
         found = draw_curve(loaded, folder, *counts, inline, Console(highlight=False))
@@ -208,9 +208,9 @@ def plan(
     """Print what a config would train, without training: folds, candidates, members, parameters by part."""
     loaded = load(config, collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify), overrides)
     from ray_ft.cross_validation import prepare
-    from ray_ft.memory import find_available, write_bytes
+    from ray_ft.files.memory import find_available, write_bytes
+    from ray_ft.fitting.task import estimate_bytes
     from ray_ft.report.terminal import render_plan
-    from ray_ft.task import estimate_bytes
 
     prepared = prepare(loaded, Path("unused"))
     cv_section, splits = loaded.cv, prepared.task.splits

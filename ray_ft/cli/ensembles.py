@@ -10,7 +10,7 @@ import typer
 from ray_ft.cli.show import resumable, show
 
 if TYPE_CHECKING:
-    from ray_ft.streaming import Streamed
+    from ray_ft.prediction.streams import Streamed
 
 __all__ = ["ensembles"]
 
@@ -81,7 +81,7 @@ def evaluate(
 ) -> None:
     """Measure an ensemble on fresh labelled samples: error, coverage and width of its intervals, flags."""
     from ray_ft.ensemble import Ensemble
-    from ray_ft.evaluation import evaluate_ensemble, read_labelled
+    from ray_ft.ensemble.evaluation import evaluate_ensemble, read_labelled
     from ray_ft.report.ensembles import render_evaluation, write_calibration
 
     loaded = Ensemble.load(source, trust=trust)
@@ -122,7 +122,7 @@ def predict(
 
     from ray_ft.config import ComputeSection
     from ray_ft.ensemble import Ensemble
-    from ray_ft.streaming import open_source, predict_to_archive, predict_to_folder
+    from ray_ft.prediction.streams import open_source, predict_to_archive, predict_to_folder
 
     check_output(device, output, on_ray)
     opened = open_source(inputs, column)
@@ -133,7 +133,7 @@ def predict(
     }
     with nullcontext() if output.suffix else resumable():  # what goes into one file waits in memory
         if on_ray:
-            from ray_ft.runner.streaming import predict_on_ray
+            from ray_ft.prediction.on_ray import predict_on_ray
 
             loaded = Ensemble.load(source, trust=trust)
             compute = ComputeSection.model_validate({"address": address, "device": device})
@@ -184,7 +184,7 @@ def export(
 ) -> None:
     """Write an ensemble to one file that runs without this package."""
     from ray_ft.ensemble import Ensemble
-    from ray_ft.export import OUTPUTS, check_soup, export_ensemble
+    from ray_ft.ensemble.export import OUTPUTS, check_soup, export_ensemble
 
     loaded = Ensemble.load(source)
     if soup and not force:
@@ -210,11 +210,11 @@ def suggest(
     trust: TrustOption = False,
 ) -> None:
     """Choose which samples of a pool to measure next: where the members disagree, and far from one another."""
-    from ray_ft.data import read_array
+    from ray_ft.data.samples import read_array
     from ray_ft.ensemble import Ensemble
-    from ray_ft.paths import find_newest_run
+    from ray_ft.ensemble.suggestion import suggest_samples
     from ray_ft.report.ensembles import write_suggestion
-    from ray_ft.suggestion import suggest_samples
+    from ray_ft.runs.folder import find_newest_run
 
     source = run or find_newest_run(Path("runs"))
     found = suggest_samples(Ensemble.load(source, trust=trust), read_array(pool), n, pool)
@@ -239,7 +239,7 @@ def serve(
     trust: TrustOption = False,
 ) -> None:
     """Serve an ensemble over HTTP until Ctrl-C: POST /predict, GET /health."""
-    from ray_ft.requests import Limits
-    from ray_ft.runner.serving import serve as serve_ensemble
+    from ray_ft.serving.requests import Limits
+    from ray_ft.serving.server import serve as serve_ensemble
 
     serve_ensemble(source, host, port, Limits(max_samples, max_body_mb), replicas, address, trust)

@@ -14,8 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from ray_ft.domains.symmetry import OPERATIONS
 from ray_ft.errors import suggest
-from ray_ft.symmetry import OPERATIONS
 
 __all__ = [
     "AS_WRITTEN",

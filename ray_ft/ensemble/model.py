@@ -18,17 +18,17 @@ from jaxtyping import Bool, Float, Int, Shaped
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from ray_ft.data import SPECTRA_AXES, STRUCTURE_AXES, prepare_inputs
+from ray_ft.data.samples import SPECTRA_AXES, STRUCTURE_AXES, prepare_inputs
+from ray_ft.domains.symmetry import apply_operation, generate_group
 from ray_ft.ensemble.artefact import Card, find_folder, read_card, read_network, read_tensors
-from ray_ft.ensemble.guard import MemoryGuard
+from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError, RayFTError, first_line
-from ray_ft.features import Features
-from ray_ft.features.shared import SharedNetwork, WholeNetwork, keep_whole, read_shared
-from ray_ft.intervals import build_pointwise, build_simultaneous, check_level
-from ray_ft.memory import describe_excess
+from ray_ft.files.memory import describe_excess
 from ray_ft.models import build_network
-from ray_ft.novelty import Density
-from ray_ft.symmetry import apply_operation, generate_group
+from ray_ft.split.network import Features
+from ray_ft.split.shared import SharedNetwork, WholeNetwork, keep_whole, read_shared
+from ray_ft.statistics.intervals import build_pointwise, build_simultaneous, check_level
+from ray_ft.statistics.novelty import Density
 
 __all__ = [
     "FALSE_ALARMS",

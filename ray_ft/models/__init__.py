@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ray_ft.errors import ConfigError, WeightsError, first_few, first_line, shorten, show_value
-from ray_ft.memory import describe_excess
+from ray_ft.files.memory import describe_excess
 from ray_ft.models.diffraction_net import DiffractionNet, read_params
 
 __all__ = ["DiffractionNet", "build_network", "load_network", "read_weights"]

@@ -12,15 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
-from ray_ft.comparison import Comparison
 from ray_ft.config import BASELINES
-from ray_ft.data import TargetAxes
-from ray_ft.plan import CandidateSpec
+from ray_ft.data.samples import TargetAxes
+from ray_ft.learning_curves import LearningCurve
 from ray_ft.report.words import Unit, label
-from ray_ft.results import Verdict
-from ray_ft.sample_size import LearningCurve
-from ray_ft.scores import Curves
-from ray_ft.summary import Summary
+from ray_ft.results.records import Verdict
+from ray_ft.results.summary import Summary
+from ray_ft.search.plan import CandidateSpec
+from ray_ft.statistics.comparison import Comparison
+from ray_ft.statistics.scores import Curves
 
 __all__ = [
     "INK", "MUTED", "draw_curves", "draw_differences", "draw_errors", "draw_folds", "draw_learning_curve",

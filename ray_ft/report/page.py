@@ -18,11 +18,10 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from ray_ft.config import Config, reload_config
-from ray_ft.data import TargetAxes, describe_targets
+from ray_ft.data.samples import TargetAxes, describe_targets
 from ray_ft.errors import RunFolderError
-from ray_ft.metrics import score_predictions
-from ray_ft.paths import CurveFolder, RunFolder, replace_file, write_text
-from ray_ft.plan import CandidateSpec
+from ray_ft.learning_curves import LearningCurve
+from ray_ft.objectives.metrics import score_predictions
 from ray_ft.report import figures
 from ray_ft.report.words import (
     Unit,
@@ -34,10 +33,11 @@ from ray_ft.report.words import (
     unit_of,
     unit_of_curve,
 )
-from ray_ft.results import load_blind, load_history, load_plan, load_provenance, load_splits
-from ray_ft.sample_size import LearningCurve
-from ray_ft.scores import Curves, build_curves
-from ray_ft.summary import Summary
+from ray_ft.results.records import load_blind, load_history, load_plan, load_provenance, load_splits
+from ray_ft.results.summary import Summary
+from ray_ft.runs.folder import CurveFolder, RunFolder, replace_file, write_text
+from ray_ft.search.plan import CandidateSpec
+from ray_ft.statistics.scores import Curves, build_curves
 
 __all__ = ["write_curve_figure", "write_report"]
 

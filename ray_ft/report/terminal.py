@@ -7,8 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ray_ft.paths import RunFolder
-from ray_ft.plan import CandidateSpec
+from ray_ft.learning_curves import Forecast, LearningCurve, StrategyCurve
 from ray_ft.report.words import (
     Unit,
     choose_unit,
@@ -19,9 +18,10 @@ from ray_ft.report.words import (
     unit_of,
     unit_of_curve,
 )
-from ray_ft.run_comparison import RunComparison
-from ray_ft.sample_size import Forecast, LearningCurve, StrategyCurve
-from ray_ft.summary import StrategySummary, Summary
+from ray_ft.results.run_comparison import RunComparison
+from ray_ft.results.summary import StrategySummary, Summary
+from ray_ft.runs.folder import RunFolder
+from ray_ft.search.plan import CandidateSpec
 
 __all__ = ["render_comparison", "render_curve", "render_plan", "render_summary"]
 

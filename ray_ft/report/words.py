@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_ft.comparison import Comparison
 from ray_ft.config import BASELINES, Config, StageConfig
-from ray_ft.plan import CandidateSpec
-from ray_ft.sample_size import LearningCurve
-from ray_ft.summary import StrategySummary, Summary
+from ray_ft.learning_curves import LearningCurve
+from ray_ft.results.summary import StrategySummary, Summary
+from ray_ft.search.plan import CandidateSpec
+from ray_ft.statistics.comparison import Comparison
 
 __all__ = [
     "Unit",

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from ray_ft.summary import Summary
+from ray_ft.results.summary import Summary
 
 TOLERANCE = 1e-6  # of a score; sums may be taken in another order on another machine
 

@@ -16,9 +16,9 @@ from threading import Timer
 
 import ray
 
-from ray_ft.arrays import read_arrays
-from ray_ft.paths import RunFolder
-from ray_ft.results import load_plan
+from ray_ft.files.arrays import read_arrays
+from ray_ft.results.records import load_plan
+from ray_ft.runs.folder import RunFolder
 
 CHECKPOINT_EVERY = 4  # epochs, as slow_toy.py has it
 CUT_AT = 5  # epochs of both candidates

@@ -1,0 +1,92 @@
+"""What can be known before training: that the cluster answers, and that every node reads and writes the run folder."""
+
+import shutil
+import socket
+import uuid
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_ft.errors import ConfigError, RunFolderError, StorageError, first_line
+from ray_ft.runs.folder import RunFolder, write_text
+
+__all__ = ["check_folder", "check_reachable", "list_nodes"]
+
+WAIT_S = 60.0  # for a node's answer; a file system that hangs gives none
+
+
+def check_reachable(address: str) -> None:
+    """Knock at host:port before Ray does, which would go on knocking for minutes.
+
+    Raises:
+        ConfigError: Nobody answers.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # `auto`, which Ray resolves
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"compute.address must name a running Ray cluster, got {address}, where nobody answers ({error}); "
+            "leave it out for a local Ray"
+        ) from error
+
+
+def list_nodes() -> list[dict[str, Any]]:
+    """List the nodes that are there now."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
+    return [node for node in nodes if node["Alive"]]
+
+
+def check_folder(run: RunFolder) -> None:
+    """Have every node read a marker from the run folder and leave one of its own.
+
+    Raises:
+        RunFolderError: A node cannot; the message names it.
+    """
+    token = uuid.uuid4().hex
+    markers = run.root / f"preflight-{token}"
+    write_text(markers / "driver", token)
+    run.push()
+    probe: Any = ray.remote(num_cpus=0, max_retries=0)(leave_marker)
+    asked = {}
+    for node in list_nodes():
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+        asked[name] = probe.options(scheduling_strategy=there).remote(run, token, node["NodeID"])
+    problems = {name: problem for name, answer in asked.items() if (problem := hear(answer))}
+    run.pull(markers)
+    shutil.rmtree(markers)
+    run.push()
+    if problems:
+        listed = "\n".join(f"  {name}: {problem}" for name, problem in problems.items())
+        raise RunFolderError(
+            f"every node must read and write the run folder, got {run.place}, which these cannot\n{listed}\n"
+            "set --out to a path that all nodes share, or to a URI such as s3://bucket/run"
+        )
+
+
+def leave_marker(run: RunFolder, token: str, node: str) -> str:
+    """On a node: read the driver's marker and leave one; return what went wrong, if anything."""
+    try:
+        with run.lend("none") as own:
+            markers = own.root / f"preflight-{token}"
+            own.pull(markers)
+            write_text(markers / node, (markers / "driver").read_text(encoding="utf-8"))
+    except (OSError, StorageError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def hear(answer: Any) -> str:
+    """Wait for a node's answer."""
+    try:
+        problem: str = ray.get(answer, timeout=WAIT_S)
+    except GetTimeoutError:
+        return f"no answer within {WAIT_S:.0f} s"
+    except RayError as error:
+        return first_line(error)
+    return problem

@@ -1,0 +1,110 @@
+"""Progress of the trials: a live table in a terminal, plain lines elsewhere."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from ray_ft.search.plan import CandidateSpec
+
+__all__ = ["Display"]
+
+LINE_EVERY_S = 10.0
+
+
+class Display:
+    """Shows how far each strategy is.
+
+    Args:
+        console: Where to write.
+        plan: All candidates.
+        n_members: Members of a candidate, folds x seeds x repeats.
+        metric: What `best so far` is.
+        cost: Of an epoch by strategy, in any unit; for the estimate of the time left.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        plan: Sequence[CandidateSpec],
+        n_members: int,
+        metric: str,
+        cost: Mapping[str, int],
+    ) -> None:
+        self.console, self.n_members, self.metric, self.cost = console, n_members, metric, cost
+        self.specs: Mapping[str, CandidateSpec] = {spec.name: spec for spec in plan}
+        self.epochs = dict.fromkeys(self.specs, 0)
+        self.planned = {spec.name: sum(stage.epochs for stage in spec.stages) for spec in plan}
+        self.states: dict[str, str] = {}
+        self.best: dict[str, float] = {}
+        self.started = self.printed = time.monotonic()
+        self.replayed = 0
+        self.live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> "Display":
+        self.started = self.printed = time.monotonic()
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def show_epoch(self, name: str, epoch: int, mean: float) -> None:
+        """Take note of a candidate's epoch and its mean held-out loss."""
+        strategy = self.specs[name].strategy
+        self.epochs[name] = max(epoch, self.epochs[name])
+        self.best[strategy] = min(mean, self.best.get(strategy, mean))
+        if time.monotonic() - self.printed > LINE_EVERY_S:
+            self.print_line(f"{name} epoch {epoch}/{self.planned[name]}")
+
+    def show_end(self, name: str, state: str) -> None:
+        """Take note of how a candidate ended."""
+        self.states[name] = state
+        self.print_line(f"{name} {state} after {self.epochs[name]} epochs")
+
+    def print_line(self, event: str) -> None:
+        if not self.console.is_terminal:
+            self.printed = time.monotonic()
+            best = self.best.get(self.specs[event.split()[0]].strategy)
+            shown = "" if best is None else f", best {self.metric} so far {best:.3g}"
+            self.console.print(
+                f"[{len(self.states)}/{len(self.specs)} candidates, {self.describe_time()}] {event}{shown}",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip
+
+    def describe_time(self) -> str:
+        elapsed = time.monotonic() - self.started
+        left = self.estimate_left(elapsed)
+        return f"{elapsed:.0f} s" + (f", about {left:.0f} s left" if left is not None else "")
+
+    def estimate_left(self, elapsed: float) -> float | None:
+        """Extend the pace so far over the epochs that are left, as if no more were stopped."""
+        costs = {name: self.cost[spec.strategy] for name, spec in self.specs.items()}
+        done = sum(costs[name] * epochs for name, epochs in self.epochs.items())
+        left = sum(costs[n] * (self.planned[n] - self.epochs[n]) for n in self.specs if n not in self.states)
+        return elapsed * left / done if done and elapsed > 5 else None
+
+    def render(self) -> Table:
+        table = Table(title=f"training, {self.describe_time()}", title_justify="left", box=None, pad_edge=False)
+        for column in ("strategy", "candidates", "folds x seeds", "epochs", f"best {self.metric} so far"):
+            table.add_column(column, justify="left" if column == "strategy" else "right")
+        for strategy in dict.fromkeys(spec.strategy for spec in self.specs.values()):
+            names = [name for name, spec in self.specs.items() if spec.strategy == strategy]
+            ended = Counter(self.states[name] for name in names if name in self.states)
+            best = self.best.get(strategy)
+            table.add_row(
+                strategy,
+                f"{sum(ended.values())}/{len(names)}",
+                f"{self.n_members} each",
+                f"{sum(self.epochs[name] for name in names)}/{sum(self.planned[name] for name in names)}",
+                "" if best is None else f"{best:.3g}",
+            )
+        return table

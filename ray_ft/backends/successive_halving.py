@@ -1,0 +1,117 @@
+"""Successive halving whose verdicts do not depend on timing: Ray's own scheduler, fed in candidate order.
+
+ASHA judges by arrival, so the same seeds on another machine would give other survivors. Here a candidate that ran ahead
+waits for its verdict at a rung until those before it have reached the rung or ended; what it did past a rung at
+which it is then stopped does not count.
+
+References:
+    Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020. We depart from it in the order.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from ray_ft.search.plan import CandidateSpec
+
+__all__ = ["Judge"]
+
+
+class Judge:
+    """Decides which candidates are stopped, one stock ASHAScheduler a strategy.
+
+    Args:
+        plan: All candidates.
+        rungs: First rung and longest schedule of each strategy, in epochs.
+        reduction_factor: The best `1 / reduction_factor` at a rung go on.
+    """
+
+    def __init__(
+        self, plan: Sequence[CandidateSpec], rungs: Mapping[str, tuple[int, int]], reduction_factor: float
+    ) -> None:
+        self._strategy = {spec.name: spec.strategy for spec in plan}
+        self._halvings = {
+            strategy: Halving(
+                [spec.name for spec in plan if spec.strategy == strategy], grace, longest, reduction_factor
+            )
+            for strategy, (grace, longest) in rungs.items()
+        }
+
+    def hear(self, name: str, epoch: int, mean: float, final: bool) -> None:
+        """Take a candidate's mean loss after an epoch; `final` where it is its last."""
+        halving = self._halvings[self._strategy[name]]
+        halving.curves[name].setdefault(epoch, mean)
+        if final:
+            halving.last[name] = epoch
+        halving.advance(name)
+
+    def end(self, name: str) -> None:
+        """Take note that nothing more comes from a candidate."""
+        halving = self._halvings[self._strategy[name]]
+        halving.last.setdefault(name, len(halving.curves[name]))
+        halving.advance(name)
+
+    def stopped_at(self, name: str) -> int | None:
+        """The epoch at which a candidate was stopped."""
+        return self._halvings[self._strategy[name]].stopped.get(name)
+
+
+class Halving:
+    """The candidates of one strategy."""
+
+    def __init__(self, names: Sequence[str], grace: int, longest: int, reduction_factor: float) -> None:
+        longest = max(grace, longest) + 1  # at `max_t` the scheduler would stop what has only finished
+        self.scheduler: Any = ASHAScheduler(
+            time_attr="epoch",
+            metric="loss",
+            mode="min",
+            grace_period=grace,
+            max_t=longest,
+            reduction_factor=reduction_factor,
+        )
+        self.names = list(names)
+        self.position = {name: i for i, name in enumerate(names)}
+        self.n_past = dict.fromkeys(list_rungs(grace, longest, reduction_factor), 0)  # of the first, all are past it
+        self.curves: dict[str, dict[int, float]] = {name: {} for name in names}
+        self.judged = dict.fromkeys(names, 0)  # the last epoch that the scheduler has seen
+        self.last: dict[str, int] = {}
+        self.stopped: dict[str, int] = {}
+        self.trials: dict[str, Any] = {name: SimpleNamespace(trial_id=name) for name in names}  # all that it reads
+        no_controller: Any = None  # it is not read
+        for trial in self.trials.values():
+            self.scheduler.on_trial_add(no_controller, trial)
+
+    def advance(self, name: str) -> None:
+        """Feed the scheduler all that can be judged now that something has come of a candidate."""
+        self.judge(name)
+        for rung in self.n_past:  # upwards, as a verdict lets others pass at this rung and higher ones
+            while (n := self.n_past[rung]) < len(self.names) and self.is_past(self.names[n], rung):
+                self.n_past[rung] += 1
+                for waiting in self.names[n + 1 : n + 2]:
+                    self.judge(waiting)
+
+    def judge(self, name: str) -> None:
+        """Feed a candidate's epochs until there are no more, it is stopped, or it has to wait at a rung."""
+        while name not in self.stopped and (epoch := self.judged[name] + 1) in self.curves[name]:
+            if self.n_past.get(epoch, len(self.names)) < self.position[name]:
+                break
+            result = {"epoch": epoch, "loss": self.curves[name][epoch]}
+            action = self.scheduler.on_trial_result(None, self.trials[name], result)
+            self.judged[name] = epoch
+            if action == TrialScheduler.STOP and self.last.get(name) != epoch:  # at its end nothing is left to stop
+                self.stopped[name] = epoch
+
+    def is_past(self, name: str, epoch: int) -> bool:
+        ended = name in self.last and self.judged[name] >= self.last[name]
+        return self.judged[name] >= epoch or name in self.stopped or ended
+
+
+def list_rungs(grace: int, longest: int, reduction_factor: float) -> list[int]:
+    """First epochs at or after `grace * reduction_factor**k`, where the scheduler records."""
+    rungs, rung = [], float(grace)
+    while rung <= longest:
+        rungs.append(-int(-rung // 1))
+        rung *= reduction_factor
+    return rungs

@@ -1,0 +1,300 @@
+"""Ray Tune: one trial a candidate, on the cluster that is joined or on a local Ray that starts and ends here."""
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from ray_ft.backends.loggers import build_loggers
+from ray_ft.backends.placement import choose_share, fetch, prepare_parts
+from ray_ft.backends.preflight import check_folder, check_reachable
+from ray_ft.backends.progress import Display
+from ray_ft.backends.successive_halving import Judge
+from ray_ft.backends.trial import train_trial
+from ray_ft.config import ComputeSection
+from ray_ft.errors import ConfigError, RunError, StorageError, first_line
+from ray_ft.fitting.candidate import write_failure
+from ray_ft.fitting.task import Task, count_trained, prepare_part
+from ray_ft.results.records import load_result
+from ray_ft.runs.folder import RunFolder
+from ray_ft.runs.journal import Journal, read_log
+from ray_ft.search.plan import CandidateSpec
+
+__all__ = ["run_on_ray", "run_task"]
+
+OBJECT_STORE_BYTES = 512 * 2**20
+
+
+def run_on_ray(
+    task: Task,
+    plan: Sequence[CandidateSpec],
+    left: Sequence[CandidateSpec],
+    judge: Judge,
+    display: Display,
+    journal: Journal,
+) -> dict[str, float]:
+    """Train candidates as Tune trials; return the seconds that each took.
+
+    Raises:
+        ConfigError: A logger or the cluster cannot be reached, or no node has what a candidate needs.
+        RunFolderError: A node cannot read or write the run folder.
+        StorageError: A process could not write its files.
+        RunError: A candidate's process died more often than it may.
+        KeyboardInterrupt: Ctrl-C came in between.
+    """
+    watcher = Watcher(task, plan, judge, display, journal)
+    loggers = build_loggers(task, left, display)
+    left = start_longest_first(task, left)
+    strategies = list(dict.fromkeys(spec.strategy for spec in left))
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        cpu, n_threads = torch.device("cpu"), os.cpu_count() or 1
+        first = pool.submit(prepare_part, task, strategies[0], cpu, n_threads)  # while Ray starts
+        with connect(task.config.compute):
+            if task.config.compute.address:
+                check_folder(task.run)
+            share = choose_share(task, len(left))
+            parts = prepare_parts(task, strategies, share, first)
+            train = tune.with_parameters(train_trial, task=task, plan=tuple(plan), parts=parts, share=share)
+            trainable = tune.with_resources(train, share.request())
+            grid = build_tuner(trainable, task, left, OrderedHalving(judge), watcher, loggers).fit()
+    watcher.raise_faults()
+    if any(load_result(task.run, spec) is None and judge.stopped_at(spec.name) is None for spec in left):
+        if not grid.errors:
+            raise KeyboardInterrupt  # Tune swallows it and returns what it has
+        raise RunError("Ray Tune ended before all candidates did; repeat the command to go on")
+    return watcher.seconds
+
+
+def build_tuner(
+    trainable: Any,
+    task: Task,
+    left: Sequence[CandidateSpec],
+    scheduler: TrialScheduler,
+    watcher: "Watcher",
+    loggers: Sequence[tune.Callback],
+) -> tune.Tuner:
+    return tune.Tuner(
+        trainable,
+        param_space={"candidate": tune.grid_search([spec.name for spec in left])},
+        tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True, trial_name_creator=name_trial),
+        run_config=tune.RunConfig(
+            **build_storage(task.run),
+            verbose=0,
+            callbacks=[watcher, *loggers],
+            stop=StopAll(watcher),
+            failure_config=tune.FailureConfig(max_failures=task.config.compute.max_failures),
+        ),
+    )
+
+
+@contextlib.contextmanager
+def connect(compute: ComputeSection) -> Iterator[None]:
+    """Join the cluster, or start a local Ray on the loopback interface; leave or end it."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    if compute.address is None:
+        ray.init(
+            address="local",
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            num_cpus=os.cpu_count(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
+    else:
+        check_reachable(compute.address)
+        try:
+            ray.init(address=compute.address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"compute.address must name a running Ray cluster, got {compute.address}: {first_line(error)}; "
+                "if it asks for a token, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
+            ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray has set its own, which ends the process at once
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_task(compute: ComputeSection, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function once, on a node that has a CPU to spare; what it raises is raised here."""
+    with connect(compute):
+        task: Any = ray.remote(num_cpus=1)(function)
+        return fetch(task.remote(*args))
+
+
+def start_longest_first(task: Task, left: Sequence[CandidateSpec]) -> list[CandidateSpec]:
+    """Order the strategies by trained parameters x epochs, so that no long one is left over at the end."""
+    cost = {
+        spec.strategy: count_trained(task, spec.strategy) * task.config.selected[spec.strategy].stages[0].epochs[1]
+        for spec in left
+    }
+    return sorted(left, key=lambda spec: -cost[spec.strategy])
+
+
+def name_trial(trial: Any) -> str:
+    return f"{trial.config['candidate']}-{trial.trial_id}"
+
+
+def build_storage(run: RunFolder) -> dict[str, Any]:
+    """Where Tune keeps its own files; each call has a folder, as what is done is known from the run folder alone."""
+    name = f"attempt-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    if run.mirror is None:
+        return {"name": name, "storage_path": str(run.tune.absolute())}
+    system, path = run.mirror.storage
+    return {"name": name, "storage_path": f"{path}/{run.tune.name}", "storage_filesystem": system}
+
+
+class OrderedHalving(FIFOScheduler):
+    """Passes each result to the judge and the judge's verdict to Tune."""
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
+        self.judge = judge
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        name = trial.config["candidate"]
+        if "epoch" in result:
+            self.judge.hear(name, result["epoch"], result["loss"], result["final"])
+        return TrialScheduler.STOP if self.judge.stopped_at(name) is not None else TrialScheduler.CONTINUE
+
+
+class Watcher(tune.Callback):
+    """Shows and logs progress, keeps the time, and records candidates whose retries are used up.
+
+    Attributes:
+        broken: Why files of the run cannot be written, if they cannot.
+        lost: Why the process of a candidate died too often, by name.
+    """
+
+    def __init__(
+        self, task: Task, plan: Sequence[CandidateSpec], judge: Judge, display: Display, journal: Journal
+    ) -> None:
+        self.task, self.judge, self.display, self.journal = task, judge, display, journal
+        self.specs: Mapping[str, CandidateSpec] = {spec.name: spec for spec in plan}
+        self.started: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        self.broken = ""
+        self.lost: dict[str, str] = {}
+        self.lost_before = {event["candidate"] for event in read_log(task.run.log) if event["event"] == "lost"}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks with its state, which is never restored here
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.started.setdefault(trial.config["candidate"], time.monotonic())
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.broken = self.broken or result.get("broken", "")
+        if "epoch" in result and not result.get("recalled"):
+            name, epoch, loss = trial.config["candidate"], result["epoch"], result["loss"]
+            self.display.show_epoch(name, epoch, loss)
+            self.journal.write_epoch(name, epoch, loss, node=result["node"], pid=result["pid"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if not self.broken:
+            self.finish(trial.config["candidate"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["candidate"]
+        self.note("retry", candidate=name, reason=self.explain(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name, reason = trial.config["candidate"], self.explain(trial)
+        if has_died(load_error(trial)) and name not in self.lost_before:
+            self.note("lost", candidate=name, reason=reason)
+            self.lost[name] = reason
+            self.judge.end(name)
+            return
+        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        write_failure(self.task.run.candidate(name), self.specs[name], self.task, f"{text}\n{reason}")
+        self.finish(name)
+
+    def explain(self, trial: Any) -> str:
+        """Say in a line why a candidate's process ended."""
+        silence = self.task.run.candidate(trial.config["candidate"]).silence
+        if silence.exists() and silence.stat().st_size:
+            seconds = self.task.config.compute.max_silence_s
+            return f"no epoch within {seconds:g} s (compute.max_silence_s); {silence} says where it stood"
+        error = load_error(trial)
+        cause = getattr(error, "cause", None) or error
+        return "its process died" if cause is None else f"{type(cause).__name__}: {first_line(cause)}"
+
+    def finish(self, name: str) -> None:
+        self.judge.end(name)  # here, as Tune tells its scheduler of an error before a retry too
+        self.seconds[name] = time.monotonic() - self.started.get(name, time.monotonic())
+        self.task.run.pull(self.task.run.candidate(name).root)
+        result = load_result(self.task.run, self.specs[name])
+        stopped = self.judge.stopped_at(name) is not None
+        state = "stopped" if stopped else result["state"] if result else "stopped"
+        self.display.show_end(name, state)
+        self.note("end of candidate", candidate=name, state=state)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Log what must not be lost with this process."""
+        self.journal.write(event, **fields)
+        self.task.run.push()
+
+    def raise_faults(self) -> None:
+        """Raise what is no candidate's own failure, so that the same command goes on from here.
+
+        Raises:
+            StorageError: A process could not write its files.
+            RunError: A candidate's process died more often than it may.
+        """
+        if self.broken:
+            raise StorageError(self.broken)
+        if self.lost:
+            listed = "\n".join(f"  {name}: {reason}" for name, reason in self.lost.items())
+            raise RunError(
+                f"a candidate's process may die {self.task.config.compute.max_failures} times "
+                f"(compute.max_failures), but it died once more\n{listed}\nwhat was trained is kept: repeat the "
+                "command to try these again; if they die as often once more, they count as failed"
+            )
+
+
+def load_error(trial: Any) -> Exception | None:
+    """What was raised in a trial, as Tune has it in the driver's own folder; its method looks in the storage."""
+    path = trial.pickled_error_file
+    error: Exception | None = pickle.loads(Path(path).read_bytes()) if path and Path(path).exists() else None
+    return error
+
+
+def has_died(error: Exception | None) -> bool:
+    """Whether a process went away, rather than an exception was raised in it."""
+    if isinstance(error, RayTaskError):
+        error = error.cause
+    return isinstance(error, RayActorError | NodeDiedError | OutOfMemoryError | WorkerCrashedError)
+
+
+class StopAll(tune.Stopper):
+    """Ends the trials when files of the run can no longer be written."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return bool(self.watcher.broken)

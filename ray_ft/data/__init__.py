@@ -1,0 +1,5 @@
+"""Data: samples, and the folds that hold them out."""
+
+from ray_ft.data.samples import read_array
+
+__all__ = ["read_array"]

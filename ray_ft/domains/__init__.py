@@ -1,0 +1,1 @@
+"""Domains: what is particular to a field of data."""

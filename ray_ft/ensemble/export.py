@@ -1,0 +1,208 @@
+"""An ensemble as one file that needs neither this package nor the network's code: `torch.export` or ONNX."""
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ray_ft.domains.symmetry import Operation, generate_group
+from ray_ft.ensemble import Ensemble, apply_stacked
+from ray_ft.errors import EnsembleError
+from ray_ft.runs.folder import replace_file
+from ray_ft.split.network import silence
+from ray_ft.statistics.intervals import check_level, find_rank
+
+__all__ = ["EnsembleModule", "SoupModule", "average_weights", "check_soup", "export_ensemble"]
+
+OUTPUTS = ("mean", "std", "lower", "upper")
+N_EXAMPLES = 3
+TOLERATED = 0.01  # of the ensemble's score
+
+
+class Members(nn.Module):
+    """Inputs as the run's data has them, to what each member says."""
+
+    def __init__(self, ensemble: Ensemble, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        super().__init__()
+        self.network, self.card, self.names = ensemble.network, ensemble.card, {}
+        for strategy, own in states.items():
+            self.names[strategy] = {name: f"state_{i}_{strategy}" for i, name in enumerate(own)}
+            for name, tensor in own.items():
+                self.register_buffer(self.names[strategy][name], tensor)
+        self.group = generate_group(self.card.symmetry if self.card.symmetric else ())
+
+    def forward(self, inputs: Float[Tensor, "sample *input"]) -> Float[Tensor, "member sample *target"]:
+        if self.card.layout == "diffraction":
+            inputs = 2 * inputs - 1
+        views = [
+            move(operation.inverse(), self.run(move(operation, inputs, (-2, -1))), (-3, -2)) for operation in self.group
+        ]
+        return torch.stack(views).mean(0)
+
+    def run(self, inputs: Tensor) -> Tensor:
+        features = self.network.compute_features(inputs)
+        members = []
+        for strategy, names in self.names.items():
+            stacked = {name: self.get_buffer(own) for name, own in names.items()}
+            members.append(apply_stacked(self.network, strategy, stacked, features))
+        return torch.cat(members)
+
+
+class EnsembleModule(nn.Module):
+    """Mean, spread of the members, and pointwise intervals: the numbers of `Ensemble.predict`.
+
+    Args:
+        ensemble: With the method and level of its card.
+    """
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__()
+        card = ensemble.card
+        check_level(1 - card.level, len(ensemble.residuals))
+        self.members = Members(ensemble, ensemble.states)
+        self.shape = (len(card.strategies), card.n_repeats, card.n_folds, card.n_seeds)
+        self.rank = find_rank(1 - card.level, len(ensemble.residuals))
+        self.weights = nn.Buffer(torch.tensor(ensemble.weights))
+        self.fold_of = nn.Buffer(torch.tensor(ensemble.calibration.fold_of))
+        self.margins = nn.Buffer(torch.tensor(ensemble.residuals).abs())
+
+    def forward(self, inputs: Float[Tensor, "sample *input"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        every: Tensor = self.members(inputs)
+        members = every.view(*self.shape, *every.shape[1:])
+        weights = self.weights.view(*self.shape, *[1] * (every.dim() - 1))
+        folds = (weights * members).sum((0, 3))
+        mean = folds.mean((0, 1))
+        variance = (weights * (members - mean) ** 2).sum((0, 3)).mean((0, 1))
+        deals = [deal.index_select(0, own) for deal, own in zip(folds.unbind(), self.fold_of.unbind(), strict=True)]
+        blind, margins = torch.stack(deals).mean(0), self.margins.unsqueeze(1)
+        lower = (blind - margins).sort(0).values[self.rank - 1]
+        upper = (blind + margins).sort(0).values[-self.rank]
+        return mean, variance.sqrt(), lower, upper
+
+
+class SoupModule(nn.Module):
+    """One network whose weights are the average of the members'."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__()
+        average = average_weights(ensemble)
+        self.members = Members(ensemble, {ensemble.card.strategies[0]: average})
+
+    def forward(self, inputs: Float[Tensor, "sample *input"]) -> Float[Tensor, "sample *target"]:
+        every: Tensor = self.members(inputs)
+        return every[0]
+
+
+def average_weights(ensemble: Ensemble) -> dict[str, Tensor]:
+    """Average the weights of all members, as the method in use weighs them, to a stack of one member.
+
+    Raises:
+        EnsembleError: The members are of several strategies, which do not train the same tensors.
+
+    References:
+        Wortsman et al., "Model soups", ICML 2022.
+    """
+    if len(ensemble.card.strategies) > 1:
+        raise EnsembleError(
+            "weights can be averaged over members of one strategy, got an ensemble of "
+            f"{', '.join(ensemble.card.strategies)}; rebuild it with: ray-ft ensemble RUN --strategies NAME"
+        )
+    weights = torch.tensor(ensemble.weights.ravel()).double()
+    weights /= weights.sum()
+    (own,) = ensemble.states.values()
+    return {
+        name: torch.tensordot(weights, tensor.cpu().double(), 1).to(tensor.dtype)[None] for name, tensor in own.items()
+    }
+
+
+def check_soup(ensemble: Ensemble) -> None:
+    """See whether averaged weights are as good as averaged predictions, as far as blind members can say.
+
+    A soup of one fold's seeds has a blind score; that of all members has none, as each sample trained some of them.
+
+    Raises:
+        EnsembleError: The soup is worse, or there is no score to tell.
+    """
+    card = ensemble.card
+    if card.soup_score is None or card.soup_score > (1 + TOLERATED) * card.score:
+        seen = "no score, with one seed" if card.soup_score is None else f"{card.soup_score:.4g} for {card.score:.4g}"
+        raise EnsembleError(
+            f"a soup must score within {TOLERATED:.0%} of the ensemble, got {seen}; export without "
+            "--soup, or with --force"
+        )
+
+
+def move(operation: Operation, tensor: Tensor, axes: tuple[int, int]) -> Tensor:
+    """Do what `symmetry.apply_operation` does, with operations that can be exported."""
+    if operation.transpose:
+        tensor = tensor.transpose(*axes)
+    flipped = [axis for axis, flip in zip(axes, operation.flip, strict=True) if flip]
+    tensor = tensor.flip(flipped) if flipped else tensor
+    for axis, rolled in zip(axes, operation.roll, strict=True):
+        if rolled:
+            half = tensor.shape[axis] // 2
+            first, second = tensor.narrow(axis, 0, half), tensor.narrow(axis, half, half)
+            tensor = torch.cat([second, first], axis)
+    return tensor
+
+
+def export_ensemble(ensemble: Ensemble, path: Path, soup: bool = False) -> Path:
+    """Write an ensemble to one file, its card inside.
+
+    Args:
+        ensemble: What to write.
+        path: `.pt2`, or `.onnx` where the package `onnxscript` is installed.
+        soup: Whether to average all members to one network, which has no intervals.
+
+    Raises:
+        EnsembleError: The suffix is another, a package is missing, the members cannot be averaged, or the network
+            cannot be exported.
+    """
+    writers: dict[str, Callable[[nn.Module, Tensor, Ensemble, Path], None]] = {".pt2": write_pt2, ".onnx": write_onnx}
+    if path.suffix not in writers:
+        raise EnsembleError(f"an export ends in {' or '.join(writers)}, got {path}")
+    if ensemble.card.split:
+        raise EnsembleError(f"an ensemble must be tensor operations to be exported, but {ensemble.card.split}")
+    module = SoupModule(ensemble) if soup else EnsembleModule(ensemble)
+    example = torch.randint(0, 2, (N_EXAMPLES, *ensemble.card.input_shape), generator=torch.Generator().manual_seed(0))
+    try:
+        with silence(), contextlib.redirect_stdout(io.StringIO()), replace_file(path) as partial, torch.no_grad():
+            partial.touch()  # of a path that cannot be written, torch raises what it raises for a bug, too
+            writers[path.suffix](module.eval(), example.float(), ensemble, partial)
+    except ImportError as error:
+        raise EnsembleError(
+            f"ONNX needs packages that are not installed: {error.name}; install them with: pip install 'ray-ft[onnx]'"
+        ) from error
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise EnsembleError(f"the operations of the network must be ones that ONNX has, but: {reason}") from error
+    except OSError as error:
+        raise EnsembleError(f"an export must be writable, got {path}: {error.strerror}") from error
+    return path
+
+
+def write_pt2(module: nn.Module, example: Tensor, ensemble: Ensemble, path: Path) -> None:
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("sample")},), strict=False)
+    torch.export.save(program, path, extra_files={"card.json": ensemble.card.model_dump_json()})
+
+
+def write_onnx(module: nn.Module, example: Tensor, ensemble: Ensemble, path: Path) -> None:
+    import onnxscript  # noqa: F401  # so that what is missing is named
+
+    program = torch.onnx.export(
+        module, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("sample")},), input_names=["inputs"],
+        verbose=False, optimize=True,
+    )  # fmt: skip
+    assert program is not None
+    graph = program.model.graph
+    for value in (value for node in graph for value in node.outputs):
+        if value.name in OUTPUTS:
+            value.name = f"inner_{value.name}"  # the exporter names values after operations, such as `mean`
+    for value, name in zip(graph.outputs, OUTPUTS, strict=False):  # of a soup, the mean alone
+        value.name = name
+    program.model.metadata_props["card"] = ensemble.card.model_dump_json()
+    program.save(str(path))

@@ -1,0 +1,1 @@
+"""Files: arrays, JSON and memory."""

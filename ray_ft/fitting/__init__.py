@@ -1,0 +1,1 @@
+"""Fitting: candidates and their members."""

@@ -1,0 +1,365 @@
+"""Members of a candidate, trained epoch by epoch: one after the other, or packed, one step for several.
+
+A member depends on its candidate, repeat, fold and seed alone: its batches, dropout and noise come from generators
+keyed by those and by the epoch, so neither its neighbours, nor its pack, nor an interruption change it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ray_ft.errors import DivergedError
+from ray_ft.objectives.metrics import compute_losses
+from ray_ft.search.plan import Hyperparameters, MemberKey
+from ray_ft.split.network import SplitNetwork
+
+__all__ = [
+    "Batch",
+    "Member",
+    "Pack",
+    "Recipe",
+    "ViewBank",
+    "add_noisy_copies",
+    "create_pack",
+    "predict_watched",
+    "scale_lr",
+    "step_within_memory",
+    "train_epoch",
+]
+
+
+@dataclass(frozen=True)
+class ViewBank:
+    """Features and targets of every view of every sample, and features of noisy copies of them.
+
+    The row of a sample is `(copy * n_views + view) * n_samples + sample`; copy 0 is clean, view 0 is the sample itself.
+    """
+
+    features: tuple[Tensor, ...]
+    targets: Float[Tensor, "view sample *target"]
+    n_noisy: int = 0
+
+    @property
+    def n_views(self) -> int:
+        return len(self.targets)
+
+    @property
+    def n_samples(self) -> int:
+        return self.targets.shape[1]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How members learn.
+
+    Attributes:
+        hyper: The candidate's hyperparameters.
+        metric: The loss, key of `metrics.METRICS`.
+        grad_clip: Largest norm of a member's gradient.
+        dtype: Of the products; weights and optimizer are float32 in any case.
+    """
+
+    hyper: Hyperparameters
+    metric: str
+    grad_clip: float
+    dtype: torch.dtype = torch.float32
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype != torch.float32)
+
+
+@dataclass(frozen=True)
+class Member:
+    """The weights in training of one (repeat, fold, seed); its tensors lie in those of its pack."""
+
+    key: MemberKey
+    entropy: tuple[int, ...]
+    samples: Int[np.ndarray, " training"]
+    state: dict[str, Tensor]
+    optimizer: torch.optim.AdamW
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Members side by side: the tensors of their states, stacked along a first axis."""
+
+    members: tuple[Member, ...]
+    state: dict[str, Tensor]
+
+    def part(self, index: slice) -> "Pack":
+        """Some of the members, in the same memory."""
+        if index.stop - index.start >= len(self.members):
+            return self
+        return Pack(self.members[index], {name: share(tensor, index) for name, tensor in self.state.items()})
+
+    def divide(self, size: int) -> list["Pack"]:
+        """Deal the members, in their order, to packs of at most this size."""
+        return [self.part(slice(start, start + size)) for start in range(0, len(self.members), size)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A member's next step."""
+
+    lr: float
+    rows: Int[Tensor, " sample"]  # of the bank's features
+    targets: Float[Tensor, "sample *target"]
+    masks: tuple[Tensor, ...]
+
+
+def add_noisy_copies(
+    bank: ViewBank,
+    split: SplitNetwork,
+    inputs: Float[Tensor, "view sample *input"],
+    noise_std: float,
+    n_noisy: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    n_threads: int = 1,
+) -> ViewBank:
+    """Run the backbone over `n_noisy` copies of each view with Gaussian noise; without noise, there are none."""
+    if not noise_std:
+        return bank
+    flat = inputs.flatten(0, 1)
+    generator = torch.Generator().manual_seed(seed)
+    noises = (torch.randn(flat.shape, generator=generator).to(flat.device) for _ in range(n_noisy))
+    compute = partial(split.compute_features, dtype=dtype, n_threads=n_threads)
+    copies = [bank.features, *(compute(flat + noise_std * noise) for noise in noises)]
+    features = tuple(
+        parts[0] if axis is None else torch.cat(parts, axis)
+        for parts, axis in zip(zip(*copies, strict=True), split.batch_axes, strict=True)
+    )
+    return ViewBank(features, bank.targets, n_noisy)
+
+
+def create_pack(
+    keys: Sequence[MemberKey],
+    entropy: tuple[int, ...],
+    split: SplitNetwork,
+    hyper: Hyperparameters,
+    samples: Sequence[Int[np.ndarray, " _"]],
+) -> Pack:
+    """Start members from the pretrained weights.
+
+    Args:
+        keys: Which.
+        entropy: What names their candidate.
+        split: The network.
+        hyper: The candidate's hyperparameters.
+        samples: Training samples of each.
+    """
+    stacked = {name: tensor.expand(len(keys), *tensor.shape).clone() for name, tensor in split.state.items()}
+    for name in split.trained_names:
+        stacked[name].requires_grad_()
+    members = []
+    for i, (key, own) in enumerate(zip(keys, samples, strict=True)):
+        state = {name: share(tensor, i) for name, tensor in stacked.items()}
+        trained = [state[name] for name in split.trained_names]
+        optimizer = torch.optim.AdamW(trained, lr=hyper.lr, weight_decay=hyper.weight_decay, fused=True)
+        members.append(Member(key, (*entropy, key.repeat, key.fold, key.seed), own, state, optimizer))
+    return Pack(tuple(members), stacked)
+
+
+def share(tensor: Tensor, index: int | slice) -> Tensor:
+    """A part of a tensor along its first axis, in the same memory but a leaf of its own for gradients."""
+    return tensor.detach()[index].requires_grad_(tensor.requires_grad)
+
+
+def train_epoch(pack: Pack, split: SplitNetwork, bank: ViewBank, recipe: Recipe, epoch: int) -> int:
+    """Pass each member once over all views of its samples.
+
+    Args:
+        pack: Changed in place.
+        split: The network.
+        bank: Features by view and sample.
+        recipe: How they learn.
+        epoch: From 0.
+
+    Returns:
+        How many members were packed, fewer than came where memory did not allow for all.
+
+    Raises:
+        DivergedError: A loss is infinite or not a number.
+    """
+    batches = [draw_batches(member, split, bank, recipe.hyper, epoch) for member in pack.members]
+    totals = torch.zeros(len(pack.members), device=bank.targets.device)
+    size = len(pack.members)
+    while any(step := [next(of_member, None) for of_member in batches]):
+        losses, size = step_within_memory(pack, split, bank, recipe, step, size)
+        totals += losses
+    for member, total in zip(pack.members, totals.tolist(), strict=True):
+        if not math.isfinite(total):
+            raise DivergedError(f"the training loss of {member.key} became {total} in epoch {epoch + 1}; lower the lr")
+    check_single_batches(pack, split, bank, recipe.hyper, epoch)
+    return size
+
+
+def check_single_batches(pack: Pack, split: SplitNetwork, bank: ViewBank, hyper: Hyperparameters, epoch: int) -> None:
+    """Tell a batch norm that had one value a channel, and so no variance, from a learning rate that is too high."""
+    if hyper.batch_size > 1 and all(len(member.samples) * bank.n_views > 1 for member in pack.members):
+        return
+    broken = [name for name in split.state if not pack.state[name].isfinite().all() and name not in split.trained_names]
+    if broken:
+        raise DivergedError(
+            f"batch norm needs batches of two or more samples, got one: {broken[0]} is no number in epoch {epoch + 1}; "
+            "raise batch_size, or cv.train_size where a training part is one sample"
+        )
+
+
+def step_within_memory(
+    pack: Pack, split: SplitNetwork, bank: ViewBank, recipe: Recipe, batches: Sequence[Batch | None], size: int
+) -> tuple[Float[Tensor, " member"], int]:
+    """Take a step in packs of this size, or of what fits into memory; also return the size that did."""
+    losses: list[Tensor] = []
+    while (done := sum(map(len, losses))) < len(pack.members):
+        part = slice(done, done + size)
+        try:
+            losses.append(step_pack(pack.part(part), split, bank, recipe, batches[part]))
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = -(-size // 2)
+    return torch.cat(losses), size
+
+
+def draw_batches(
+    member: Member, split: SplitNetwork, bank: ViewBank, hyper: Hyperparameters, epoch: int
+) -> Iterator[Batch]:
+    """Shuffle the views of the member's samples and deal them, with their learning rates and dropout."""
+    device = bank.targets.device
+    rng = np.random.default_rng([*member.entropy, epoch])
+    seed = int(rng.integers(2**62))
+    generator = torch.Generator(device).manual_seed(seed)
+    if split.draws:
+        torch.manual_seed(seed)
+    targets = bank.targets.flatten(0, 1)
+    clean = (np.arange(bank.n_views)[:, None] * bank.n_samples + member.samples).ravel()
+    clean = rng.permutation(clean)
+    copies = rng.integers(1, bank.n_noisy + 1, len(clean)) if bank.n_noisy else np.zeros(len(clean), int)
+    rows = clean + copies * (bank.n_views * bank.n_samples)
+    bounds = list(range(0, len(rows), hyper.batch_size))
+    has_buffers = len(split.state) > len(split.trained_names)
+    if has_buffers and len(bounds) > 1 and len(rows) - bounds[-1] == 1:
+        bounds.pop()  # batch norm has no variance of one sample, which joins the batch before it
+    n_batches = len(bounds)
+    for i, part in enumerate(map(slice, bounds, [*bounds[1:], len(rows)])):
+        lr = hyper.lr * scale_lr(epoch * n_batches + i, hyper.epochs * n_batches, hyper.warmup_epochs * n_batches)
+        own = torch.from_numpy(rows[part]).to(device)
+        masks = split.draw_masks(len(own), generator)
+        yield Batch(lr, own, targets[torch.from_numpy(clean[part]).to(device)], masks)
+
+
+def scale_lr(step: int, n_steps: int, n_warmup: int) -> float:
+    """Rise linearly to 1 over the warm-up, then fall by a cosine to 0 at `n_steps`."""
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
+
+
+def step_pack(
+    pack: Pack, split: SplitNetwork, bank: ViewBank, recipe: Recipe, batches: Sequence[Batch | None]
+) -> Float[Tensor, " member"]:
+    """Take one step of each member that has a batch; return the losses before it, 0 where there is none.
+
+    Batches of one size make one step for all; at the end of an epoch, where they may differ, members step alone.
+    """
+    alike = None not in batches and len({len(batch.rows) for batch in batches if batch}) == 1
+    if len(pack.members) > 1 and alike:
+        return step_stacked(pack, split, bank, recipe, [batch for batch in batches if batch])
+    losses = [
+        bank.targets.new_zeros(()) if batch is None else step_alone(member, split, bank, recipe, batch)
+        for member, batch in zip(pack.members, batches, strict=True)
+    ]
+    return torch.stack(losses)
+
+
+def step_alone(member: Member, split: SplitNetwork, bank: ViewBank, recipe: Recipe, batch: Batch) -> Tensor:
+    features = split.take(bank.features, batch.rows)
+    loss = compute_loss(split, recipe, member.state, features, batch.masks, batch.targets)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    torch.nn.utils.clip_grad_norm_([member.state[name] for name in split.trained_names], recipe.grad_clip)
+    update(member, batch.lr)
+    return loss.detach()
+
+
+def step_stacked(
+    pack: Pack, split: SplitNetwork, bank: ViewBank, recipe: Recipe, batches: Sequence[Batch]
+) -> Float[Tensor, " member"]:
+    features, axes = split.take_stacked(bank.features, torch.stack([batch.rows for batch in batches]))
+    masks = tuple(torch.stack(of_site) for of_site in zip(*(batch.masks for batch in batches), strict=True))
+    targets = torch.stack([batch.targets for batch in batches])
+    leaves = [pack.state[name] for name in split.trained_names]
+    # A step that fails for want of memory has changed nothing: the buffers follow when all else is done.
+    state = {name: tensor if name in split.trained_names else tensor.clone() for name, tensor in pack.state.items()}
+    losses = torch.vmap(partial(compute_loss, split, recipe), in_dims=(0, axes, 0, 0))(state, features, masks, targets)
+    gradients = clip_stacked(torch.autograd.grad(losses.sum(), leaves), recipe.grad_clip)
+    for name in state.keys() - set(split.trained_names):
+        pack.state[name].copy_(state[name])
+    for i, (member, batch) in enumerate(zip(pack.members, batches, strict=True)):
+        for name, gradient in zip(split.trained_names, gradients, strict=True):
+            member.state[name].grad = gradient[i]
+        update(member, batch.lr)
+    return losses.detach()
+
+
+def clip_stacked(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
+    """Do for each member, along the first axis, what `torch.nn.utils.clip_grad_norm_` does for one."""
+    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    # The fused optimizer takes a gradient for laid out as its weight is, whatever its strides say.
+    return [(gradient * factors.view(-1, *[1] * (gradient.dim() - 1))).contiguous() for gradient in gradients]
+
+
+def update(member: Member, lr: float) -> None:
+    member.optimizer.param_groups[0]["lr"] = lr
+    member.optimizer.step()
+    member.optimizer.zero_grad()  # so that gradients take up memory for one step alone
+
+
+def compute_loss(
+    split: SplitNetwork,
+    recipe: Recipe,
+    state: dict[str, Tensor],
+    features: tuple[Tensor, ...],
+    masks: tuple[Tensor, ...],
+    targets: Tensor,
+) -> Tensor:
+    with recipe.autocast(targets.device):
+        predicted = split.apply_tail(state, features, training=True, masks=masks)
+    return compute_losses(recipe.metric, predicted.float(), targets).mean()
+
+
+@torch.no_grad()
+def predict_watched(
+    pack: Pack,
+    split: SplitNetwork,
+    bank: ViewBank,
+    recipe: Recipe,
+    samples: Callable[[MemberKey], Int[np.ndarray, " _"]],
+) -> list[Float[Tensor, "_ *target"]]:
+    """Predict samples as they are, without augmentation or dropout, by each member its own.
+
+    Args:
+        pack: The members.
+        split: The network.
+        bank: Features by view and sample.
+        recipe: Says how precisely.
+        samples: Which samples a member predicts.
+    """
+    device = bank.targets.device
+    rows = [torch.as_tensor(samples(member.key), device=device) for member in pack.members]
+    predict = partial(split.apply_tail, training=False)
+    with recipe.autocast(device):
+        if len(rows) > 1 and len({len(own) for own in rows}) == 1:
+            features, axes = split.take_stacked(bank.features, torch.stack(rows))
+            return list(torch.vmap(predict, in_dims=(0, axes))(pack.state, features).float())
+        return [
+            predict(member.state, split.take(bank.features, own)).float()
+            for member, own in zip(pack.members, rows, strict=True)
+        ]

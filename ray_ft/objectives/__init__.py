@@ -1,0 +1,1 @@
+"""Objectives: what a task wants of its predictions."""

@@ -1,0 +1,1 @@
+"""Prediction of more samples than fit in memory."""

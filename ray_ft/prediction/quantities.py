@@ -1,0 +1,128 @@
+"""The quantities of a prediction that are asked for, chunk by chunk, and no work for the others."""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+
+from ray_ft.ensemble import QUANTITIES, Ensemble, limit_blas
+from ray_ft.errors import ConfigError, DataError, suggest
+from ray_ft.prediction.sources import Source, read_chunks
+from ray_ft.statistics.intervals import check_level
+
+__all__ = ["QUANTITIES", "Request", "choose_chunk", "choose_quantities", "predict_chunks", "try_first"]
+
+CHUNK_BYTES = 2**25  # of a chunk's prepared inputs
+BATCH_SIZE = 32
+SIDE_PX = 128
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to predict.
+
+    Attributes:
+        quantities: Some of `QUANTITIES`, in their order.
+        level: Of the intervals.
+    """
+
+    quantities: tuple[str, ...]
+    level: float
+
+
+def choose_quantities(ensemble: Ensemble, quantities: Collection[str] | None, level: float | None) -> Request:
+    """Check what is asked for.
+
+    Args:
+        ensemble: Its card has the level where none is given.
+        quantities: Fields of `Prediction`; all where left out.
+        level: Of the intervals.
+
+    Raises:
+        ConfigError: There is no such quantity, or the level is not one.
+    """
+    asked = QUANTITIES if quantities is None else quantities
+    for name in asked:
+        if name not in QUANTITIES:
+            raise ConfigError(f"quantities are {', '.join(QUANTITIES)}; got {name!r}{suggest(name, QUANTITIES)}")
+    if not asked:
+        raise ConfigError(f"some quantity must be asked for: {', '.join(QUANTITIES)}")
+    level = ensemble.card.level if level is None else level
+    check_level(1 - level, len(ensemble.residuals))
+    return Request(tuple(name for name in QUANTITIES if name in asked), level)
+
+
+def choose_chunk(ensemble: Ensemble) -> int:
+    """Choose how many samples are kept in memory: whole batches, 32 MB at most where a batch is less."""
+    n_samples = CHUNK_BYTES // (4 * math.prod(ensemble.card.input_shape))
+    return min(max(n_samples // BATCH_SIZE, 1), 128) * BATCH_SIZE
+
+
+def predict_chunks(
+    ensemble: Ensemble, source: Source, request: Request, start: int, stop: int, size: int, n_threads: int = 1
+) -> Iterator[tuple[Shaped[np.ndarray, "sample ..."], dict[str, np.ndarray]]]:
+    """Yield the samples from `start` to `stop`, `size` at a time, with their predictions.
+
+    Each thread computes a batch by itself: the network's layers are too small to be shared.
+
+    Raises:
+        DataError: A sample is not as the run's were; the message has its number.
+    """
+    shape = arrange(source, ensemble)
+    pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
+    with pool, limit_blas():
+        first = start
+        for chunk in read_chunks(source, start, stop, size):
+            inputs = chunk.reshape(len(chunk), *shape)
+            starts = range(0, len(chunk), BATCH_SIZE)
+
+            def compute(i: int, own: np.ndarray = inputs) -> dict[str, np.ndarray]:
+                prepared = ensemble.prepare(own[i : i + BATCH_SIZE])
+                return ensemble.compute(prepared, request.level, request.quantities)
+
+            try:
+                parts = list(pool.map(compute, starts))
+            except DataError as error:
+                raise find_bad(ensemble, inputs, source, first) or error from error
+            yield chunk, {name: np.concatenate([part[name] for part in parts]) for name in request.quantities}
+            first += len(chunk)
+
+
+def try_first(ensemble: Ensemble, source: Source, request: Request) -> dict[str, Shaped[np.ndarray, "1 ..."]]:
+    """Predict the first sample, for the shapes and types of the quantities.
+
+    Raises:
+        DataError: Its shape is not that of the run's samples, or it is not one in another way.
+    """
+    ((_, found),) = predict_chunks(ensemble, source, request, 0, 1, 1)
+    return found
+
+
+def arrange(source: Source, ensemble: Ensemble) -> tuple[int, ...]:
+    """Shape of a sample; where a column of Parquet has flattened ones, that of the layout with as many values."""
+    card = ensemble.card
+    if not source.blocks[0].path.endswith(".parquet") or len(source.shape) > 1:
+        return source.shape
+    packed = (SIDE_PX, SIDE_PX // 8)
+    shapes: Sequence[tuple[int, ...]] = [card.input_shape]
+    if card.layout == "diffraction" and source.dtype == "uint8":
+        shapes = [card.input_shape, packed]
+    return next((shape for shape in shapes if (math.prod(shape),) == source.shape), source.shape)
+
+
+def find_bad(
+    ensemble: Ensemble, inputs: Shaped[np.ndarray, "sample ..."], source: Source, first: int
+) -> DataError | None:
+    """Find the first sample of a chunk that is refused by itself, and say which it is."""
+    for i, sample in enumerate(inputs):
+        if not np.isfinite(sample).all():
+            return DataError(f"data must be finite, got NaN or infinity in {source.locate(first + i)}")
+        try:
+            ensemble.prepare(sample[None], "the inputs")
+        except DataError as error:
+            return DataError(str(error).replace("the inputs", source.locate(first + i)))
+    return None

@@ -1,0 +1,301 @@
+"""A run folder read back: verdicts, curves, members and out-of-fold predictions of its candidates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ray_ft.data.folds import Splits
+from ray_ft.errors import RunFolderError, first_few
+from ray_ft.files.arrays import read_arrays
+from ray_ft.runs.folder import CandidateFolder, RunFolder, hash_file, read_record
+from ray_ft.search.plan import CandidateSpec
+from ray_ft.statistics.scores import StrategyScore, build_curves, score_strategy
+
+__all__ = [
+    "History",
+    "Verdict",
+    "gather_losses",
+    "load_blind",
+    "load_history",
+    "load_means",
+    "load_members",
+    "load_plan",
+    "load_predictions",
+    "load_provenance",
+    "load_result",
+    "load_splits",
+    "load_verdicts",
+    "score_strategies",
+]
+
+
+class Environment(BaseModel):
+    """Where a run was made; of `provenance.json`."""
+
+    command: list[str]
+    started: str
+    python: str
+    platform: str
+    n_cpus: int | None
+    versions: dict[str, str | None]
+
+
+class Provenance(BaseModel):
+    """What a run came from, as `provenance.json` has it."""
+
+    config: dict[str, Any]
+    splits_hash: str
+    data_hash: str
+    weights_hash: str
+    environment: Environment
+
+
+class Ending(BaseModel):
+    """What of `result.json` is read."""
+
+    state: Literal["completed", "failed"]
+    n_epochs: int
+    reason: str = ""
+    note: str = ""
+    training: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a candidate ended, after which epoch, why, and the seconds that this call spent on it."""
+
+    state: Literal["completed", "stopped", "failed"]
+    epoch: int
+    reason: str
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class History:
+    """Losses of a candidate's members after each epoch: held out by sample, and means of the inner parts if nested."""
+
+    losses: Float[np.ndarray, "epoch repeat seed sample"]
+    inner: Float[np.ndarray, "epoch repeat fold seed"] | None
+
+
+def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
+    """Read the verdicts.
+
+    Raises:
+        RunFolderError: They are missing or damaged: the folder is no run, or the run is not finished.
+    """
+    try:
+        verdicts = TypeAdapter(dict[str, Verdict]).validate_python(read_record(run.verdicts))
+        return {spec.name: verdicts[spec.name] for spec in load_plan(run)}
+    except (OSError, ValueError, KeyError) as error:
+        raise RunFolderError(
+            f"a finished run holds {run.verdicts.name}, got {run.root} where it is missing or damaged; "
+            f"remove its {run.summary.name}, if any, and repeat its cv command"
+        ) from error
+
+
+def load_plan(run: RunFolder) -> tuple[CandidateSpec, ...]:
+    """Read the plan.
+
+    Raises:
+        RunFolderError: It is missing or damaged.
+    """
+    try:
+        plan = TypeAdapter(tuple[CandidateSpec, ...]).validate_python(read_record(run.plan)["candidates"])
+    except (OSError, ValueError, KeyError) as error:
+        raise RunFolderError(say_damaged("its plan", run.plan)) from error
+    for spec in plan:
+        run.candidate(spec.name)  # refuses a name that would be no folder of the run's
+    return plan
+
+
+def load_provenance(run: RunFolder) -> dict[str, Any]:
+    """Read what a run came from.
+
+    Raises:
+        RunFolderError: It is missing or damaged.
+    """
+    try:
+        provenance = read_record(run.provenance)
+        Provenance.model_validate(provenance)
+        return {key: provenance[key] for key in Provenance.model_fields}
+    except (OSError, ValueError) as error:
+        raise RunFolderError(say_damaged("its provenance", run.provenance)) from error
+
+
+def say_damaged(what: str, path: Path) -> str:
+    return f"a run holds {what}, got {path}, which is missing or damaged; restore it, or run again into another --out"
+
+
+def load_blind(run: RunFolder) -> dict[str, Float[np.ndarray, "sample *target"]]:
+    """Read what the winner's blind members say (`mean`, `std`), the `targets`, and the `zero_shot` predictions.
+
+    Raises:
+        RunFolderError: They are missing or damaged.
+    """
+    try:
+        arrays = read_arrays(run.blind)
+        blind = {name: arrays[name] for name in ("mean", "std", "targets", "zero_shot")}
+        if len({array.shape for array in blind.values()}) > 1 or any(a.dtype.kind != "f" for a in blind.values()):
+            raise ValueError("its arrays must be numbers of one shape")
+    except (OSError, ValueError, KeyError) as error:
+        raise RunFolderError(
+            f"a finished run holds {run.blind.name}, got {run.root} where it is missing or damaged; "
+            f"write it again with: ray-ft ensemble {run.root}"
+        ) from error
+    return blind
+
+
+def load_splits(run: RunFolder) -> Splits:
+    """Read the folds.
+
+    Raises:
+        RunFolderError: They are missing or damaged.
+    """
+    try:
+        content = read_record(run.splits)
+        splits = TypeAdapter(Splits).validate_python(content)
+        splits.check()
+    except (OSError, ValueError) as error:
+        raise RunFolderError(say_damaged("its splits", run.splits)) from error
+    return splits
+
+
+def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
+    """Read how a candidate's training ended; None where it has not, or where this can no longer be told."""
+    try:
+        result = read_record(run.candidate(spec.name).result)
+        Ending.model_validate(result)
+        return result
+    except (OSError, ValueError):  # damaged: it is trained again, which ends the same way
+        return None
+
+
+def load_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History | None:
+    """Read a candidate's losses; None where there are none to be read yet, or they are not of these folds."""
+    try:
+        arrays = read_arrays(run.candidate(spec.name).history)
+        losses, inner = arrays["losses"], arrays.get("inner")
+    except (OSError, ValueError, KeyError):
+        return None  # it is written again from the last checkpoint
+    if losses.dtype.kind != "f" or losses.ndim != 4 or losses.size == 0:
+        return None
+    n_epochs, n_repeats, n_seeds, n_samples = losses.shape
+    by_fold = (n_epochs, n_repeats, splits.n_folds, n_seeds)
+    fits = (n_repeats, n_samples) == (splits.n_repeats, splits.n_samples)
+    if inner is not None:
+        fits &= inner.dtype.kind == "f" and inner.shape == by_fold
+    return History(losses, inner) if fits else None
+
+
+def load_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
+    """Read the mean over folds of a candidate's guide after each epoch, as far as it is known."""
+    history = load_history(run, spec, splits)
+    if history is None:
+        return []
+    return [float(guide.mean()) for guide in build_curves(history.losses, history.inner, splits).guide]
+
+
+def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
+    """Read a candidate's snapshots, stacked along a first axis of members.
+
+    Raises:
+        RunFolderError: They are missing or damaged.
+    """
+    folder = run.candidate(candidate)
+    try:
+        run.pull(folder.members)
+        check_digest(folder, folder.members)
+        return load_file(folder.members)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunFolderError(say_lost(run, candidate, "snapshots")) from error
+
+
+def check_digest(folder: CandidateFolder, path: Path) -> None:
+    """Raise ValueError where a file is not as the candidate left it."""
+    if hash_file(path) != read_record(folder.result)["files"][path.name]:
+        raise ValueError(f"{path} is not as it was written")
+
+
+def load_predictions(run: RunFolder, candidate: str) -> Float[np.ndarray, "repeat seed sample *target"]:
+    """Read what a candidate's snapshots say of their held-out samples.
+
+    Raises:
+        RunFolderError: It is missing or damaged.
+    """
+    try:
+        predictions = read_arrays(run.candidate(candidate).predictions)["predictions"]
+        if predictions.dtype.kind != "f" or predictions.ndim < 4:
+            raise ValueError(f"predictions have the shape {predictions.shape}")
+    except (OSError, ValueError, KeyError) as error:
+        raise RunFolderError(say_lost(run, candidate, "predictions")) from error
+    return predictions
+
+
+def say_lost(run: RunFolder, candidate: str, what: str) -> str:
+    folder = run.candidate(candidate).root
+    return (
+        f"a completed candidate has {what}, got {folder} where they are missing or damaged; remove it and "
+        f"{run.summary.name}, and repeat the cv command"
+    )
+
+
+def score_strategies(
+    run: RunFolder, plan: Sequence[CandidateSpec], verdicts: Mapping[str, Verdict], splits: Splits
+) -> dict[str, StrategyScore | None]:
+    """Score each strategy by its completed candidates; None where it has none, so no folds x seeds.
+
+    Raises:
+        RunFolderError: Losses of a completed candidate are missing.
+    """
+    scores: dict[str, StrategyScore | None] = {}
+    for strategy in dict.fromkeys(spec.strategy for spec in plan):
+        specs = [spec for spec in plan if spec.strategy == strategy and verdicts[spec.name].state == "completed"]
+        histories = {spec.index: load_whole_history(run, spec, splits) for spec in specs}
+        curves = {index: build_curves(history.losses, history.inner, splits) for index, history in histories.items()}
+        scores[strategy] = score_strategy(curves) if curves else None
+    return scores
+
+
+def gather_losses(
+    run: RunFolder, plan: Sequence[CandidateSpec], strategy: str, score: StrategyScore, splits: Splits
+) -> Float[np.ndarray, " sample"]:
+    """Read each sample's held-out loss at the choices behind a score, averaged over seeds and repeats."""
+    by_index = {spec.index: spec for spec in plan if spec.strategy == strategy}
+    histories = {index: load_whole_history(run, by_index[index], splits) for index in np.unique(score.candidate)}
+    total = np.zeros(splits.n_samples)
+    for r, k in np.ndindex(score.candidate.shape):
+        held_out = splits.held_out(r, k)
+        losses = histories[score.candidate[r, k]].losses[score.epoch[r, k] - 1, r]
+        total[held_out] += losses[:, held_out].mean(0)
+    return total / splits.n_repeats
+
+
+def load_whole_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History:
+    """Read the losses of a completed candidate, of which none may be missing."""
+    history, path = load_history(run, spec, splits), run.candidate(spec.name).history
+    rule = f"a completed candidate has a loss for every fold and seed, got {path}"
+    remedy = f"remove {path.parent} and repeat the cv command"
+    if history is None:
+        raise RunFolderError(f"{rule}, which is missing or damaged; {remedy}")
+    holes = [
+        f"repeat {r}, fold {k}, seed {s}"
+        for r in range(splits.n_repeats)
+        for k in range(splits.n_folds)
+        for s in range(history.losses.shape[2])
+        if not np.isfinite(history.losses[:, r, s, splits.held_out(r, k)]).all()
+    ]
+    if holes:
+        raise RunFolderError(f"{rule} without those of {first_few(holes)}; {remedy}")
+    return history

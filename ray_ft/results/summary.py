@@ -1,0 +1,360 @@
+"""What a run found, as a typed object: `summary.json` in the run folder, and tables for pandas."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
+
+from ray_ft.errors import RunFolderError
+from ray_ft.fitting.task import Task
+from ray_ft.objectives.metrics import METRICS
+from ray_ft.results.records import Verdict, load_result
+from ray_ft.runs.folder import RunFolder, read_record, write_record, write_text
+from ray_ft.search.plan import CandidateSpec, name_candidate
+from ray_ft.statistics.comparison import Comparison, compare_all
+from ray_ft.statistics.scores import StrategyScore
+from ray_ft.statistics.selection import Selection
+
+__all__ = [
+    "BaselineSummary",
+    "EnsembleSummary",
+    "StrategySummary",
+    "Summary",
+    "compare_with_baseline",
+    "find_notes",
+    "summarize_baselines",
+    "summarize_strategies",
+    "write_summary",
+]
+
+SAME = 1e-4  # relative differences below this are rounding
+Parts = Mapping[str, tuple[int, int]]  # trained and all parameters by part of the network
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class StrategySummary(Frozen):
+    """One strategy; scores are None and lists empty where no candidate completed, as folds x seeds have a hole.
+
+    Attributes:
+        score_mean: Mean over repeats, folds and seeds of the held-out loss, by choices that the fold did not make.
+        score_std: Sample standard deviation of the same.
+        fold_std: Its part due to folds; None with one seed.
+        seed_std: Its part due to seeds.
+        best_epoch_mean: Mean of each curve's own minimum: what most tools print, too low.
+        scores: By repeat, fold and seed.
+        stop_epochs: By repeat and fold, from 1.
+        chosen_candidates: By repeat and fold.
+        parts: Trained and all parameters by part of the network.
+        candidates: How many completed, were stopped, failed.
+        verdicts: How each candidate ended.
+        seconds: Spent on them by the call that finished the run.
+        training: How members trained.
+    """
+
+    score_mean: float | None
+    score_std: float | None
+    fold_std: float | None
+    seed_std: float | None
+    best_epoch_mean: float | None
+    scores: list[list[list[float]]]
+    stop_epochs: list[list[int]]
+    chosen_candidates: list[list[int]]
+    n_trained_params: int
+    trained_share: float
+    parts: dict[str, tuple[int, int]] = Field(min_length=1)
+    candidates: dict[str, int]
+    verdicts: dict[str, Verdict]
+    seconds: float
+    training: list[str]
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's way
+    @property
+    def optimism(self) -> float | None:
+        """By how much the best-epoch value is below the score."""
+        if self.score_mean is None or self.best_epoch_mean is None:
+            return None
+        return self.score_mean - self.best_epoch_mean
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def n_members(self) -> int:
+        return int(np.size(self.scores))
+
+    @property
+    def fold_means(self) -> Float[np.ndarray, "repeat fold"]:
+        means: np.ndarray = np.mean(self.scores, axis=-1)
+        return means
+
+
+class BaselineSummary(Frozen):
+    """What costs no training; `scores` by repeat and fold."""
+
+    score_mean: float
+    score_std: float
+    scores: list[list[float]]
+
+
+class EnsembleSummary(Frozen):
+    """The ensemble; all scores are of blind members alone, weighed by what the scored fold did not choose.
+
+    Attributes:
+        score: Of the method that was taken.
+        n_members: All.
+        n_blind: Those that never saw a sample.
+        path: Its folder.
+        strategies: Whose members it has.
+        method: How they are weighed.
+        scores: By method; `single` is the best member alone, chosen on the other folds.
+        by_strategy: Scores of each strategy's members, averaged over members, and of their uniform ensemble.
+        comparisons: Of each method with `uniform`.
+        symmetric_score: Of the same members, predictions averaged over the symmetry; None where there is none.
+        soup_score: Of one network for each fold, its members' weights averaged; None where there is one seed.
+        notes: What is odd.
+    """
+
+    score: float
+    n_members: int
+    n_blind: int
+    path: str
+    strategies: tuple[str, ...]
+    method: str
+    scores: dict[str, float]
+    by_strategy: dict[str, tuple[float, float]]
+    comparisons: tuple[Comparison, ...]
+    symmetric_score: float | None
+    soup_score: float | None
+    notes: tuple[str, ...] = ()
+
+
+class Summary(Frozen):
+    """A finished run.
+
+    Attributes:
+        metric: Of all scores; lower is better.
+        test_share: Held-out samples for each that may be learned from, n_test / n_train of the corrected tests.
+        rope: Half-width of the region of practical equivalence, as a share of the better mean.
+        winner: The strategy of the lowest score.
+        comparisons: Of each pair of strategies, and of each with the best baseline.
+        selection: The winner's score, corrected for its having been picked.
+        wall_s: Seconds of the call that finished the run.
+        n_epochs_again: Epochs of candidates that were trained again after interruptions.
+        n_interruptions: Processes that died, and calls that went on with the run.
+    """
+
+    name: str
+    metric: str
+    protocol: str
+    n_samples: int
+    n_folds: int
+    n_seeds: int
+    n_repeats: int
+    n_params: int
+    test_share: float
+    rope: float
+    splits_hash: str
+    data_hash: str
+    strategies: dict[str, StrategySummary]
+    baselines: dict[str, BaselineSummary]
+    winner: str
+    comparisons: tuple[Comparison, ...]
+    selection: Selection
+    ensemble: EnsembleSummary
+    notes: list[str]
+    wall_s: float
+    n_epochs_again: int = 0
+    n_interruptions: int = 0
+
+    @classmethod
+    def load(cls, run: str | Path) -> "Summary":
+        """Read the summary of a finished run.
+
+        Raises:
+            RunFolderError: The folder holds none, or one that this release cannot read.
+        """
+        path = RunFolder(Path(run)).summary
+        try:
+            return cls.model_validate(read_record(path))
+        except OSError as error:
+            raise RunFolderError(
+                f"a finished run holds {path.name}, got {run} without it; finish it by repeating its cv command"
+            ) from error
+        except ValueError as error:
+            raise RunFolderError(
+                f"{path} must be a summary as this release writes it, but it is damaged or another's; "
+                "remove it and repeat the cv command"
+            ) from error
+
+    @model_validator(mode="after")
+    def check_together(self) -> "Summary":
+        """Make sure that what was read from a file is one run's, so that nothing needs to look twice."""
+        by_fold = (self.n_repeats, self.n_folds)
+        scored = {name: each for name, each in self.strategies.items() if each.score_mean is not None}
+        if any(each.candidates.keys() != {"completed", "stopped", "failed"} for each in self.strategies.values()):
+            raise ValueError("candidates are completed, stopped and failed")
+        shapes = [np.shape(baseline.scores) for baseline in self.baselines.values()]
+        for name, each in scored.items():
+            shapes += [np.shape(each.scores)[:-1], np.shape(each.stop_epochs), np.shape(each.chosen_candidates)]
+            chosen = {name_candidate(name, index) for row in each.chosen_candidates for index in row}
+            if not chosen <= each.verdicts.keys():
+                raise ValueError("the candidates that were chosen must have verdicts")
+        if not (self.winner in scored and set(shapes) == {by_fold} and min(by_fold) > 0 and self.test_share > 0):
+            raise ValueError("the scores must be by repeat and fold, and the winner have some")
+        pairs = [{pair.first, pair.second} for pair in self.comparisons]
+        known = self.strategies.keys() | self.baselines.keys()
+        if "zero_shot" not in self.baselines or pairs.count({self.winner, self.best_baseline}) != 1:
+            raise ValueError("the winner must be compared with the best baseline")
+        if self.metric not in METRICS or not all(pair <= known for pair in pairs):
+            raise ValueError("comparisons must be of strategies and baselines, by a metric")
+        return self
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def n_train(self) -> float:
+        """Mean samples of the training parts."""
+        return round(self.n_samples / self.n_folds / self.test_share, 6)
+
+    @property
+    def best_baseline(self) -> str:
+        return min(self.baselines, key=lambda name: self.baselines[name].score_mean)
+
+    def of(self, name: str) -> list[Comparison]:
+        """The comparisons of one strategy or baseline, seen from it."""
+        return [pair.seen_from(name) for pair in self.comparisons if name in (pair.first, pair.second)]
+
+    def leaderboard(self) -> Any:
+        """One row a strategy and baseline, best first, as a `pandas.DataFrame`."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows())).sort_values("score_mean", kind="stable", ignore_index=True)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        columns = ("score_mean", "score_std", "fold_std", "seed_std", "best_epoch_mean", "optimism", "n_members")
+        for name, strategy in self.strategies.items():
+            own = {column: getattr(strategy, column) for column in (*columns, "n_trained_params")}
+            yield {"kind": "strategy", "strategy": name, **own, **strategy.candidates}
+        for name, baseline in self.baselines.items():
+            own = {"score_mean": baseline.score_mean, "score_std": baseline.score_std}
+            yield {"kind": "baseline", "strategy": name, **own}
+
+    def members(self) -> Any:
+        """One row a strategy, repeat, fold and seed, with its score, epoch and candidate, as a `pandas.DataFrame`."""
+        import pandas as pd
+
+        rows = [
+            {"strategy": name, "repeat": r, "fold": k, "seed": s, "score": score,
+             "epoch": strategy.stop_epochs[r][k], "candidate": strategy.chosen_candidates[r][k]}
+            for name, strategy in self.strategies.items()
+            for (r, k, s), score in np.ndenumerate(np.array(strategy.scores))
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def comparison_table(self) -> Any:
+        """One row a comparison, as a `pandas.DataFrame`."""
+        import pandas as pd
+
+        return pd.DataFrame([describe_comparison(comparison) for comparison in self.comparisons])
+
+
+def describe_comparison(comparison: Comparison) -> dict[str, Any]:
+    """Spread the tuples of a comparison over columns."""
+    row = comparison.model_dump()
+    low, high = row.pop("interval")
+    better, equal, worse = row.pop("probabilities")
+    return row | {"low": low, "high": high, "p_better": better, "p_equal": equal, "p_worse": worse}
+
+
+def summarize_strategies(
+    task: Task,
+    plan: Sequence[CandidateSpec],
+    verdicts: Mapping[str, Verdict],
+    scores: Mapping[str, StrategyScore | None],
+    parts: Mapping[str, Parts],
+) -> dict[str, StrategySummary]:
+    """Put together what is known of each strategy."""
+    specs = {name: [spec for spec in plan if spec.strategy == name] for name in scores}
+    return {
+        name: summarize_strategy(task.run, specs[name], verdicts, score, parts[name]) for name, score in scores.items()
+    }
+
+
+def summarize_strategy(
+    run: RunFolder,
+    specs: Sequence[CandidateSpec],
+    verdicts: Mapping[str, Verdict],
+    score: StrategyScore | None,
+    parts: Parts,
+) -> StrategySummary:
+    own = {spec.name: verdicts[spec.name] for spec in specs}
+    states = Counter(verdict.state for verdict in own.values())
+    n_trained, n_params = (sum(counts) for counts in zip(*parts.values(), strict=True))
+    return StrategySummary(
+        score_mean=score.mean if score else None,
+        score_std=score.std if score else None,
+        fold_std=score.spread.folds if score else None,
+        seed_std=score.spread.seeds if score else None,
+        best_epoch_mean=score.best_epoch_mean if score else None,
+        scores=score.values.tolist() if score else [],
+        stop_epochs=score.epoch.tolist() if score else [],
+        chosen_candidates=score.candidate.tolist() if score else [],
+        n_trained_params=n_trained,
+        trained_share=n_trained / n_params,
+        parts=dict(parts),
+        candidates={state: states[state] for state in ("completed", "stopped", "failed")},
+        verdicts=own,
+        seconds=sum(verdict.seconds for verdict in own.values()),
+        training=collect(run, specs, "training"),
+    )
+
+
+def summarize_baselines(scores: Mapping[str, Float[np.ndarray, "repeat fold"]]) -> dict[str, BaselineSummary]:
+    return {
+        name: BaselineSummary(
+            score_mean=float(values.mean()), score_std=float(values.std(ddof=1)), scores=values.tolist()
+        )
+        for name, values in scores.items()
+    }
+
+
+def compare_with_baseline(
+    scores: Mapping[str, StrategyScore | None],
+    baselines: Mapping[str, Float[np.ndarray, "repeat fold"]],
+    rope: float,
+    test_share: float,
+) -> tuple[Comparison, ...]:
+    """Compare each pair of the strategies that have a score, and each with the best baseline."""
+    by_fold = {name: score.values.mean(-1) for name, score in scores.items() if score is not None}
+    best = min(baselines, key=lambda name: baselines[name].mean())
+    return compare_all(by_fold | {best: baselines[best]}, rope, test_share)
+
+
+def find_notes(run: RunFolder, plan: Sequence[CandidateSpec], scores: Mapping[str, StrategyScore | None]) -> list[str]:
+    """Collect what is odd about the training of each strategy."""
+    notes = []
+    for name, score in scores.items():
+        notes += [f"{name}: {note}" for note in collect(run, [s for s in plan if s.strategy == name], "note")]
+        if score is not None and score.values.shape[-1] > 1 and differ_by(score.values) < SAME:
+            notes.append(f"{name}: all seeds gave the same results, so they count as one; what in training is random?")
+    return notes
+
+
+def differ_by(values: Float[np.ndarray, "repeat fold seed"]) -> float:
+    """The largest difference between seeds, as a share of the mean; none where all scores are 0."""
+    return float(np.ptp(values, axis=-1).max() / values.mean()) if values.any() else 0.0
+
+
+def collect(run: RunFolder, specs: Sequence[CandidateSpec], key: str) -> list[str]:
+    """Find the different values that candidates recorded under a key."""
+    return sorted({result[key] for spec in specs if (result := load_result(run, spec) or {}).get(key)})
+
+
+def write_summary(run: RunFolder, summary: Summary) -> None:
+    """Write the leaderboard, then the summary: where it stands, the run is finished."""
+    write_text(run.leaderboard, summary.leaderboard().to_csv(index=False, lineterminator="\n"))
+    write_record(run.summary, summary.model_dump(mode="json"))

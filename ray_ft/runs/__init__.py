@@ -1,0 +1,1 @@
+"""Runs: the folder of a run, its storage and its log."""

@@ -1,0 +1,396 @@
+"""The files of a run: one class owns every name, and each file is written whole or not at all."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_ft.errors import RunFolderError, StorageError, first_line, show_value
+from ray_ft.files.json_text import read_json
+from ray_ft.runs.storage import Mirror, is_uri
+
+__all__ = [
+    "CandidateFolder",
+    "CurveFolder",
+    "EnsembleFolder",
+    "RunFolder",
+    "fetch_run",
+    "find_newest_run",
+    "hash_file",
+    "hold",
+    "keep_files",
+    "open_folder",
+    "read_record",
+    "replace_file",
+    "write_arrays",
+    "write_json",
+    "write_record",
+    "write_text",
+]
+
+CANDIDATE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}-[0-9]{3}")
+LEFT_BEHIND = ("tune", "checkpoint.pt", "members.safetensors")  # what a driver need not have of a run behind a URI
+
+
+@dataclass(frozen=True)
+class CandidateFolder:
+    """Files of one candidate; `result.json` is written last, so where it stands the candidate is done."""
+
+    root: Path
+
+    @property
+    def history(self) -> Path:
+        return self.root / "history.npz"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint.pt"
+
+    @property
+    def members(self) -> Path:
+        return self.root / "members.safetensors"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "oof.npz"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def error(self) -> Path:
+        return self.root / "error.txt"
+
+    @property
+    def silence(self) -> Path:
+        """Where a process stood that was ended as it had been silent for too long."""
+        return self.root / "silence.txt"
+
+
+@dataclass(frozen=True)
+class EnsembleFolder:
+    """Files of an ensemble; `card.json` is written last."""
+
+    root: Path
+
+    @property
+    def card(self) -> Path:
+        return self.root / "card.json"
+
+    @property
+    def network(self) -> Path:
+        return self.root / "network.json"
+
+    @property
+    def backbone(self) -> Path:
+        return self.root / "backbone.safetensors"
+
+    @property
+    def members(self) -> Path:
+        return self.root / "members.safetensors"
+
+    @property
+    def calibration(self) -> Path:
+        return self.root / "calibration.safetensors"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Files of a run.
+
+    Attributes:
+        root: The folder.
+        mirror: The URI that it follows, if the run is kept behind one.
+    """
+
+    root: Path
+    mirror: Mirror | None = None
+
+    @property
+    def place(self) -> str:
+        """What the user knows it by."""
+        return self.mirror.uri if self.mirror else str(self.root)
+
+    def pull(self, path: Path) -> None:
+        """Bring a file or folder of it up to date, where the run is kept behind a URI."""
+        if self.mirror:
+            self.mirror.pull(path.relative_to(self.root).as_posix(), skip=LEFT_BEHIND if path.suffix == "" else ())
+
+    def push(self) -> None:
+        """Keep what was written, where the run is kept behind a URI."""
+        if self.mirror:
+            self.mirror.push()
+
+    @contextmanager
+    def lend(self, candidate: str) -> Iterator["RunFolder"]:
+        """Where a process trains a candidate: here, or in a folder of its own that follows the same URI.
+
+        Raises:
+            StorageError: What is behind the URI cannot be read or written.
+        """
+        if self.mirror is None:
+            yield self
+            return
+        with tempfile.TemporaryDirectory(prefix="ray-ft-") as folder:
+            mirror = Mirror(self.mirror.uri, Path(folder))
+            with keep_files(self.place):
+                mirror.pull(f"candidates/{candidate}")
+            try:
+                yield RunFolder(Path(folder), mirror)
+            finally:
+                with keep_files(self.place):
+                    mirror.push()
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.root / "provenance.json"
+
+    @property
+    def splits(self) -> Path:
+        return self.root / "splits.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    @property
+    def verdicts(self) -> Path:
+        return self.root / "verdicts.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.jsonl"
+
+    @property
+    def tune(self) -> Path:
+        return self.root / "tune"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def leaderboard(self) -> Path:
+        return self.root / "leaderboard.csv"
+
+    @property
+    def blind(self) -> Path:
+        return self.root / "blind.npz"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
+    def ensemble(self) -> EnsembleFolder:
+        return EnsembleFolder(self.root / "ensemble")
+
+    @property
+    def candidates(self) -> Path:
+        return self.root / "candidates"
+
+    def candidate(self, name: str) -> CandidateFolder:
+        """Files of a candidate.
+
+        Raises:
+            RunFolderError: The name, which may come from a file, is none of a candidate's; no path is made of it.
+        """
+        if not CANDIDATE.fullmatch(name):
+            raise RunFolderError(
+                f"a candidate's name is its strategy's and a number of three digits, got {show_value(name)}"
+            )
+        return CandidateFolder(self.candidates / name)
+
+
+@dataclass(frozen=True)
+class CurveFolder:
+    """Files of a learning curve: runs by the size of their training parts, and what they say together."""
+
+    root: Path
+
+    def run(self, size: int) -> Path:
+        return self.root / f"train_{size:05d}"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "learning_curve.json"
+
+    @property
+    def table(self) -> Path:
+        return self.root / "learning_curve.csv"
+
+    def figure(self, suffix: str) -> Path:
+        return self.root / f"learning_curve.{suffix}"
+
+
+@contextmanager
+def open_folder(out: "str | Path | RunFolder") -> Iterator[RunFolder]:
+    """A run's folder; of one behind a URI, a local one that follows it while this is open.
+
+    Raises:
+        RunFolderError: There is no such kind of storage, or another command on this machine uses the same URI.
+        StorageError: It cannot be read or written.
+    """
+    if isinstance(out, RunFolder):
+        yield out
+    elif not is_uri(out):
+        yield RunFolder(Path(out))
+    elif str(out).startswith("file://"):
+        yield RunFolder(Path(str(out).removeprefix("file://")))
+    else:
+        uri = str(out)
+        lock = Path(tempfile.gettempdir()) / f"ray-ft-{os.getuid()}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}"
+        with hold(lock, uri), tempfile.TemporaryDirectory(prefix="ray-ft-") as folder:
+            mirror = Mirror(uri, Path(folder))
+            with keep_files(uri):
+                mirror.pull(skip=LEFT_BEHIND)
+            try:
+                yield RunFolder(mirror.root, mirror)
+            finally:
+                with keep_files(uri):
+                    mirror.push()
+
+
+def fetch_run(uri: str, folder: Path) -> None:
+    """Copy a run that is kept behind a URI into a new folder.
+
+    Raises:
+        RunFolderError: There is none, or the folder holds something.
+        StorageError: It cannot be read.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise RunFolderError(f"a run is copied into a new folder, got {folder}, which holds something; name another")
+    with keep_files(uri):
+        mirror = Mirror(uri, folder)
+        mirror.pull(skip=("tune", "checkpoint.pt"))
+    if not mirror.synced:
+        raise RunFolderError(f"a URI must be that of a run, got {uri}, where there are no files; check it")
+
+
+@contextmanager
+def hold(lock: Path, place: str) -> Iterator[None]:
+    """Keep other commands out of a folder; the lock ends with this process, however it ends.
+
+    Raises:
+        RunFolderError: Another holds it.
+        OSError: The file cannot be written.
+    """
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunFolderError(f"one command at a time may use a run folder, got {place}, which is in use") from error
+        yield
+
+
+@contextmanager
+def keep_files(place: str | Path) -> Iterator[None]:
+    """Tell an error of the storage as what it is: nothing that a candidate or a config could help.
+
+    Raises:
+        StorageError: A file could not be written or read.
+    """
+    try:
+        yield
+    except (ConnectionError, TimeoutError):
+        raise  # of Ray; a storage's own come as plain OSError
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise StorageError(
+            f"a run must be able to write its files, got {error.filename or place}: {reason}; "
+            "when it can again, repeat the command to go on"
+        ) from error
+
+
+def find_newest_run(folder: Path) -> Path:
+    """Find the run in a folder that finished last.
+
+    Raises:
+        RunFolderError: There is none.
+    """
+    runs = [RunFolder(path) for path in folder.iterdir()] if folder.is_dir() else []
+    finished = [run for run in runs if run.summary.is_file()]
+    if not finished:
+        raise RunFolderError(f"a run must be named where {folder} has no finished one; give its folder with --run")
+    return max(finished, key=lambda run: run.summary.stat().st_mtime).root
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; what stands there at the end takes the name of `path` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replace_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
+    write_text(path, json.dumps(content, indent=2, default=default) + "\n")
+
+
+def hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Name a file by its content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON with a digest of itself, so that a bit that flips is noticed."""
+    write_json(path, {**content, "sha256": hash_text(json.dumps(content))})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what `write_record` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.pop("sha256", None) != hash_text(json.dumps(content)):
+        raise ValueError(f"{path} is not as it was written")
+    return content
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    with replace_file(path) as partial:
+        np.savez(partial, allow_pickle=False, **arrays)

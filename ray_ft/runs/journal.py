@@ -1,0 +1,86 @@
+"""The log of a run: one JSON object a line, appended as things happen, over all calls of the same command."""
+
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ray_ft.files.json_text import parse_json
+
+__all__ = ["Journal", "count_lost", "read_log"]
+
+
+class Journal:
+    """Writes `log.jsonl`, and keeps count of the epochs that were trained again.
+
+    Each line has `time` (UTC), `call` (names the call of the command), `seconds` since it began, by a clock that does
+    not jump, and `event`; the other fields depend on it.
+
+    Args:
+        path: Of the log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.call, self.started = path, uuid.uuid4().hex[:8], time.monotonic()
+        self.reached: dict[str, int] = {}
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append a line.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        seconds = round(time.monotonic() - self.started, 3)
+        line = json.dumps({"time": now, "call": self.call, "seconds": seconds, "event": event, **fields})
+        with self.path.open("a+b") as file:
+            if file.tell() and not ends_line(file):  # a call was killed within a line
+                line = f"\n{line}"
+            file.write(f"{line}\n".encode())
+
+    def resume(self, candidate: str, epoch: int) -> None:
+        """Take note of an epoch that an earlier call has seen."""
+        self.reached[candidate] = epoch
+
+    def write_epoch(self, candidate: str, epoch: int, loss: float, **fields: Any) -> None:
+        """Append an epoch, and whether it was there before."""
+        again = {"again": True} if epoch <= self.reached.get(candidate, 0) else {}
+        self.reached[candidate] = max(epoch, self.reached.get(candidate, 0))
+        self.write("epoch", candidate=candidate, epoch=epoch, loss=loss, **again, **fields)
+
+
+def ends_line(file: Any) -> bool:
+    file.seek(-1, 2)
+    whole: bool = file.read(1) == b"\n"
+    return whole
+
+
+def read_log(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Read the events of a log; lines that were cut off are left out, and a log that is missing has none."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            event = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "event" in event:
+            yield event
+
+
+def count_lost(path: Path) -> tuple[int, int, int]:
+    """Count the epochs that were trained, those of them that were there before, and the interruptions.
+
+    Interruptions are processes that died and calls that went on with a run.
+    """
+    counts: Counter[str] = Counter()
+    for event in read_log(path):
+        counts[str(event["event"])] += 1
+        counts["again"] += bool(event.get("again"))
+    return counts["epoch"], counts["again"], counts["retry"] + max(0, counts["start"] - 1)

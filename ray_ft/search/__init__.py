@@ -1,0 +1,1 @@
+"""Search: strategies and the candidates that are tried."""

@@ -1,0 +1,1 @@
+"""Serving: an ensemble behind HTTP."""

@@ -1,0 +1,1 @@
+"""Split: a network in two parts at its frozen boundary."""

@@ -1,0 +1,145 @@
+"""Scores by epochs and candidates that the scored fold did not choose: cross-fitted, or nested.
+
+Arrays of losses have the axes repeat, seed, sample (each sample is held out once a repeat), those of fold means the
+axes repeat, fold, seed; an epoch axis may stand before.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ray_ft.data.folds import Splits
+
+__all__ = ["Curves", "Spread", "StrategyScore", "average_folds", "build_curves", "pick_winner", "score_strategy"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of a score's parts: due to folds, and to seeds (None where there is one seed)."""
+
+    folds: float | None
+    seeds: float | None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A candidate over its epochs.
+
+    Attributes:
+        held_out: Fold means of the held-out losses, which score.
+        guide: What chooses epoch and candidate of each fold, averaged over seeds: the mean of the other folds, or of
+            the inner part under the nested protocol.
+    """
+
+    held_out: Float[np.ndarray, "*epoch repeat fold seed"]
+    guide: Float[np.ndarray, "*epoch repeat fold"]
+
+
+@dataclass(frozen=True)
+class StrategyScore:
+    """A strategy's cross-fitted scores and the choices behind them; epochs count from 1."""
+
+    candidate: Int[np.ndarray, "repeat fold"]
+    epoch: Int[np.ndarray, "repeat fold"]
+    values: Float[np.ndarray, "repeat fold seed"]
+    best_epoch_mean: float
+
+    @cached_property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+    @cached_property
+    def std(self) -> float:
+        """Sample standard deviation over folds x seeds."""
+        return float(self.values.std(ddof=1))
+
+    @property
+    def spread(self) -> Spread:
+        return divide_spread(self.values)
+
+
+def divide_spread(values: Float[np.ndarray, "repeat fold seed"]) -> Spread:
+    """Divide the variance of the scores into the parts of folds and of seeds: a random effect of the fold.
+
+    References:
+        One-way analysis of variance with random effects: Searle, Casella & McCulloch, "Variance Components" (1992),
+        chapter 3; a negative estimate counts as 0. Repeats count as further folds.
+    """
+    by_fold = values.reshape(-1, values.shape[-1])
+    n_seeds = by_fold.shape[1]
+    if n_seeds == 1:
+        return Spread(None, None)
+    within = float(by_fold.var(axis=1, ddof=1).mean())
+    between = float(by_fold.mean(1).var(ddof=1)) - within / n_seeds
+    return Spread(max(0.0, between) ** 0.5, within**0.5)
+
+
+def average_folds(
+    losses: Float[np.ndarray, "*epoch repeat seed sample"], splits: Splits
+) -> Float[np.ndarray, "*epoch repeat fold seed"]:
+    """Average per-sample losses over each held-out fold."""
+    means = [
+        [losses[..., r, :, :][..., splits.held_out(r, k)].mean(-1) for k in range(splits.n_folds)]
+        for r in range(splits.n_repeats)
+    ]
+    return np.moveaxis(np.array(means), (0, 1), (-3, -2))
+
+
+def average_other_folds(means: Float[np.ndarray, "*epoch repeat fold seed"]) -> Float[np.ndarray, "*epoch repeat fold"]:
+    """Average, for each fold, over the seeds and the *other* folds of its repeat."""
+    by_fold = means.mean(-1)
+    n_folds = by_fold.shape[-1]
+    others = ~np.eye(n_folds, dtype=bool)
+    return np.stack([by_fold[..., others[k]].mean(-1) for k in range(n_folds)], axis=-1)
+
+
+def build_curves(
+    losses: Float[np.ndarray, "*epoch repeat seed sample"],
+    inner: Float[np.ndarray, "*epoch repeat fold seed"] | None,
+    splits: Splits,
+) -> Curves:
+    """Turn a candidate's losses into what scores and what guides.
+
+    Args:
+        losses: Held out.
+        inner: Mean losses of the inner parts under the nested protocol, else None.
+        splits: The folds.
+    """
+    held_out = average_folds(losses, splits)
+    return Curves(held_out, average_other_folds(held_out) if inner is None else inner.mean(-1))
+
+
+def score_strategy(curves: Mapping[int, Curves]) -> StrategyScore:
+    """Choose candidate and stopping epoch of each fold by its guide, then read the fold's score there.
+
+    Args:
+        curves: Of each completed candidate, by its index; lengths may differ.
+
+    References:
+        Cross-fitting as in Chernozhukov et al., Econom. J. 21, C1 (2018), here for early stopping and selection. We
+        depart from it in that the members of the other folds did see this fold in training, though their
+        held-out losses did not; the nested protocol avoids that.
+    """
+    indices = list(curves)
+    guides = [curves[index].guide for index in indices]
+    chosen = np.stack([guide.min(0) for guide in guides]).argmin(0)  # of (candidate, repeat, fold)
+    epochs = np.stack([guide.argmin(0) for guide in guides])  # the first of equals, as the snapshots are
+    epoch = np.take_along_axis(epochs, chosen[None], 0)[0]
+    n_repeats, n_folds = chosen.shape
+    values = np.stack(
+        [
+            np.stack([curves[indices[chosen[r, k]]].held_out[epoch[r, k], r, k] for k in range(n_folds)])
+            for r in range(n_repeats)
+        ]
+    )
+    best_epoch_mean = min(float(curve.held_out.min(0).mean()) for curve in curves.values())
+    return StrategyScore(np.array(indices)[chosen], epoch + 1, values, best_epoch_mean)
+
+
+def pick_winner(scores: Mapping[str, StrategyScore | None]) -> str | None:
+    """Name the strategy of the lowest mean score among those without a hole."""
+    complete: Sequence[tuple[float, str]] = [(s.mean, name) for name, s in scores.items() if s is not None]
+    return min(complete)[1] if complete else None
