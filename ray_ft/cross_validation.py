@@ -32,6 +32,8 @@ from ray_ft.errors import (
     WeightsError,
     first_few,
 )
+from ray_ft.files.hashes import hash_arrays, hash_tensors
+from ray_ft.files.writing import write_record, write_text
 from ray_ft.fitting.task import Task
 from ray_ft.models import build_network, read_weights
 from ray_ft.objectives.baselines import score_baselines
@@ -53,9 +55,9 @@ from ray_ft.results.summary import (
     summarize_strategies,
     write_summary,
 )
-from ray_ft.runs.folder import RunFolder, hold, keep_files, open_folder, write_record, write_text
+from ray_ft.runs.folder import RunFolder, hold, keep_files, open_folder
 from ray_ft.runs.journal import Journal, count_lost
-from ray_ft.runs.provenance import describe_environment, hash_arrays, hash_tensors
+from ray_ft.runs.provenance import describe_environment
 from ray_ft.search.plan import CandidateSpec, build_plan
 from ray_ft.search.strategies import count_by_part, find_head_dropouts, select_trained
 from ray_ft.statistics.intervals import check_level

@@ -22,8 +22,9 @@ from rich.console import Console
 from ray_ft.config import BASELINES, Config
 from ray_ft.cross_validation import check_record, cross_validate, prepare
 from ray_ft.errors import ConfigError
+from ray_ft.files.writing import write_text
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
-from ray_ft.runs.folder import CurveFolder, write_text
+from ray_ft.runs.folder import CurveFolder
 from ray_ft.runs.storage import is_uri
 from ray_ft.search.plan import name_candidate
 

@@ -32,6 +32,7 @@ from ray_ft.data.samples import load_dataset, read_array
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, EnsembleError, RunFolderError, WeightsError
 from ray_ft.files import memory
+from ray_ft.files.writing import write_json, write_record
 from ray_ft.fitting.checkpoint import load_checkpoint
 from ray_ft.models import read_weights
 from ray_ft.prediction.sources import read_chunks
@@ -48,7 +49,7 @@ from ray_ft.results.records import (
     load_splits,
     load_verdicts,
 )
-from ray_ft.runs.folder import RunFolder, write_json, write_record
+from ray_ft.runs.folder import RunFolder
 from ray_ft.serving.requests import JSON, read_query
 from ray_ft.split.shared import read_shared
 

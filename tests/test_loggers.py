@@ -19,8 +19,9 @@ from ray_ft.backends.progress import Display
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate, prepare
 from ray_ft.errors import ConfigError
+from ray_ft.files.writing import write_text
 from ray_ft.results.records import load_history, load_splits
-from ray_ft.runs.folder import RunFolder, write_text
+from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import CandidateSpec
 
 LOGGERS = ("loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db")

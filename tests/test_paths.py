@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_ft.runs.folder import RunFolder, replace_file, write_arrays, write_json
+from ray_ft.files.writing import replace_file, write_arrays, write_json
+from ray_ft.runs.folder import RunFolder
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from ray_ft.runs.provenance import describe_environment, hash_arrays, hash_tensors
+from ray_ft.files.hashes import hash_arrays, hash_tensors
+from ray_ft.runs.provenance import describe_environment
 
 
 def test_tensors_are_named_by_name_and_content() -> None:

@@ -10,7 +10,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_ft.errors import ConfigError, RunFolderError, StorageError, first_line
-from ray_ft.runs.folder import RunFolder, write_text
+from ray_ft.files.writing import write_text
+from ray_ft.runs.folder import RunFolder
 
 __all__ = ["check_folder", "check_reachable", "list_nodes"]
 

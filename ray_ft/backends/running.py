@@ -12,11 +12,11 @@ from ray_ft.backends.progress import Display
 from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError, RunError, StorageError
 from ray_ft.files.memory import describe_excess
+from ray_ft.files.writing import write_record
 from ray_ft.fitting.candidate import command, run_candidate, write_failure
 from ray_ft.fitting.gradient import Squad
 from ray_ft.fitting.task import Part, Task, count_trained, estimate_bytes, prepare_part
 from ray_ft.results.records import Verdict, load_means, load_result
-from ray_ft.runs.folder import write_record
 from ray_ft.runs.journal import Journal
 from ray_ft.search.plan import CandidateSpec, list_members, resolve_grace
 

@@ -16,7 +16,8 @@ from ray_ft.config import ModelSection
 from ray_ft.errors import EnsembleError, first_line, show_value
 from ray_ft.files.json_text import parse_json, read_json
 from ray_ft.files.memory import describe_excess
-from ray_ft.runs.folder import EnsembleFolder, RunFolder, replace_file, write_text
+from ray_ft.files.writing import replace_file, write_text
+from ray_ft.runs.folder import EnsembleFolder, RunFolder
 
 __all__ = [
     "FORMAT",

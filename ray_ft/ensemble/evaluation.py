@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from ray_ft.data.samples import Dataset, load_dataset
 from ray_ft.ensemble import FALSE_ALARMS, Ensemble
 from ray_ft.errors import DataError
+from ray_ft.files.hashes import hash_arrays
 from ray_ft.objectives.metrics import score_predictions
-from ray_ft.runs.provenance import hash_arrays
 from ray_ft.statistics.intervals import (
     build_pointwise,
     build_simultaneous,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ray_ft.domains.symmetry import Operation, generate_group
 from ray_ft.ensemble import Ensemble, apply_stacked
 from ray_ft.errors import EnsembleError
-from ray_ft.runs.folder import replace_file
+from ray_ft.files.writing import replace_file
 from ray_ft.split.network import silence
 from ray_ft.statistics.intervals import check_level, find_rank
 

@@ -16,12 +16,13 @@ from ray_ft.config import EnsembleSection
 from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, write_card, write_files
 from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
 from ray_ft.errors import EnsembleError
+from ray_ft.files.hashes import hash_arrays, hash_tensors
+from ray_ft.files.writing import write_arrays
 from ray_ft.fitting.task import Task
 from ray_ft.objectives.metrics import score_predictions
 from ray_ft.results.records import load_members, load_predictions
 from ray_ft.results.summary import EnsembleSummary
-from ray_ft.runs.folder import write_arrays
-from ray_ft.runs.provenance import describe_environment, hash_arrays, hash_tensors
+from ray_ft.runs.provenance import describe_environment
 from ray_ft.search.plan import list_members, name_candidate
 from ray_ft.split.shared import SharedNetwork, WholeNetwork, share_backbone
 from ray_ft.statistics.comparison import Comparison, compare_all

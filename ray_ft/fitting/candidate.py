@@ -15,19 +15,13 @@ from jaxtyping import Float, Int
 from safetensors.torch import save
 
 from ray_ft.errors import DivergedError, FrozenDriftError
+from ray_ft.files.hashes import hash_file
+from ray_ft.files.writing import replace_file, write_arrays, write_record, write_text
 from ray_ft.fitting.checkpoint import load_checkpoint, save_checkpoint
 from ray_ft.fitting.gradient import Squad
 from ray_ft.fitting.task import Task
 from ray_ft.objectives.metrics import score_predictions
-from ray_ft.runs.folder import (
-    CandidateFolder,
-    hash_file,
-    keep_files,
-    replace_file,
-    write_arrays,
-    write_record,
-    write_text,
-)
+from ray_ft.runs.folder import CandidateFolder, keep_files
 from ray_ft.search.plan import CandidateSpec, MemberKey, list_members
 from ray_ft.statistics.scores import build_curves
 

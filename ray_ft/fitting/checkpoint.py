@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ray_ft.runs.folder import replace_file
+from ray_ft.files.writing import replace_file
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ray_ft.data.samples import build_views
+from ray_ft.files.hashes import hash_tensors
 from ray_ft.fitting.task import Part, Task
 from ray_ft.fitting.training import (
     Pack,
@@ -24,7 +25,6 @@ from ray_ft.fitting.training import (
     step_within_memory,
     train_epoch,
 )
-from ray_ft.runs.provenance import hash_tensors
 from ray_ft.search.plan import CandidateSpec, MemberKey
 
 __all__ = ["Packing", "Squad"]

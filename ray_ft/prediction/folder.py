@@ -20,9 +20,9 @@ from ray_ft.ensemble.artefact import Card
 from ray_ft.errors import DataError, first_few, first_line
 from ray_ft.files.arrays import map_array
 from ray_ft.files.json_text import read_json
+from ray_ft.files.writing import write_json
 from ray_ft.prediction.quantities import Request
 from ray_ft.prediction.sources import Source, read_chunks
-from ray_ft.runs.folder import write_json
 
 __all__ = ["OutputFolder", "Progress", "build_plan", "check_space", "extend_sum", "open_folder", "write_rows"]
 

@@ -24,6 +24,7 @@ from ray_ft.config import ComputeSection
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import DataError
 from ray_ft.files.json_text import parse_json
+from ray_ft.files.writing import replace_file
 from ray_ft.prediction.folder import (
     OutputFolder,
     Progress,
@@ -37,7 +38,6 @@ from ray_ft.prediction.pace import Pace
 from ray_ft.prediction.quantities import Request, choose_chunk, choose_quantities, predict_chunks, try_first
 from ray_ft.prediction.sources import read_chunks
 from ray_ft.prediction.streams import Source, Streamed
-from ray_ft.runs.folder import replace_file
 
 __all__ = ["PartPredictor", "cut_parts", "predict_on_ray"]
 

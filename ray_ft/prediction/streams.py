@@ -11,6 +11,7 @@ from rich.console import Console
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import DataError
 from ray_ft.files.memory import describe_excess
+from ray_ft.files.writing import write_arrays
 from ray_ft.prediction.folder import (
     OutputFolder,
     Progress,
@@ -25,7 +26,6 @@ from ray_ft.prediction.folder import (
 from ray_ft.prediction.pace import Pace
 from ray_ft.prediction.quantities import QUANTITIES, choose_chunk, choose_quantities, predict_chunks, try_first
 from ray_ft.prediction.sources import Source, open_source
-from ray_ft.runs.folder import write_arrays
 
 __all__ = ["QUANTITIES", "Source", "Streamed", "open_source", "predict_to_archive", "predict_to_folder"]
 

@@ -11,11 +11,11 @@ from rich.text import Text
 from ray_ft.ensemble.evaluation import Evaluation
 from ray_ft.ensemble.suggestion import Suggestion
 from ray_ft.errors import DataError
+from ray_ft.files.writing import write_text
 from ray_ft.report.figures import COLORS, MUTED, draw_grid, use_style
 from ray_ft.report.page import save_figure
 from ray_ft.report.words import Unit, choose_unit, say_pair
 from ray_ft.results.summary import EnsembleSummary
-from ray_ft.runs.folder import write_text
 
 __all__ = ["render_ensemble", "render_evaluation", "write_calibration", "write_suggestion"]
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from ray_ft.config import Config, reload_config
 from ray_ft.data.samples import TargetAxes, describe_targets
 from ray_ft.errors import RunFolderError
+from ray_ft.files.writing import replace_file, write_text
 from ray_ft.learning_curves import LearningCurve
 from ray_ft.objectives.metrics import score_predictions
 from ray_ft.report import figures
@@ -35,7 +36,7 @@ from ray_ft.report.words import (
 )
 from ray_ft.results.records import load_blind, load_history, load_plan, load_provenance, load_splits
 from ray_ft.results.summary import Summary
-from ray_ft.runs.folder import CurveFolder, RunFolder, replace_file, write_text
+from ray_ft.runs.folder import CurveFolder, RunFolder
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.scores import Curves, build_curves
 

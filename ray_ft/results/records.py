@@ -15,7 +15,9 @@ from torch import Tensor
 from ray_ft.data.folds import Splits
 from ray_ft.errors import RunFolderError, first_few
 from ray_ft.files.arrays import read_arrays
-from ray_ft.runs.folder import CandidateFolder, RunFolder, hash_file, read_record
+from ray_ft.files.hashes import hash_file
+from ray_ft.files.writing import read_record
+from ray_ft.runs.folder import CandidateFolder, RunFolder
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.scores import StrategyScore, build_curves, score_strategy
 

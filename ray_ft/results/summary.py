@@ -10,10 +10,11 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from ray_ft.errors import RunFolderError
+from ray_ft.files.writing import read_record, write_record, write_text
 from ray_ft.fitting.task import Task
 from ray_ft.objectives.metrics import METRICS
 from ray_ft.results.records import Verdict, load_result
-from ray_ft.runs.folder import RunFolder, read_record, write_record, write_text
+from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import CandidateSpec, name_candidate
 from ray_ft.statistics.comparison import Comparison, compare_all
 from ray_ft.statistics.scores import StrategyScore

@@ -1,22 +1,16 @@
-"""The files of a run: one class owns every name, and each file is written whole or not at all."""
+"""The files of a run: one class owns every name."""
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ray_ft.errors import RunFolderError, StorageError, first_line, show_value
-from ray_ft.files.json_text import read_json
 from ray_ft.runs.storage import Mirror, is_uri
 
 __all__ = [
@@ -26,16 +20,9 @@ __all__ = [
     "RunFolder",
     "fetch_run",
     "find_newest_run",
-    "hash_file",
     "hold",
     "keep_files",
     "open_folder",
-    "read_record",
-    "replace_file",
-    "write_arrays",
-    "write_json",
-    "write_record",
-    "write_text",
 ]
 
 CANDIDATE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}-[0-9]{3}")
@@ -340,57 +327,3 @@ def find_newest_run(folder: Path) -> Path:
     if not finished:
         raise RunFolderError(f"a run must be named where {folder} has no finished one; give its folder with --run")
     return max(finished, key=lambda run: run.summary.stat().st_mtime).root
-
-
-@contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; what stands there at the end takes the name of `path` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    with replace_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
-    write_text(path, json.dumps(content, indent=2, default=default) + "\n")
-
-
-def hash_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Name a file by its content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_record(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON with a digest of itself, so that a bit that flips is noticed."""
-    write_json(path, {**content, "sha256": hash_text(json.dumps(content))})
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read what `write_record` wrote.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is damaged.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.pop("sha256", None) != hash_text(json.dumps(content)):
-        raise ValueError(f"{path} is not as it was written")
-    return content
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    with replace_file(path) as partial:
-        np.savez(partial, allow_pickle=False, **arrays)

@@ -1,0 +1,60 @@
+"""Files that are written whole or not at all, and records that carry a digest of themselves."""
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_ft.files.hashes import hash_text
+from ray_ft.files.json_text import read_json
+
+__all__ = ["read_record", "replace_file", "write_arrays", "write_json", "write_record", "write_text"]
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; what stands there at the end takes the name of `path` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replace_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
+    write_text(path, json.dumps(content, indent=2, default=default) + "\n")
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON with a digest of itself, so that a bit that flips is noticed."""
+    write_json(path, {**content, "sha256": hash_text(json.dumps(content))})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what `write_record` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.pop("sha256", None) != hash_text(json.dumps(content)):
+        raise ValueError(f"{path} is not as it was written")
+    return content
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    with replace_file(path) as partial:
+        np.savez(partial, allow_pickle=False, **arrays)
