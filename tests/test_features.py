@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ray_ft import DiffractionNet
-from ray_ft.split.network import set_training_modes, split_network
+from ray_ft.split.network import split_network
+from ray_ft.split.whole import set_training_modes
 
 SMALL = {"n_blocks": (1, 1, 1, 1), "widths": (4, 8, 8, 8, 16), "d_model": 32, "n_decoder_blocks": 1}
 HEAD = ("head.", "spec_bias")
@@ -107,7 +108,7 @@ def test_split_training_equals_whole_training(build, shape, prefixes) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    frozen = {name: tensor.clone() for name, tensor in split.frozen.items()}
+    frozen = {name: tensor.clone() for name, tensor in split.tensors.items()}
     assert losses == pytest.approx(train_whole(network, trained, x, y), rel=1e-5)
     whole = network.state_dict()
     for name, tensor in state.items():

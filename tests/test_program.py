@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.export import Dim, export
 
-from ray_ft.split.program import read_program, write_program
+from ray_ft.split.program import build_program, read_program
 
 
 class Mixed(nn.Module):
@@ -31,8 +31,8 @@ def test_a_program_is_its_graph_after_json() -> None:
     network = Mixed()
     program = export(network, (torch.randn(4, 2),), dynamic_shapes=({0: Dim("n")},))
     for node in program.graph.find_nodes(op="placeholder")[:1]:
-        node.op, node.target = "get_attr", "weight"  # as the package's own graphs have their constants
-    written = write_program(program.graph, {"weight": "the weight"})
+        node.op, node.target = "get_attr", "the weight"  # as the package's own graphs have their constants
+    written = build_program(program.graph)
     assert written.constants == ["the weight"]
     again = read_program(json.loads(json.dumps(asdict(written))))
     for n in (1, 5):

@@ -17,9 +17,11 @@ from ray import tune
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
 from ray_ft.backends.progress import Display
+from ray_ft.config import LoggersSection
+from ray_ft.data.problem import Problem
 from ray_ft.errors import ConfigError
-from ray_ft.fitting.task import Task
 from ray_ft.results.records import load_result
+from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import CandidateSpec
 
 __all__ = ["build_loggers"]
@@ -54,19 +56,28 @@ class Entry:
         return self.name
 
 
-def build_loggers(task: Task, left: Sequence[CandidateSpec], display: Display) -> list[tune.Callback]:
+def build_loggers(
+    loggers: LoggersSection,
+    name: str,
+    problem: Problem,
+    run: RunFolder,
+    left: Sequence[CandidateSpec],
+    display: Display,
+) -> list[tune.Callback]:
     """Open the loggers that the config asks for.
 
     Args:
-        task: What the candidates share.
-        left: Those that are to be trained.
+        loggers: Which, and where they log to.
+        name: Of the run.
+        problem: Names the loss.
+        run: Its folder.
+        left: Candidates that are to be trained.
         display: Told once of a logger that fails.
 
     Raises:
         ConfigError: The package of a logger is missing, or it cannot log to where it is to.
     """
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
-    loggers = task.config.loggers
     built: list[tune.Callback] = []
     for key, package, open_logger in (
         ("tensorboard", "tensorboardX", open_tensorboard),
@@ -79,13 +90,13 @@ def build_loggers(task: Task, left: Sequence[CandidateSpec], display: Display) -
                     f"loggers.{key} needs the package {package}, which is missing: pip install 'ray-ft[{key}]'"
                 )
             try:
-                logger = open_logger(task)
+                logger = open_logger(value, name, run)
             except Exception as error:  # the border to a foreign package, which raises what it likes
                 raise ConfigError(
                     f"loggers.{key} must be ready before anything is trained, got {value}: {say(error)}; "
                     "correct it or leave it out"
                 ) from error
-            built.append(CandidateLogger(key, logger, task, left, display))
+            built.append(CandidateLogger(key, logger, name, problem, run, left, display))
     return built
 
 
@@ -93,20 +104,20 @@ def say(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().split("\n")[0]
 
 
-def name_run(task: Task) -> str:
+def name_run(run: RunFolder) -> str:
     """A name that only this run folder has, wherever it is moved."""
-    return hashlib.sha256(task.run.provenance.read_bytes()).hexdigest()[:8]
+    return hashlib.sha256(run.provenance.read_bytes()).hexdigest()[:8]
 
 
-def open_tensorboard(task: Task) -> Any:
+def open_tensorboard(wanted: bool, name: str, run: RunFolder) -> Any:
     return TBXLoggerCallback()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
 
 
-def open_mlflow(task: Task) -> Any:
+def open_mlflow(uri: str, name: str, run: RunFolder) -> Any:
     from mlflow import MlflowClient
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-    uri, run = task.config.loggers.mlflow, name_run(task)
+    own_name = name_run(run)
 
     class OneRun(MLflowLoggerCallback):
         """Goes on with the MLflow run that an earlier call began."""
@@ -114,26 +125,25 @@ def open_mlflow(task: Task) -> Any:
         def log_trial_start(self, trial: Any) -> None:
             if trial not in self._trial_runs:
                 client, experiment = MlflowClient(uri), str(self.mlflow_util.experiment_id)
-                own = f"tags.ray_ft_run = '{run}' and tags.trial_name = '{trial}'"
+                own = f"tags.ray_ft_run = '{own_name}' and tags.trial_name = '{trial}'"
                 for begun in client.search_runs([experiment], own, max_results=1):
                     self._trial_runs[trial] = begun.info.run_id
                     client.update_run(begun.info.run_id, "RUNNING")
             super().log_trial_start(trial)
 
-    tags = {"ray_ft_run": run, "folder": str(task.run.root.absolute())}
-    logger: Any = OneRun(uri, experiment_name=task.config.name, tags=tags)
+    tags = {"ray_ft_run": own_name, "folder": str(run.root.absolute())}
+    logger: Any = OneRun(uri, experiment_name=name, tags=tags)
     logger.setup()  # knocks at the server and makes the experiment
     return logger
 
 
-def open_wandb(task: Task) -> Any:
+def open_wandb(project: str, name: str, run: RunFolder) -> Any:
     from ray.air.integrations.wandb import WandbLoggerCallback
 
     # The process that logs is Ray's, and on a cluster it does not know this one's environment.
     known = {"mode": "WANDB_MODE", "base_url": "WANDB_BASE_URL", "entity": "WANDB_ENTITY"}
     settings = {key: os.environ[name] for key, name in known.items() if name in os.environ}
-    project, group = task.config.loggers.wandb, task.config.name
-    logger: Any = WandbLoggerCallback(project, group, upload_timeout=UPLOAD_S, resume="allow", settings=settings)
+    logger: Any = WandbLoggerCallback(project, name, upload_timeout=UPLOAD_S, resume="allow", settings=settings)
     logger.setup()  # looks for a key, unless it is offline
     return logger
 
@@ -144,19 +154,28 @@ class CandidateLogger(tune.Callback):
     Args:
         key: Of the logger in the config.
         logger: The callback, set up.
-        task: What the candidates share.
-        left: Those that are to be trained.
+        name: Of the run.
+        problem: Names the loss.
+        run: Its folder.
+        left: Candidates that are to be trained.
         display: Told when the logger fails, after which it is left alone.
     """
 
     def __init__(
-        self, key: str, logger: LoggerCallback, task: Task, left: Sequence[CandidateSpec], display: Display
+        self,
+        key: str,
+        logger: LoggerCallback,
+        name: str,
+        problem: Problem,
+        run: RunFolder,
+        left: Sequence[CandidateSpec],
+        display: Display,
     ) -> None:
-        self.key, self.logger, self.task, self.display = key, logger, task, display
+        self.key, self.logger, self.name, self.run, self.display = key, logger, name, run, display
         self.specs = {spec.name: spec for spec in left}
         self.open: dict[str, Entry] = {}
         self.failed = False
-        self.loss = f"{'inner' if task.config.cv.protocol == 'nested' else 'held_out'}_{task.config.cv.metric}"
+        self.loss = f"{'inner' if problem.splits.inner_of else 'held_out'}_{problem.objective.name}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks with its state, which is never restored here
@@ -165,18 +184,18 @@ class CandidateLogger(tune.Callback):
         name = trial.config["candidate"]
         if name not in self.open:
             self.open[name] = self.describe(name)
-        self.tell(self.logger.log_trial_start, self.open[name])
+        self.pass_on(self.logger.log_trial_start, self.open[name])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if "epoch" in result:
             cleaned = {"training_iteration": result["epoch"], self.loss: result["loss"]}
-            self.tell(self.logger.log_trial_result, result["epoch"], self.open[trial.config["candidate"]], cleaned)
+            self.pass_on(self.logger.log_trial_result, result["epoch"], self.open[trial.config["candidate"]], cleaned)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["candidate"]
-        result = load_result(self.task.run, self.specs[name])
+        result = load_result(self.run, self.specs[name])
         self.end(name, failed=result is not None and result["state"] == "failed")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -186,25 +205,24 @@ class CandidateLogger(tune.Callback):
         for name in list(self.open):  # it was interrupted
             self.end(name, failed=True)
         self.failed = False  # what was logged before it failed may still be on its way
-        self.tell(self.logger.on_experiment_end, [])
+        self.pass_on(self.logger.on_experiment_end, [])
 
     def end(self, name: str, failed: bool) -> None:
         if name not in self.open:  # its process died before it began
             return
         entry = self.open.pop(name)
         if self.key == "wandb":  # where Ray ends all alike
-            self.tell(self.logger.log_trial_result, 0, entry, {"config": {"failed": failed}})
-        self.tell(self.logger.log_trial_end, entry, failed)
+            self.pass_on(self.logger.log_trial_result, 0, entry, {"config": {"failed": failed}})
+        self.pass_on(self.logger.log_trial_end, entry, failed)
 
     def describe(self, name: str) -> Entry:
-        spec, root = self.specs[name], self.task.run.root.absolute()
-        (hyper,) = spec.stages
-        drawn = {key: value for key, value in asdict(hyper).items() if value is not None}
+        spec, root = self.specs[name], self.run.root.absolute()
+        drawn = {key: value for hyper in spec.stages for key, value in asdict(hyper).items() if value is not None}
         folder = root / "tensorboard" / name if self.key == "tensorboard" else root
         config = {"strategy": spec.strategy, "candidate": spec.index, **drawn}
-        return Entry(f"{name_run(self.task)}-{name}", name, config, str(folder), self.task.config.name)
+        return Entry(f"{name_run(self.run)}-{name}", name, config, str(folder), self.name)
 
-    def tell(self, listen: Callable[..., Any], *args: Any) -> None:
+    def pass_on(self, listen: Callable[..., Any], *args: Any) -> None:
         if self.failed:
             return
         try:

@@ -58,7 +58,7 @@ def check_folder(run: RunFolder) -> None:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
         asked[name] = probe.options(scheduling_strategy=there).remote(run, token, node["NodeID"])
-    problems = {name: problem for name, answer in asked.items() if (problem := hear(answer))}
+    problems = {name: problem for name, answer in asked.items() if (problem := wait_for(answer))}
     run.pull(markers)
     shutil.rmtree(markers)
     run.push()
@@ -73,7 +73,7 @@ def check_folder(run: RunFolder) -> None:
 def leave_marker(run: RunFolder, token: str, node: str) -> str:
     """On a node: read the driver's marker and leave one; return what went wrong, if anything."""
     try:
-        with run.lend("none") as own:
+        with run.check_out("none") as own:
             markers = own.root / f"preflight-{token}"
             own.pull(markers)
             write_text(markers / node, (markers / "driver").read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def leave_marker(run: RunFolder, token: str, node: str) -> str:
     return ""
 
 
-def hear(answer: Any) -> str:
+def wait_for(answer: Any) -> str:
     """Wait for a node's answer."""
     try:
         problem: str = ray.get(answer, timeout=WAIT_S)

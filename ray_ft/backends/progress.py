@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -21,7 +21,6 @@ class Display:
 
     Args:
         console: Where to write.
-        plan: All candidates.
         n_members: Members of a candidate, folds x seeds x repeats.
         metric: What `best so far` is.
         cost: Of an epoch by strategy, in any unit; for the estimate of the time left.
@@ -30,19 +29,16 @@ class Display:
     def __init__(
         self,
         console: Console,
-        plan: Sequence[CandidateSpec],
         n_members: int,
         metric: str,
         cost: Mapping[str, int],
     ) -> None:
         self.console, self.n_members, self.metric, self.cost = console, n_members, metric, cost
-        self.specs: Mapping[str, CandidateSpec] = {spec.name: spec for spec in plan}
-        self.epochs = dict.fromkeys(self.specs, 0)
-        self.planned = {spec.name: sum(stage.epochs for stage in spec.stages) for spec in plan}
+        self.specs: dict[str, CandidateSpec] = {}
+        self.epochs: dict[str, int] = {}
         self.states: dict[str, str] = {}
         self.best: dict[str, float] = {}
         self.started = self.printed = time.monotonic()
-        self.replayed = 0
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "Display":
@@ -57,13 +53,18 @@ class Display:
         if self.console.is_terminal:
             self.live.stop()
 
+    def add(self, specs: Iterable[CandidateSpec]) -> None:
+        """Take candidates in."""
+        for spec in specs:
+            self.specs[spec.name], self.epochs[spec.name] = spec, 0
+
     def show_epoch(self, name: str, epoch: int, mean: float) -> None:
         """Take note of a candidate's epoch and its mean held-out loss."""
         strategy = self.specs[name].strategy
         self.epochs[name] = max(epoch, self.epochs[name])
         self.best[strategy] = min(mean, self.best.get(strategy, mean))
         if time.monotonic() - self.printed > LINE_EVERY_S:
-            self.print_line(f"{name} epoch {epoch}/{self.planned[name]}")
+            self.print_line(f"{name} epoch {epoch}/{self.specs[name].n_epochs}")
 
     def show_end(self, name: str, state: str) -> None:
         """Take note of how a candidate ended."""
@@ -89,7 +90,7 @@ class Display:
         """Extend the pace so far over the epochs that are left, as if no more were stopped."""
         costs = {name: self.cost[spec.strategy] for name, spec in self.specs.items()}
         done = sum(costs[name] * epochs for name, epochs in self.epochs.items())
-        left = sum(costs[n] * (self.planned[n] - self.epochs[n]) for n in self.specs if n not in self.states)
+        left = sum(costs[n] * (self.specs[n].n_epochs - self.epochs[n]) for n in self.specs if n not in self.states)
         return elapsed * left / done if done and elapsed > 5 else None
 
     def render(self) -> Table:
@@ -104,7 +105,7 @@ class Display:
                 strategy,
                 f"{sum(ended.values())}/{len(names)}",
                 f"{self.n_members} each",
-                f"{sum(self.epochs[name] for name in names)}/{sum(self.planned[name] for name in names)}",
+                f"{sum(self.epochs[name] for name in names)}/{sum(self.specs[name].n_epochs for name in names)}",
                 "" if best is None else f"{best:.3g}",
             )
         return table

@@ -1,29 +1,29 @@
-"""Trials: a plan's candidates trained by Ray Tune, or one after the other in this process, under the same verdicts."""
+"""Which backend: candidates trained by Ray Tune, or one after the other in this process, under the same verdicts."""
 
+import contextlib
 import os
-import time
-import traceback
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from ray_ft.backends.progress import Display
-from ray_ft.config import ComputeSection
-from ray_ft.errors import ConfigError, RunError, StorageError
+from ray_ft.backends.rounds import Monitor, TrainRound, run_rounds
+from ray_ft.config import ComputeSection, LoggersSection, SearchSection, TrainingSection
+from ray_ft.data.problem import Problem
+from ray_ft.errors import ConfigError
 from ray_ft.files.memory import describe_excess
-from ray_ft.files.writing import write_record
-from ray_ft.fitting.candidate import command, run_candidate, write_failure
-from ray_ft.fitting.gradient import Squad
-from ray_ft.fitting.task import Part, Task, count_trained, estimate_bytes, prepare_part
-from ray_ft.results.records import Verdict, load_means, load_result
+from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.memory_need import estimate_bytes
+from ray_ft.models import Pretrained
+from ray_ft.results.records import Verdict
+from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import Journal
-from ray_ft.search.plan import CandidateSpec, list_members, resolve_grace
+from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.proposer import Proposer
+from ray_ft.search.strategies import Strategy
 
-if TYPE_CHECKING:
-    from ray_ft.backends.successive_halving import Judge
-
-__all__ = ["run_near_storage", "run_trials", "set_up_ray"]
+__all__ = ["run_near_storage", "search_candidates", "set_up_ray"]
 
 QUIET_RAY = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0; the new output prints a banner all the same
@@ -42,18 +42,28 @@ ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 T = TypeVar("T")
 
 
-class StopCandidate(Exception):  # noqa: N818  # no error: it ends a candidate
-    """Ends a candidate in this process, as Ray Tune ends a trial."""
-
-
-def run_trials(
-    task: Task, plan: Sequence[CandidateSpec], inline: bool, display: Display, journal: Journal
-) -> dict[str, Verdict]:
-    """Train what is left of a plan and write the verdict on each candidate.
+def search_candidates(
+    problem: Problem,
+    pretrained: Pretrained,
+    run: RunFolder,
+    strategies: Mapping[str, Strategy],
+    proposer: Proposer,
+    sections: tuple[TrainingSection, SearchSection, ComputeSection, LoggersSection],
+    name: str,
+    inline: bool,
+    display: Display,
+    journal: Journal,
+) -> tuple[tuple[CandidateSpec, ...], dict[str, Verdict]]:
+    """Train the candidates that a proposer asks for, and write the verdict on each; return all of them and these.
 
     Args:
-        task: What the candidates share.
-        plan: All candidates; those done in the run folder are only judged.
+        problem: What is to be learned.
+        pretrained: The network.
+        run: Where files go; what is done there is only judged.
+        strategies: By name.
+        proposer: Asked for rounds of candidates.
+        sections: How they are trained, stopped, placed and logged.
+        name: Of the run, for loggers.
         inline: Train in this process, without starting Ray.
         display: Shows the progress.
         journal: Keeps it.
@@ -64,54 +74,100 @@ def run_trials(
         KeyboardInterrupt: It was interrupted; the same call goes on.
         RunError: The process of a candidate kept dying, or files cannot be written; the same call goes on.
     """
-    loggers = [key for key, value in task.config.loggers if value]
-    if inline and loggers:
+    training, search, compute, loggers = sections
+    asked = [key for key, value in loggers if value]
+    if inline and asked:
         raise ConfigError(
-            f"loggers need Ray, got loggers.{', loggers.'.join(loggers)} with inline (--inline); leave either out"
+            f"loggers need Ray, got loggers.{', loggers.'.join(asked)} with inline (--inline); leave either out"
         )
-    set_up_ray(task.config.compute.address)
-    from ray_ft.backends.successive_halving import (
-        Judge,  # after the settings above, which Ray reads when it is imported
-    )
+    set_up_ray(compute.address)
+    from ray_ft.backends.successive_halving import SuccessiveHalving  # after the settings, which Ray reads on import
 
-    judge = Judge(plan, build_rungs(task), task.config.search.reduction_factor)
-    replay(task, plan, judge, display, journal)
-    left = [spec for spec in plan if judge.stopped_at(spec.name) is None and load_result(task.run, spec) is None]
-    check_memory(task, left, inline)
-    if left and inline:
-        seconds = run_inline(task, left, judge, display, journal)
-    elif left:
-        from ray_ft.backends.tune import run_on_ray
+    rungs = {own.name: (find_grace(search, own), own.longest) for own in strategies.values()}
+    monitor = Monitor(SuccessiveHalving(rungs, search.reduction_factor), display, journal)
+    settings = FitSettings(training.grad_clip, training.n_noisy_views, training.precision, compute.packing)
+    shared = (problem, pretrained, run, strategies, settings)
+    with open_backend(shared, training.checkpoint_every, compute, loggers, name, inline, monitor) as train:
 
-        seconds = run_on_ray(task, plan, left, judge, display, journal)
-    else:
-        seconds = {}
-    verdicts = {spec.name: pass_verdict(task, spec, judge, seconds.get(spec.name, 0.0)) for spec in plan}
-    write_record(task.run.verdicts, {name: verdict.as_dict() for name, verdict in verdicts.items()})
-    return verdicts
+        def train_within_memory(left: Sequence[CandidateSpec]) -> dict[str, float]:
+            needed = {
+                spec.strategy: estimate_bytes(problem, strategies[spec.strategy], training.n_noisy_views)
+                for spec in left
+            }
+            check_memory(problem, strategies, needed, len(left), compute, inline)
+            return train(left)
+
+        return run_rounds(problem, run, proposer, train_within_memory, monitor)
 
 
-def check_memory(task: Task, left: Sequence[CandidateSpec], inline: bool) -> None:
+@contextlib.contextmanager
+def open_backend(
+    shared: tuple[Problem, Pretrained, RunFolder, Mapping[str, Strategy], FitSettings],
+    checkpoint_every: int,
+    compute: ComputeSection,
+    loggers: LoggersSection,
+    name: str,
+    inline: bool,
+    monitor: Monitor,
+) -> Iterator[TrainRound]:
+    """Give what trains a round of candidates, here or on Ray."""
+    if inline:
+        from ray_ft.backends.inline import train_inline
+
+        yield train_inline(*shared, checkpoint_every, compute, monitor)
+        return
+    from ray_ft.backends.loggers import build_loggers
+    from ray_ft.backends.trial import TrialLimits
+    from ray_ft.backends.tune import RayRounds
+
+    def open_loggers(left: Sequence[CandidateSpec]) -> list[Any]:
+        return build_loggers(loggers, name, shared[0], shared[2], left, monitor.display)
+
+    with contextlib.ExitStack() as session:
+        limits = TrialLimits(checkpoint_every, compute.max_silence_s)
+        yield RayRounds(*shared, compute, limits, monitor, open_loggers, session).train
+
+
+def find_grace(search: SearchSection, strategy: Strategy) -> int:
+    """The epoch at which candidates of a strategy are first compared."""
+    return search.grace_epochs or max(1, -(-strategy.longest // 4))
+
+
+def check_memory(
+    problem: Problem,
+    strategies: Mapping[str, Strategy],
+    needed: Mapping[str, int],
+    n_left: int,
+    compute: ComputeSection,
+    inline: bool,
+) -> None:
     """Refuse candidates of which those that train at a time would not fit into the memory of this machine.
 
     Of a cluster that is joined, and of GPUs, this machine's memory says nothing.
 
+    Args:
+        problem: What is to be learned.
+        strategies: By name.
+        needed: Bytes of a candidate of each strategy.
+        n_left: Candidates that wait.
+        compute: How many train at a time.
+        inline: One at a time.
+
     Raises:
         ConfigError: It has the numbers.
     """
-    compute, cv = task.config.compute, task.config.cv
     on_gpu = compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
-    if not left or on_gpu or (compute.address is not None and not inline):
+    if on_gpu or (compute.address is not None and not inline):
         return
-    n_at_a_time = 1 if inline else min(len(left), max(1, (os.cpu_count() or 1) // (compute.cpus_per_candidate or 1)))
-    needed = {name: estimate_bytes(task, name) for name in dict.fromkeys(spec.strategy for spec in left)}
+    n_at_a_time = 1 if inline else min(n_left, max(1, (os.cpu_count() or 1) // (compute.cpus_per_candidate or 1)))
     largest = max(needed, key=lambda name: needed[name])
     if excess := describe_excess(needed[largest] * n_at_a_time):
         at_a_time = "a candidate" if n_at_a_time == 1 else f"{n_at_a_time} candidates at a time"
         raise ConfigError(
-            f"{at_a_time} must fit into memory, got {largest}, of {cv.folds * cv.seeds * cv.repeats:,} members with "
-            f"{count_trained(task, largest):,} trained parameters each, on {len(task.dataset):,} samples: {excess}; "
-            "lower cv.seeds, cv.repeats or training.n_noisy_views, train less, or raise compute.cpus_per_candidate, so "
+            f"{at_a_time} must fit into memory, got {largest}, of {len(problem.keys):,} members with "
+            f"{strategies[largest].n_trained:,} trained parameters each, on {len(problem.samples):,} samples: "
+            f"{excess}; lower cv.seeds, cv.repeats or training.n_noisy_views, train less, or raise "
+            "compute.cpus_per_candidate, so "
             "that fewer candidates train at a time"
         )
 
@@ -135,75 +191,3 @@ def run_near_storage(compute: ComputeSection, inline: bool, function: Callable[.
 
     result: T = run_task(compute, function, *args)
     return result
-
-
-def build_rungs(task: Task) -> dict[str, tuple[int, int]]:
-    """First rung and longest schedule of each strategy."""
-    return {
-        name: (resolve_grace(task.config.search, strategy), sum(stage.epochs[1] for stage in strategy.stages))
-        for name, strategy in task.config.selected.items()
-    }
-
-
-def replay(task: Task, plan: Sequence[CandidateSpec], judge: "Judge", display: Display, journal: Journal) -> None:
-    """Tell the judge what an earlier call of the run has seen."""
-    for spec in plan:
-        means = load_means(task.run, spec, task.splits)
-        journal.resume(spec.name, len(means))
-        result = load_result(task.run, spec)
-        for epoch, mean in enumerate(means, start=1):
-            judge.hear(spec.name, epoch, mean, final=result is not None and epoch == len(means))
-            display.show_epoch(spec.name, epoch, mean)
-        if result is not None:
-            judge.end(spec.name)
-            display.show_end(spec.name, result["state"])
-
-
-def run_inline(
-    task: Task, left: Sequence[CandidateSpec], judge: "Judge", display: Display, journal: Journal
-) -> dict[str, float]:
-    seconds = {}
-    compute, cv = task.config.compute, task.config.cv
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if compute.device == "auto" else compute.device
-    )
-    torch.set_num_threads(1)  # one a member, so that sums are taken in the same order whatever there is
-    n_threads = compute.cpus_per_candidate or os.cpu_count() or 1
-    keys = list_members(cv.repeats, cv.folds, cv.seeds)
-    parts: dict[str, Part] = {}
-    for spec in left:
-        started = time.monotonic()
-
-        def report(epoch: int, mean: float, final: bool, name: str = spec.name) -> None:
-            judge.hear(name, epoch, mean, final)
-            display.show_epoch(name, epoch, mean)
-            journal.write_epoch(name, epoch, mean)
-            if judge.stopped_at(name):
-                raise StopCandidate
-
-        try:
-            if spec.strategy not in parts:
-                parts[spec.strategy] = prepare_part(task, spec.strategy, device, n_threads)
-            squad = Squad(task, parts[spec.strategy], spec, keys, device, n_threads, compute.packing)
-            run_candidate(task, spec, report, command([squad]))
-        except StopCandidate:
-            pass
-        except StorageError:  # the next candidate's could not be written either
-            raise
-        except Exception:  # the border of a candidate: the others go on, as on Ray
-            write_failure(task.run.candidate(spec.name), spec, task, traceback.format_exc())
-        judge.end(spec.name)
-        seconds[spec.name] = time.monotonic() - started
-        state = pass_verdict(task, spec, judge, 0.0).state
-        display.show_end(spec.name, state)
-        journal.write("end of candidate", candidate=spec.name, state=state)
-    return seconds
-
-
-def pass_verdict(task: Task, spec: CandidateSpec, judge: "Judge", seconds: float) -> Verdict:
-    stopped, result = judge.stopped_at(spec.name), load_result(task.run, spec)
-    if stopped is not None:
-        return Verdict("stopped", stopped, "", seconds)
-    if result is None:
-        raise RunError(f"candidate {spec.name} ended without a result; repeat the command to go on with it")
-    return Verdict(result["state"], result["n_epochs"], result.get("reason", ""), seconds)

@@ -8,7 +8,7 @@ References:
     Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020. We depart from it in the order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,30 +16,30 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from ray_ft.search.plan import CandidateSpec
 
-__all__ = ["Judge"]
+__all__ = ["SuccessiveHalving"]
 
 
-class Judge:
+class SuccessiveHalving:
     """Decides which candidates are stopped, one stock ASHAScheduler a strategy.
 
     Args:
-        plan: All candidates.
         rungs: First rung and longest schedule of each strategy, in epochs.
         reduction_factor: The best `1 / reduction_factor` at a rung go on.
     """
 
-    def __init__(
-        self, plan: Sequence[CandidateSpec], rungs: Mapping[str, tuple[int, int]], reduction_factor: float
-    ) -> None:
-        self._strategy = {spec.name: spec.strategy for spec in plan}
+    def __init__(self, rungs: Mapping[str, tuple[int, int]], reduction_factor: float) -> None:
+        self._strategy: dict[str, str] = {}
         self._halvings = {
-            strategy: Halving(
-                [spec.name for spec in plan if spec.strategy == strategy], grace, longest, reduction_factor
-            )
-            for strategy, (grace, longest) in rungs.items()
+            strategy: StrategyHalving(grace, longest, reduction_factor) for strategy, (grace, longest) in rungs.items()
         }
 
-    def hear(self, name: str, epoch: int, mean: float, final: bool) -> None:
+    def add(self, specs: Iterable[CandidateSpec]) -> None:
+        """Take candidates in, behind those that are there."""
+        for spec in specs:
+            self._strategy[spec.name] = spec.strategy
+            self._halvings[spec.strategy].add(spec.name)
+
+    def record(self, name: str, epoch: int, mean: float, final: bool) -> None:
         """Take a candidate's mean loss after an epoch; `final` where it is its last."""
         halving = self._halvings[self._strategy[name]]
         halving.curves[name].setdefault(epoch, mean)
@@ -47,7 +47,7 @@ class Judge:
             halving.last[name] = epoch
         halving.advance(name)
 
-    def end(self, name: str) -> None:
+    def finish(self, name: str) -> None:
         """Take note that nothing more comes from a candidate."""
         halving = self._halvings[self._strategy[name]]
         halving.last.setdefault(name, len(halving.curves[name]))
@@ -58,10 +58,10 @@ class Judge:
         return self._halvings[self._strategy[name]].stopped.get(name)
 
 
-class Halving:
+class StrategyHalving:
     """The candidates of one strategy."""
 
-    def __init__(self, names: Sequence[str], grace: int, longest: int, reduction_factor: float) -> None:
+    def __init__(self, grace: int, longest: int, reduction_factor: float) -> None:
         longest = max(grace, longest) + 1  # at `max_t` the scheduler would stop what has only finished
         self.scheduler: Any = ASHAScheduler(
             time_attr="epoch",
@@ -71,17 +71,21 @@ class Halving:
             max_t=longest,
             reduction_factor=reduction_factor,
         )
-        self.names = list(names)
-        self.position = {name: i for i, name in enumerate(names)}
+        self.names: list[str] = []
+        self.position: dict[str, int] = {}
         self.n_past = dict.fromkeys(list_rungs(grace, longest, reduction_factor), 0)  # of the first, all are past it
-        self.curves: dict[str, dict[int, float]] = {name: {} for name in names}
-        self.judged = dict.fromkeys(names, 0)  # the last epoch that the scheduler has seen
+        self.curves: dict[str, dict[int, float]] = {}
+        self.judged: dict[str, int] = {}  # the last epoch that the scheduler has seen
         self.last: dict[str, int] = {}
         self.stopped: dict[str, int] = {}
-        self.trials: dict[str, Any] = {name: SimpleNamespace(trial_id=name) for name in names}  # all that it reads
-        no_controller: Any = None  # it is not read
-        for trial in self.trials.values():
-            self.scheduler.on_trial_add(no_controller, trial)
+        self.trials: dict[str, Any] = {}
+
+    def add(self, name: str) -> None:
+        self.position[name] = len(self.names)
+        self.names.append(name)
+        self.curves[name], self.judged[name] = {}, 0
+        self.trials[name] = SimpleNamespace(trial_id=name)  # all that the scheduler reads
+        self.scheduler.on_trial_add(None, self.trials[name])  # it reads no controller
 
     def advance(self, name: str) -> None:
         """Feed the scheduler all that can be judged now that something has come of a candidate."""

@@ -3,50 +3,69 @@
 import faulthandler
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import tune
 
-from ray_ft.backends.placement import Share, raise_squads
-from ray_ft.config import ComputeSection
+from ray_ft.backends.placement import Allocation
+from ray_ft.backends.workers import open_fitter
+from ray_ft.data.problem import Problem
 from ray_ft.errors import StorageError
 from ray_ft.fitting.candidate import run_candidate
-from ray_ft.fitting.task import Task
+from ray_ft.fitting.fitter import FitSettings
 from ray_ft.results.records import load_means, load_result
 from ray_ft.runs.folder import CandidateFolder, RunFolder, keep_files
 from ray_ft.search.plan import CandidateSpec
 
-__all__ = ["train_trial"]
+__all__ = ["TrialLimits", "train_trial"]
+
+
+@dataclass(frozen=True)
+class TrialLimits:
+    """How often a trial writes checkpoints, in epochs, and how long it may be silent."""
+
+    checkpoint_every: int
+    max_silence_s: float
 
 
 def train_trial(
-    params: dict[str, Any], task: Task, plan: Sequence[CandidateSpec], parts: Mapping[str, Any], share: Share
+    params: dict[str, Any],
+    problem: Problem,
+    run: RunFolder,
+    specs: Sequence[CandidateSpec],
+    prepared: Mapping[str, Any],
+    settings: FitSettings,
+    allocation: Allocation,
+    limits: TrialLimits,
 ) -> None:
     """Train one candidate in a worker of Ray."""
-    (spec,) = (spec for spec in plan if spec.name == params["candidate"])
+    (spec,) = (spec for spec in specs if spec.name == params["candidate"])
     node = ray.get_runtime_context().get_node_id()
 
     def report(epoch: int, mean: float, final: bool) -> None:
-        guard.hear()
+        silence.reset()
         tune.report({"epoch": epoch, "loss": mean, "final": final, "node": node})
 
     try:
-        check_there(task.run)
-        with task.run.lend(spec.name) as run, Guard(run.candidate(spec.name), task.config.compute) as guard:
-            own = replace(task, run=run)
-            if recall(own, spec):
+        check_there(run)
+        with (
+            run.check_out(spec.name) as own,
+            SilenceLimit(own.candidate(spec.name), limits.max_silence_s) as silence,
+        ):
+            if recall(problem, own, spec):
                 return
-            with raise_squads(own, spec, parts, share) as broadcast:
-                run_candidate(own, spec, report, broadcast, lambda: is_leaving(node, share))
+            with open_fitter(problem, spec, prepared[spec.strategy], settings, allocation) as fitter:
+                every = limits.checkpoint_every
+                run_candidate(problem, own, spec, fitter, report, every, lambda: is_leaving(node, allocation))
     except StorageError as error:  # of the run, not of this candidate: another try would end the same way
         tune.report({"broken": str(error), "node": node})
 
 
-def recall(task: Task, spec: CandidateSpec) -> bool:
+def recall(problem: Problem, run: RunFolder, spec: CandidateSpec) -> bool:
     """Report the epochs that another process has left, some of which may not have been heard; was it done?"""
-    means, done = load_means(task.run, spec, task.splits), load_result(task.run, spec) is not None
+    means, done = load_means(run, spec, problem.splits), load_result(run, spec) is not None
     for epoch, mean in enumerate(means, start=1):
         tune.report({"epoch": epoch, "loss": mean, "final": done and epoch == len(means), "recalled": True})
     return done
@@ -65,29 +84,29 @@ def check_there(run: RunFolder) -> None:
         )
 
 
-def is_leaving(node: str, share: Share) -> bool:
+def is_leaving(node: str, allocation: Allocation) -> bool:
     """Whether the cluster has been told that this node will soon be gone, as a spot instance is."""
     leaving: Mapping[str, int] = ray._private.state.state.get_draining_nodes()  # there is no public way
-    return node in leaving or (share.n_workers > 1 and bool(leaving))
+    return node in leaving or (allocation.n_workers > 1 and bool(leaving))
 
 
-class Guard:
+class SilenceLimit:
     """Ends this process when it has been silent for too long; Ray then tries its candidate again.
 
     It needs no lock of Python's, so that a call that hangs while it holds one is ended too.
     """
 
-    def __init__(self, folder: CandidateFolder, compute: ComputeSection) -> None:
-        self.folder, self.seconds = folder, compute.max_silence_s
+    def __init__(self, folder: CandidateFolder, seconds: float) -> None:
+        self.folder, self.seconds = folder, seconds
 
-    def __enter__(self) -> "Guard":
+    def __enter__(self) -> "SilenceLimit":
         with keep_files(self.folder.root):
             self.folder.root.mkdir(parents=True, exist_ok=True)
             self.file = self.folder.silence.open("w", encoding="utf-8")
-        self.hear()
+        self.reset()
         return self
 
-    def hear(self) -> None:
+    def reset(self) -> None:
         """Begin to wait anew."""
         faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
 

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,70 +21,115 @@ from ray import tune
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from ray_ft.backends.loggers import build_loggers
-from ray_ft.backends.placement import choose_share, fetch, prepare_parts
+from ray_ft.backends.placement import Allocation, choose_allocation
 from ray_ft.backends.preflight import check_folder, check_reachable
-from ray_ft.backends.progress import Display
-from ray_ft.backends.successive_halving import Judge
-from ray_ft.backends.trial import train_trial
+from ray_ft.backends.rounds import Monitor
+from ray_ft.backends.successive_halving import SuccessiveHalving
+from ray_ft.backends.trial import TrialLimits, train_trial
+from ray_ft.backends.workers import fetch, prepare_strategies
 from ray_ft.config import ComputeSection
+from ray_ft.data.problem import Problem
 from ray_ft.errors import ConfigError, RunError, StorageError, first_line
 from ray_ft.fitting.candidate import write_failure
-from ray_ft.fitting.task import Task, count_trained, prepare_part
+from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.preparation import prepare_strategy
+from ray_ft.models import Pretrained
 from ray_ft.results.records import load_result
 from ray_ft.runs.folder import RunFolder
-from ray_ft.runs.journal import Journal, read_log
+from ray_ft.runs.journal import read_log
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.strategies import Strategy
 
-__all__ = ["run_on_ray", "run_task"]
+__all__ = ["OpenLoggers", "RayRounds", "connect", "run_task"]
+
+OpenLoggers = Callable[[Sequence[CandidateSpec]], list[tune.Callback]]
 
 OBJECT_STORE_BYTES = 512 * 2**20
 
 
-def run_on_ray(
-    task: Task,
-    plan: Sequence[CandidateSpec],
-    left: Sequence[CandidateSpec],
-    judge: Judge,
-    display: Display,
-    journal: Journal,
-) -> dict[str, float]:
-    """Train candidates as Tune trials; return the seconds that each took.
+@dataclass(frozen=True)
+class RayRounds:
+    """Trains rounds of candidates as Tune trials; Ray starts with the first that has something to train.
 
-    Raises:
-        ConfigError: A logger or the cluster cannot be reached, or no node has what a candidate needs.
-        RunFolderError: A node cannot read or write the run folder.
-        StorageError: A process could not write its files.
-        RunError: A candidate's process died more often than it may.
-        KeyboardInterrupt: Ctrl-C came in between.
+    Attributes:
+        problem: What is to be learned.
+        pretrained: The network.
+        run: Where files go; all nodes see it.
+        strategies: By name.
+        settings: How members are fitted.
+        compute: The cluster, and what a candidate holds of it.
+        limits: Of a trial.
+        monitor: Told of what happens.
+        open_loggers: Opens the loggers for the candidates of a round.
+        session: What ends with the last round.
+        prepared: References of the strategies that are prepared.
     """
-    watcher = Watcher(task, plan, judge, display, journal)
-    loggers = build_loggers(task, left, display)
-    left = start_longest_first(task, left)
-    strategies = list(dict.fromkeys(spec.strategy for spec in left))
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        cpu, n_threads = torch.device("cpu"), os.cpu_count() or 1
-        first = pool.submit(prepare_part, task, strategies[0], cpu, n_threads)  # while Ray starts
-        with connect(task.config.compute):
-            if task.config.compute.address:
-                check_folder(task.run)
-            share = choose_share(task, len(left))
-            parts = prepare_parts(task, strategies, share, first)
-            train = tune.with_parameters(train_trial, task=task, plan=tuple(plan), parts=parts, share=share)
-            trainable = tune.with_resources(train, share.request())
-            grid = build_tuner(trainable, task, left, OrderedHalving(judge), watcher, loggers).fit()
-    watcher.raise_faults()
-    if any(load_result(task.run, spec) is None and judge.stopped_at(spec.name) is None for spec in left):
-        if not grid.errors:
-            raise KeyboardInterrupt  # Tune swallows it and returns what it has
-        raise RunError("Ray Tune ended before all candidates did; repeat the command to go on")
-    return watcher.seconds
+
+    problem: Problem
+    pretrained: Pretrained
+    run: RunFolder
+    strategies: Mapping[str, Strategy]
+    settings: FitSettings
+    compute: ComputeSection
+    limits: TrialLimits
+    monitor: Monitor
+    open_loggers: OpenLoggers
+    session: contextlib.ExitStack
+    prepared: dict[str, Any] = field(default_factory=dict)
+
+    def train(self, left: Sequence[CandidateSpec]) -> dict[str, float]:
+        """Train candidates; return the seconds that each took.
+
+        Raises:
+            ConfigError: A logger or the cluster cannot be reached, or no node has what a candidate needs.
+            RunFolderError: A node cannot read or write the run folder.
+            StorageError: A process could not write its files.
+            RunError: A candidate's process died more often than it may.
+            KeyboardInterrupt: Ctrl-C came in between.
+        """
+        watcher = Watcher(self.problem, self.run, left, self.compute, self.monitor)
+        loggers = self.open_loggers(left)
+        ordered = start_longest_first(left, self.strategies)
+        allocation = self.prepare(ordered)
+        trial = tune.with_parameters(
+            train_trial, problem=self.problem, run=self.run, specs=tuple(left), prepared=self.prepared,
+            settings=self.settings, allocation=allocation, limits=self.limits,
+        )  # fmt: skip
+        trainable = tune.with_resources(trial, allocation.request())
+        scheduler = OrderedHalving(self.monitor.halving)
+        grid = build_tuner(trainable, self.run, ordered, self.compute, scheduler, watcher, loggers).fit()
+        watcher.raise_faults()
+        stopped_at = self.monitor.halving.stopped_at
+        if any(load_result(self.run, spec) is None and stopped_at(spec.name) is None for spec in left):
+            if not grid.errors:
+                raise KeyboardInterrupt  # Tune swallows it and returns what it has
+            raise RunError("Ray Tune ended before all candidates did; repeat the command to go on")
+        return watcher.seconds
+
+    def prepare(self, left: Sequence[CandidateSpec]) -> Allocation:
+        """Connect, and start to prepare the strategies that are not; the first of them here, while Ray starts."""
+        names = dict.fromkeys(spec.strategy for spec in left)
+        wanted = [self.strategies[name] for name in names if name not in self.prepared]
+        shared, n_threads = (self.problem, self.pretrained), os.cpu_count() or 1
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            here = [(*shared, wanted[0], self.settings.precision)] if wanted else []
+            first = [pool.submit(prepare_strategy, *given, torch.device("cpu"), n_threads) for given in here]
+            if not self.prepared:
+                self.session.enter_context(connect(self.compute))
+                if self.compute.address:
+                    check_folder(self.run)
+            allocation = choose_allocation(self.problem, list(self.strategies.values()), self.compute, len(left))
+            if wanted:
+                precision = self.settings.precision
+                self.prepared.update(prepare_strategies(*shared, wanted, precision, allocation, first[0]))
+        return allocation
 
 
 def build_tuner(
     trainable: Any,
-    task: Task,
+    run: RunFolder,
     left: Sequence[CandidateSpec],
+    compute: ComputeSection,
     scheduler: TrialScheduler,
     watcher: "Watcher",
     loggers: Sequence[tune.Callback],
@@ -93,11 +139,11 @@ def build_tuner(
         param_space={"candidate": tune.grid_search([spec.name for spec in left])},
         tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True, trial_name_creator=name_trial),
         run_config=tune.RunConfig(
-            **build_storage(task.run),
+            **build_storage(run),
             verbose=0,
             callbacks=[watcher, *loggers],
             stop=StopAll(watcher),
-            failure_config=tune.FailureConfig(max_failures=task.config.compute.max_failures),
+            failure_config=tune.FailureConfig(max_failures=compute.max_failures),
         ),
     )
 
@@ -141,12 +187,9 @@ def run_task(compute: ComputeSection, function: Callable[..., Any], *args: Any) 
         return fetch(task.remote(*args))
 
 
-def start_longest_first(task: Task, left: Sequence[CandidateSpec]) -> list[CandidateSpec]:
+def start_longest_first(left: Sequence[CandidateSpec], strategies: Mapping[str, Strategy]) -> list[CandidateSpec]:
     """Order the strategies by trained parameters x epochs, so that no long one is left over at the end."""
-    cost = {
-        spec.strategy: count_trained(task, spec.strategy) * task.config.selected[spec.strategy].stages[0].epochs[1]
-        for spec in left
-    }
+    cost = {name: strategy.n_trained * strategy.longest for name, strategy in strategies.items()}
     return sorted(left, key=lambda spec: -cost[spec.strategy])
 
 
@@ -164,17 +207,17 @@ def build_storage(run: RunFolder) -> dict[str, Any]:
 
 
 class OrderedHalving(FIFOScheduler):
-    """Passes each result to the judge and the judge's verdict to Tune."""
+    """Passes each result on to successive halving, and its verdict to Tune."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, halving: SuccessiveHalving) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
-        self.judge = judge
+        self.halving = halving
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         name = trial.config["candidate"]
         if "epoch" in result:
-            self.judge.hear(name, result["epoch"], result["loss"], result["final"])
-        return TrialScheduler.STOP if self.judge.stopped_at(name) is not None else TrialScheduler.CONTINUE
+            self.halving.record(name, result["epoch"], result["loss"], result["final"])
+        return TrialScheduler.STOP if self.halving.stopped_at(name) is not None else TrialScheduler.CONTINUE
 
 
 class Watcher(tune.Callback):
@@ -186,15 +229,20 @@ class Watcher(tune.Callback):
     """
 
     def __init__(
-        self, task: Task, plan: Sequence[CandidateSpec], judge: Judge, display: Display, journal: Journal
+        self,
+        problem: Problem,
+        run: RunFolder,
+        left: Sequence[CandidateSpec],
+        compute: ComputeSection,
+        monitor: Monitor,
     ) -> None:
-        self.task, self.judge, self.display, self.journal = task, judge, display, journal
-        self.specs: Mapping[str, CandidateSpec] = {spec.name: spec for spec in plan}
+        self.splits_hash, self.run, self.compute, self.monitor = problem.splits.hash, run, compute, monitor
+        self.specs: Mapping[str, CandidateSpec] = {spec.name: spec for spec in left}
         self.started: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.broken = ""
         self.lost: dict[str, str] = {}
-        self.lost_before = {event["candidate"] for event in read_log(task.run.log) if event["event"] == "lost"}
+        self.lost_before = {event["candidate"] for event in read_log(run.log) if event["event"] == "lost"}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks with its state, which is never restored here
@@ -208,8 +256,8 @@ class Watcher(tune.Callback):
         self.broken = self.broken or result.get("broken", "")
         if "epoch" in result and not result.get("recalled"):
             name, epoch, loss = trial.config["candidate"], result["epoch"], result["loss"]
-            self.display.show_epoch(name, epoch, loss)
-            self.journal.write_epoch(name, epoch, loss, node=result["node"], pid=result["pid"])
+            self.monitor.display.show_epoch(name, epoch, loss)
+            self.monitor.journal.write_epoch(name, epoch, loss, node=result["node"], pid=result["pid"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if not self.broken:
@@ -224,36 +272,36 @@ class Watcher(tune.Callback):
         if has_died(load_error(trial)) and name not in self.lost_before:
             self.note("lost", candidate=name, reason=reason)
             self.lost[name] = reason
-            self.judge.end(name)
+            self.monitor.halving.finish(name)
             return
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-        write_failure(self.task.run.candidate(name), self.specs[name], self.task, f"{text}\n{reason}")
+        write_failure(self.run, self.specs[name], self.splits_hash, f"{text}\n{reason}")
         self.finish(name)
 
     def explain(self, trial: Any) -> str:
         """Say in a line why a candidate's process ended."""
-        silence = self.task.run.candidate(trial.config["candidate"]).silence
+        silence = self.run.candidate(trial.config["candidate"]).silence
         if silence.exists() and silence.stat().st_size:
-            seconds = self.task.config.compute.max_silence_s
+            seconds = self.compute.max_silence_s
             return f"no epoch within {seconds:g} s (compute.max_silence_s); {silence} says where it stood"
         error = load_error(trial)
         cause = getattr(error, "cause", None) or error
         return "its process died" if cause is None else f"{type(cause).__name__}: {first_line(cause)}"
 
     def finish(self, name: str) -> None:
-        self.judge.end(name)  # here, as Tune tells its scheduler of an error before a retry too
+        self.monitor.halving.finish(name)  # here, as Tune tells its scheduler of an error before a retry too
         self.seconds[name] = time.monotonic() - self.started.get(name, time.monotonic())
-        self.task.run.pull(self.task.run.candidate(name).root)
-        result = load_result(self.task.run, self.specs[name])
-        stopped = self.judge.stopped_at(name) is not None
+        self.run.pull(self.run.candidate(name).root)
+        result = load_result(self.run, self.specs[name])
+        stopped = self.monitor.halving.stopped_at(name) is not None
         state = "stopped" if stopped else result["state"] if result else "stopped"
-        self.display.show_end(name, state)
+        self.monitor.display.show_end(name, state)
         self.note("end of candidate", candidate=name, state=state)
 
     def note(self, event: str, **fields: Any) -> None:
         """Log what must not be lost with this process."""
-        self.journal.write(event, **fields)
-        self.task.run.push()
+        self.monitor.journal.write(event, **fields)
+        self.run.push()
 
     def raise_faults(self) -> None:
         """Raise what is no candidate's own failure, so that the same command goes on from here.
@@ -267,7 +315,7 @@ class Watcher(tune.Callback):
         if self.lost:
             listed = "\n".join(f"  {name}: {reason}" for name, reason in self.lost.items())
             raise RunError(
-                f"a candidate's process may die {self.task.config.compute.max_failures} times "
+                f"a candidate's process may die {self.compute.max_failures} times "
                 f"(compute.max_failures), but it died once more\n{listed}\nwhat was trained is kept: repeat the "
                 "command to try these again; if they die as often once more, they count as failed"
             )

@@ -1,5 +1,12 @@
 """A run's config: frozen sections that refuse unknown keys, from YAML, overrides and the shipped strategies."""
 
+from ray_ft.config.hyperparameters import (
+    Declaration,
+    GradientHyperparameters,
+    Hyperparameters,
+    RidgeHyperparameters,
+    list_declared,
+)
 from ray_ft.config.loading import STRATEGIES_FILE, load_config, reload_config
 from ray_ft.config.sections import (
     AS_WRITTEN,
@@ -7,10 +14,12 @@ from ray_ft.config.sections import (
     ComputeSection,
     Config,
     EnsembleSection,
+    LoggersSection,
     ModelSection,
     SearchSection,
     StageConfig,
     StrategyConfig,
+    TrainingSection,
 )
 from ray_ft.config.yaml_text import parse_yaml, read_yaml
 
@@ -20,11 +29,18 @@ __all__ = [
     "STRATEGIES_FILE",
     "ComputeSection",
     "Config",
+    "Declaration",
     "EnsembleSection",
+    "GradientHyperparameters",
+    "Hyperparameters",
+    "LoggersSection",
     "ModelSection",
+    "RidgeHyperparameters",
     "SearchSection",
     "StageConfig",
     "StrategyConfig",
+    "TrainingSection",
+    "list_declared",
     "load_config",
     "parse_yaml",
     "read_yaml",

@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ray_ft.config.sections import AS_WRITTEN, Config, StageConfig, StrategyConfig
+from ray_ft.config.hyperparameters import FITS
+from ray_ft.config.sections import AS_WRITTEN, Config, GradientStage, RidgeStage, StrategyConfig
 from ray_ft.config.yaml_text import read_yaml
 from ray_ft.errors import ConfigError, first_line, shorten, show_value, suggest
 
@@ -121,17 +122,29 @@ def describe_problems(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         if problem["type"] == "too_short" and any(is_below(place, problem["loc"]) for place in places):
             continue  # the stage is missing only because of what is said of its keys
-        place = [part for part in problem["loc"] if part != "stages" and not isinstance(part, int)]
+        place = name_place(problem["loc"])
         key = ".".join(map(str, place))
         if problem["type"] == "extra_forbidden":
             yield f"{key}: unknown key{suggest(str(place[-1]), list_keys(place[:-1]))}"
         elif problem["type"] == "missing":
             yield f"{key}: missing"
+        elif problem["type"] == "union_tag_invalid":
+            yield f"{key}.fit: it should be {' or '.join(FITS)}, got {show_value(problem['ctx']['tag'])}"
         elif problem["type"] == "value_error":
             yield from (f"{key}: {line}" if key else line for line in str(problem["ctx"]["error"]).split("\n"))
         else:
             message = problem["msg"].replace("Input should", "it should")
             yield f"{key}: {message}, got {show_value(problem['input'])}"
+
+
+def name_place(location: tuple[Any, ...]) -> list[Any]:
+    """Name a key as the file has it, without what the sections put between: a stage's number and its way to fit."""
+    after = [None, *location[:-1]]
+    return [
+        part
+        for part, before in zip(location, after, strict=True)
+        if part != "stages" and not isinstance(part, int) and not (isinstance(before, int) and part in FITS)
+    ]
 
 
 def is_below(place: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
@@ -143,7 +156,8 @@ def list_keys(place: Sequence[Any]) -> list[str]:
     model: type[BaseModel] = Config
     for part in place:
         if part == "strategies":
-            return list(StageConfig.model_fields) + list(StrategyConfig.model_fields)
+            stages = (GradientStage, RidgeStage, StrategyConfig)
+            return list(dict.fromkeys(name for kind in stages for name in kind.model_fields))
         annotation = model.model_fields[part].annotation
         nested = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
         model = next((kind for kind in nested if issubclass(kind, BaseModel)), model)

@@ -1,19 +1,21 @@
 """The sections of a config: frozen, and refusing unknown keys."""
 
-import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, field_validator, model_validator
+
+from ray_ft.config.hyperparameters import (
+    FITS,
+    Count,
+    GradientHyperparameters,
+    NonNegative,
+    Positive,
+    RidgeHyperparameters,
+    Share,
+    Whole,
+    list_declared,
 )
-
 from ray_ft.domains.symmetry import OPERATIONS
 from ray_ft.errors import suggest
 
@@ -38,52 +40,72 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def widen(value: object) -> object:
-    """Take a single value for a range that holds it alone."""
-    return value if isinstance(value, list | tuple) else (value, value)
-
-
-def check_order(bounds: tuple[int | float, int | float]) -> tuple[int | float, int | float]:
-    low, high = bounds
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError(f"finite low <= high must hold, got [{low}, {high}]")
-    return bounds
-
-
-AS_RANGE = (BeforeValidator(widen), AfterValidator(check_order))
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-PositiveRange = Annotated[tuple[Positive, Positive], *AS_RANGE]
-NonNegativeRange = Annotated[tuple[NonNegative, NonNegative], *AS_RANGE]
-ShareRange = Annotated[tuple[Share, Share], *AS_RANGE]
-CountRange = Annotated[tuple[Count, Count], *AS_RANGE]
-WholeRange = Annotated[tuple[Whole, Whole], *AS_RANGE]
-
-
 class StageConfig(Section):
-    """What learns, and the range of each hyperparameter: one value, or [low, high]."""
+    """What learns in a stage of a strategy; the hyperparameters of its way to fit are keys beside these."""
 
+    fit: str
     train: tuple[str, ...] = Field(min_length=1, description="name patterns of the parameters that learn")
     freeze: tuple[str, ...] = Field(default=(), description="name patterns taken out of `train`")
-    lr: PositiveRange = Field(description="peak learning rate, drawn log-uniformly")
-    epochs: CountRange = Field(description="epochs of the cosine schedule")
-    batch_size: CountRange = (8, 16)
-    weight_decay: NonNegativeRange = (0.01, 0.05)
-    head_dropout: ShareRange | None = Field(default=None, description="dropout inside the module `head`")
-    warmup_epochs: WholeRange = Field(default=(0, 0), description="linear warm-up before the cosine")
+
+    @property
+    def hyperparameters(self) -> type[GradientHyperparameters] | type[RidgeHyperparameters]:
+        return FITS[self.fit]
+
+    def bounds(self, name: str) -> tuple[float, float] | None:
+        """Range of a hyperparameter; None where it has none."""
+        bounds = getattr(self, name, None)
+        return bounds if isinstance(bounds, tuple) else None
+
+    @property
+    def longest(self) -> int:
+        """The most epochs that a candidate may take."""
+        return int((self.bounds("epochs") or (1, 1))[1])
+
+    @property
+    def varies(self) -> bool:
+        """Whether there is anything to draw."""
+        ranges = (self.bounds(name) for name, _ in list_declared(self.hyperparameters))
+        return any(bounds is not None and bounds[0] < bounds[1] for bounds in ranges)
+
+
+class GradientBase(StageConfig):
+    fit: Literal["gradient"] = "gradient"
     warmup_ratio: Share | None = Field(default=None, description="warm-up as a share of the epochs, instead")
-    noise_std: NonNegativeRange = Field(default=(0.0, 0.0), description="Gaussian noise on training inputs")
-    patience: CountRange = Field(default=(10, 10), description="epochs without a better mean before the end")
+
+
+class RidgeBase(StageConfig):
+    fit: Literal["ridge"]
+
+
+def add_keys(base: type[StageConfig], hyperparameters: type) -> type[StageConfig]:
+    """Make a section whose keys are the declared hyperparameters."""
+    keys: dict[str, Any] = {
+        name: (declared.annotation, Field(default=declared.default, description=declared.help))
+        for name, declared in list_declared(hyperparameters)
+    }
+    return create_model(base.__name__.replace("Base", "Stage"), __base__=base, __module__=__name__, **keys)
+
+
+GradientStage, RidgeStage = add_keys(GradientBase, GradientHyperparameters), add_keys(RidgeBase, RidgeHyperparameters)
+
+
+def pick_fit(stage: Any) -> str:
+    return str(stage.get("fit", "gradient") if isinstance(stage, Mapping) else getattr(stage, "fit", "gradient"))
+
+
+if TYPE_CHECKING:
+    AnyStage = StageConfig
+else:
+    AnyStage = Annotated[
+        Annotated[GradientStage, Tag("gradient")] | Annotated[RidgeStage, Tag("ridge")], Discriminator(pick_fit)
+    ]
 
 
 class StrategyConfig(Section):
     """A strategy: a tuple of stages; a mapping without `stages` is the one stage itself."""
 
     description: str = ""
-    stages: tuple[StageConfig, ...] = Field(min_length=1, max_length=1)
+    stages: tuple[AnyStage, ...] = Field(min_length=1, max_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -145,25 +167,32 @@ class CVSection(Section):
     seed: int = Field(default=0, ge=0, lt=2**31, description="of the folds, the draws and the members")
 
 
-class TrainingSection(Section):
-    """Values that hold for every strategy in place of its ranges, and what has no range."""
-
+class TrainingBase(Section):
     resume: str | None = Field(default=None, description="the same as model.checkpoint")
     freeze_encoder: bool | None = None
     freeze_decoder: bool | None = None
-    epochs: Count | None = None
-    lr: Positive | None = None
-    batch_size: Count | None = None
-    weight_decay: NonNegative | None = None
-    head_dropout: Share | None = None
     warmup_ratio: Share | None = None
-    noise_std: NonNegative | None = None
-    patience: Count | None = None
     grad_clip: Positive = 1.0
     n_noisy_views: Count = Field(default=4, description="noisy copies of each view to draw from")
     checkpoint_every: Count = Field(default=5, description="epochs between checkpoints of a candidate")
     precision: Literal["auto", "float32", "bf16"] = Field(
         default="auto", description="of the products; auto: bf16 where the device gains from it"
+    )
+
+
+if TYPE_CHECKING:
+    TrainingSection = TrainingBase
+else:
+    TrainingSection = create_model(
+        "TrainingSection",
+        __base__=TrainingBase,
+        __module__=__name__,
+        __doc__="Values that hold for every strategy in place of its ranges, and what has no range.",
+        **{
+            name: (declared.kind | None, Field(default=None, description=declared.help))
+            for name, declared in list_declared(GradientHyperparameters)
+            if name != "warmup_epochs"  # a share of the epochs suits strategies of any length
+        },
     )
 
 
@@ -293,7 +322,9 @@ class Config(Section):
 
 
 def fix_values(strategy: StrategyConfig, training: TrainingSection) -> StrategyConfig:
-    shared = set(StageConfig.model_fields) & set(TrainingSection.model_fields)
-    fixed = {key: value for key in shared if (value := getattr(training, key)) is not None}
-    stages = [{**stage.model_dump(), **fixed} for stage in strategy.stages]
+    stages = []
+    for stage in strategy.stages:
+        shared = set(type(stage).model_fields) & set(TrainingSection.model_fields)
+        fixed = {key: value for key in shared if (value := getattr(training, key)) is not None}
+        stages.append({**stage.model_dump(), **fixed})
     return StrategyConfig.model_validate({"description": strategy.description, "stages": stages})

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from ray_ft.data.randomness import name_stream
 from ray_ft.errors import DataError
 
 __all__ = ["Splits", "deal_folds", "deal_inner", "join_groups", "limit_training"]
@@ -149,7 +150,7 @@ def limit_training(splits: Splits, groups: Int[np.ndarray, " sample"], size: int
 
     def choose_unused(repeat: int, fold: int) -> tuple[int, ...]:
         part = splits.training_part(repeat, fold)
-        rng = np.random.default_rng([splits.seed, repeat, fold])
+        rng = np.random.default_rng(name_stream(splits.seed, "train_size", repeat, fold))
         labels, index = np.unique(groups[part], return_inverse=True)
         rank = rng.permutation(len(labels))[index]
         kept = rank < np.searchsorted(np.bincount(rank).cumsum(), size, side="right")
@@ -176,7 +177,7 @@ def deal_inner(
                 f"the nested protocol deals each training part again into {splits.n_folds} folds, got "
                 f"{len(np.unique(groups[part]))} groups in one; lower cv.folds, or use cv.protocol: crossfit"
             )
-        seed = int(np.random.default_rng([splits.seed, repeat, fold]).integers(2**31))
+        seed = int(np.random.default_rng(name_stream(splits.seed, repeat, fold)).integers(2**31))
         dealt = deal_once(groups[part], splits.n_folds, seed, None if strata is None else strata[part])
         return tuple(part[np.array(dealt) == 0].tolist())
 

@@ -1,11 +1,11 @@
 """One candidate end to end: all of its members, epoch by epoch, to files in its folder.
 
-Each epoch trains every member, looks at all held-out losses together, and keeps the weights of a fold's members when
-the fold's guide is at its lowest (the mean of the *other* folds, or of its inner part under the nested protocol): no
-more than one snapshot a member is needed.
+Each epoch fits every member, scores all held-out losses together, and keeps the weights of a fold's members when the
+fold's guide is at its lowest (the mean of the *other* folds, or of its inner part under the nested protocol): no more
+than one snapshot a member is needed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,25 +14,23 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import save
 
+from ray_ft.data.problem import Problem
 from ray_ft.errors import DivergedError, FrozenDriftError
 from ray_ft.files.hashes import hash_file
 from ray_ft.files.writing import replace_file, write_arrays, write_record, write_text
 from ray_ft.fitting.checkpoint import load_checkpoint, save_checkpoint
-from ray_ft.fitting.gradient import Squad
-from ray_ft.fitting.task import Task
-from ray_ft.objectives.metrics import score_predictions
-from ray_ft.runs.folder import CandidateFolder, keep_files
-from ray_ft.search.plan import CandidateSpec, MemberKey, list_members
+from ray_ft.fitting.fitter import Fitter, Predictions
+from ray_ft.runs.folder import RunFolder, keep_files
+from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.scores import build_curves
 
-__all__ = ["Broadcast", "command", "run_candidate", "write_failure"]
+__all__ = ["run_candidate", "write_failure"]
 
 Report = Callable[[int, float, bool], None]
-Broadcast = Callable[..., list[Any]]  # a squad's method and its arguments, to all squads; their answers
 
 
 @dataclass
-class Progress:
+class History:
     """What changes from epoch to epoch beside the members."""
 
     losses: list[Float[np.ndarray, "repeat seed sample"]]
@@ -43,27 +41,30 @@ class Progress:
     best_mean: float = float("inf")
     best_epoch: int = 0
 
-
-def command(squads: Sequence[Squad]) -> Broadcast:
-    """Broadcast to squads in this process, one after the other."""
-    return lambda method, *args: [getattr(squad, method)(*args) for squad in squads]
+    def stack(self) -> dict[str, Float[np.ndarray, "epoch ..."]]:
+        stacked = {"losses": np.stack(self.losses)}
+        return stacked | {"inner": np.stack(self.inner)} if self.inner else stacked
 
 
 def run_candidate(
-    task: Task,
+    problem: Problem,
+    run: RunFolder,
     spec: CandidateSpec,
+    fitter: Fitter,
     report: Report,
-    broadcast: Broadcast,
+    checkpoint_every: int,
     must_leave: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train a candidate, or go on with it, until its schedule or its patience ends.
 
     Args:
-        task: What the candidates share.
-        spec: This one.
+        problem: What is to be learned.
+        run: Where its files go.
+        spec: Which candidate.
+        fitter: Holds all of its members, at their start.
         report: Called after each epoch with its number, from 1, the mean held-out loss, and whether it is the
             last; it may raise to stop.
-        broadcast: Reaches the squads that together hold all members.
+        checkpoint_every: Epochs between checkpoints.
         must_leave: Says that this machine will soon be gone: each epoch then ends with a checkpoint.
 
     Raises:
@@ -72,164 +73,147 @@ def run_candidate(
     A loss that is no number, or a frozen parameter that moved, ends the candidate as failed: another try would end
     the same way. Any other error is raised.
     """
-    folder = task.run.candidate(spec.name)
+    history = start_history(problem)
+    start = restore(problem, run, spec, history, fitter)
     try:
-        train_candidate(task, spec, folder, report, broadcast, must_leave)
+        for epoch in range(start, spec.n_epochs):
+            fitter.run_epoch(epoch)
+            mean = record_epoch(problem, fitter.predict(), history, fitter)
+            with keep_files(run.candidate(spec.name).root):
+                write_arrays(run.candidate(spec.name).history, **history.stack())
+            if epoch + 1 == spec.n_epochs or epoch + 1 - history.best_epoch >= spec.patience:
+                check_frozen(spec, fitter)
+                write_members(problem, run, spec, history, fitter)
+                report(epoch + 1, mean, True)
+                return
+            if (epoch + 1) % checkpoint_every == 0 or must_leave():
+                save_progress(problem, run, spec, history, fitter)
+            report(epoch + 1, mean, False)
     except (DivergedError, FrozenDriftError) as error:
-        write_failure(folder, spec, task, f"{type(error).__name__}: {error}")
+        write_failure(run, spec, problem.splits.hash, f"{type(error).__name__}: {error}")
 
 
-def train_candidate(
-    task: Task,
-    spec: CandidateSpec,
-    folder: CandidateFolder,
-    report: Report,
-    broadcast: Broadcast,
-    must_leave: Callable[[], bool],
-) -> None:
-    (hyper,) = spec.stages
-    progress = create_progress(task)
-    start = restore(folder, task, progress, broadcast)
-    for epoch in range(start, hyper.epochs):
-        mean = look(task, merge(broadcast("train", epoch)), progress, broadcast)
-        with keep_files(folder.root):
-            write_arrays(folder.history, **stack_history(progress))
-        if epoch + 1 == hyper.epochs or epoch + 1 - progress.best_epoch >= hyper.patience:
-            if any(broadcast("has_drifted")):
-                raise FrozenDriftError(f"frozen parameters and buffers must not move, but those of {spec.name} did")
-            write_results(folder, spec, task, progress, broadcast)
-            report(epoch + 1, mean, True)
-            return
-        if (epoch + 1) % task.config.training.checkpoint_every == 0 or must_leave():
-            save_progress(folder, task, progress, broadcast)
-        report(epoch + 1, mean, False)
+def check_frozen(spec: CandidateSpec, fitter: Fitter) -> None:
+    if fitter.has_drifted():
+        raise FrozenDriftError(f"frozen parameters and buffers must not move, but those of {spec.name} did")
 
 
-def merge(answers: Sequence[dict[MemberKey, Any]]) -> dict[MemberKey, Any]:
-    return {key: value for answer in answers for key, value in answer.items()}
-
-
-def keys_of(task: Task) -> tuple[MemberKey, ...]:
-    return list_members(task.config.cv.repeats, task.config.cv.folds, task.config.cv.seeds)
-
-
-def create_progress(task: Task) -> Progress:
-    cv, by_fold = task.config.cv, (task.config.cv.repeats, task.config.cv.folds)
-    return Progress(
+def start_history(problem: Problem) -> History:
+    shape = (problem.splits.n_repeats, problem.n_seeds, *problem.samples.targets.shape)
+    return History(
         losses=[],
         inner=[],
-        predictions=np.zeros((cv.repeats, cv.seeds, *task.dataset.targets.shape), np.float32),
-        lowest=np.full(by_fold, np.inf),
-        stop_epoch=np.zeros(by_fold, int),
+        predictions=np.zeros(shape, np.float32),
+        lowest=np.full(problem.by_fold, np.inf),
+        stop_epoch=np.zeros(problem.by_fold, int),
     )
 
 
-def look(
-    task: Task,
-    answers: dict[MemberKey, Float[np.ndarray, "_ *target"]],
-    progress: Progress,
-    broadcast: Broadcast,
-) -> float:
+def record_epoch(problem: Problem, predictions: Predictions, history: History, fitter: Fitter) -> float:
     """Take the losses of all members, and snapshot those whose guide has improved; return the guides' mean."""
-    splits, nested = task.splits, bool(task.splits.inner_of)
-    losses = np.empty(progress.predictions.shape[:3])
-    inner = np.empty((*progress.lowest.shape, task.config.cv.seeds))
-    for key, predicted in answers.items():
-        watched, n_held_out = splits.watched(key.repeat, key.fold), len(splits.held_out(key.repeat, key.fold))
-        own = score_predictions(task.config.cv.metric, predicted, task.dataset.targets[watched])
-        if not np.isfinite(own).all():
-            raise DivergedError(
-                f"the held-out loss of {key} became {own.max()} in epoch {len(progress.losses) + 1}; lower the lr"
-            )
-        losses[key.repeat, key.seed, watched[:n_held_out]] = own[:n_held_out]
-        if nested:
-            inner[key.repeat, key.fold, key.seed] = own[n_held_out:].mean()
-    progress.losses.append(losses)
+    splits, nested = problem.splits, bool(problem.splits.inner_of)
+    losses, inner = score_members(problem, predictions, len(history.losses) + 1)
+    history.losses.append(losses)
     if nested:
-        progress.inner.append(inner)
+        history.inner.append(inner)
     curves = build_curves(losses, inner if nested else None, splits)
-    improved = curves.guide < progress.lowest
-    progress.lowest[improved] = curves.guide[improved]
-    progress.stop_epoch[improved] = len(progress.losses)
-    for key, predicted in answers.items():
+    improved = curves.guide < history.lowest
+    history.lowest[improved] = curves.guide[improved]
+    history.stop_epoch[improved] = len(history.losses)
+    for key, predicted in predictions.items():
         if improved[key.repeat, key.fold]:
             held_out = splits.held_out(key.repeat, key.fold)
-            progress.predictions[key.repeat, key.seed, held_out] = predicted[: len(held_out)]
-    broadcast("snapshot", improved)
+            history.predictions[key.repeat, key.seed, held_out] = predicted[: len(held_out)]
+    fitter.take_snapshots(improved)
     mean = float(curves.guide.mean())
-    if mean < progress.best_mean:
-        progress.best_mean, progress.best_epoch = mean, len(progress.losses)
+    if mean < history.best_mean:
+        history.best_mean, history.best_epoch = mean, len(history.losses)
     return mean
 
 
-def stack_history(progress: Progress) -> dict[str, Float[np.ndarray, "epoch ..."]]:
-    history = {"losses": np.stack(progress.losses)}
-    return history | {"inner": np.stack(progress.inner)} if progress.inner else history
+def score_members(
+    problem: Problem, predictions: Predictions, epoch: int
+) -> tuple[Float[np.ndarray, "repeat seed sample"], Float[np.ndarray, "repeat fold seed"]]:
+    """Score each held-out sample, and under the nested protocol the means of the inner parts.
+
+    Raises:
+        DivergedError: A score is infinite or not a number.
+    """
+    splits, targets = problem.splits, problem.samples.targets
+    losses = np.empty((splits.n_repeats, problem.n_seeds, len(targets)))
+    inner = np.empty((*problem.by_fold, problem.n_seeds))
+    for key, predicted in predictions.items():
+        watched, n_held_out = splits.watched(key.repeat, key.fold), len(splits.held_out(key.repeat, key.fold))
+        own = problem.objective.score(predicted, targets[watched])
+        if not np.isfinite(own).all():
+            raise DivergedError(f"the held-out loss of {key} became {own.max()} in epoch {epoch}; lower the lr")
+        losses[key.repeat, key.seed, watched[:n_held_out]] = own[:n_held_out]
+        if splits.inner_of:
+            inner[key.repeat, key.fold, key.seed] = own[n_held_out:].mean()
+    return losses, inner
 
 
-def save_progress(folder: CandidateFolder, task: Task, progress: Progress, broadcast: Broadcast) -> None:
-    members = merge(broadcast("save"))
-    arrays = {name: torch.from_numpy(getattr(progress, name)) for name in ("predictions", "lowest", "stop_epoch")}
+def save_progress(problem: Problem, run: RunFolder, spec: CandidateSpec, history: History, fitter: Fitter) -> None:
+    """Write all that the next epoch depends on."""
+    members, folder = fitter.save(), run.candidate(spec.name)
+    arrays = {name: torch.from_numpy(getattr(history, name)) for name in ("predictions", "lowest", "stop_epoch")}
     content = {
-        "members": [members[key] for key in keys_of(task)],
-        "history": {name: torch.from_numpy(array) for name, array in stack_history(progress).items()},
-        "best": [progress.best_mean, progress.best_epoch],
+        "members": [members[key] for key in problem.keys],
+        "history": {name: torch.from_numpy(array) for name, array in history.stack().items()},
+        "best": [history.best_mean, history.best_epoch],
         **arrays,
     }
     with keep_files(folder.root):
         save_checkpoint(folder.checkpoint, content)
-        task.run.push()
+        run.push()
 
 
-def restore(folder: CandidateFolder, task: Task, progress: Progress, broadcast: Broadcast) -> int:
+def restore(problem: Problem, run: RunFolder, spec: CandidateSpec, history: History, fitter: Fitter) -> int:
     """Go back to the last checkpoint; return how many epochs are done."""
+    folder = run.candidate(spec.name)
     for partial in folder.root.glob(".*"):  # of a process that was killed while it wrote
         partial.unlink(missing_ok=True)
-    saved = load_checkpoint(folder.checkpoint)
+    saved: Mapping[str, Any] | None = load_checkpoint(folder.checkpoint)
     if saved is None:
         return 0
-    broadcast("load", dict(zip(keys_of(task), saved["members"], strict=True)))
-    progress.losses = list(saved["history"]["losses"].numpy())
-    progress.inner = list(saved["history"]["inner"].numpy()) if "inner" in saved["history"] else []
-    progress.best_mean, progress.best_epoch = saved["best"]
+    fitter.load(dict(zip(problem.keys, saved["members"], strict=True)))
+    history.losses = list(saved["history"]["losses"].numpy())
+    history.inner = list(saved["history"]["inner"].numpy()) if "inner" in saved["history"] else []
+    history.best_mean, history.best_epoch = saved["best"]
     for name in ("predictions", "lowest", "stop_epoch"):
-        setattr(progress, name, saved[name].numpy())
-    return len(progress.losses)
+        setattr(history, name, saved[name].numpy())
+    return len(history.losses)
 
 
-def write_results(
-    folder: CandidateFolder, spec: CandidateSpec, task: Task, progress: Progress, broadcast: Broadcast
-) -> None:
+def write_members(problem: Problem, run: RunFolder, spec: CandidateSpec, history: History, fitter: Fitter) -> None:
     """Write the snapshots, what they predict of their held-out samples, and last the marker that they stand."""
-    snapshots = merge(broadcast("collect"))
-    states = [snapshots[key] for key in keys_of(task)]
+    folder, snapshots = run.candidate(spec.name), fitter.collect_snapshots()
+    states = [snapshots[key] for key in problem.keys]
     stacked = {name: torch.stack([state[name] for state in states]).contiguous() for name in states[0]}
-    note, how = broadcast("describe")[0]
-    stops = progress.stop_epoch.tolist()
     with keep_files(folder.root):
         with replace_file(folder.members) as path:
             path.write_bytes(save(stacked))
-        write_arrays(folder.predictions, predictions=progress.predictions)
+        write_arrays(folder.predictions, predictions=history.predictions)
         files = {path.name: hash_file(path) for path in (folder.history, folder.members, folder.predictions)}
-        more = {"stop_epochs": stops, "note": note, "training": how, "files": files}
-        write_result(folder, spec, task, "completed", len(progress.losses), **more)
+        more = {"stop_epochs": history.stop_epoch.tolist(), **asdict(fitter.describe()), "files": files}
+        write_result(run, spec, problem.splits.hash, "completed", len(history.losses), **more)
 
 
-def write_failure(folder: CandidateFolder, spec: CandidateSpec, task: Task, text: str) -> None:
+def write_failure(run: RunFolder, spec: CandidateSpec, splits_hash: str, text: str) -> None:
     """Record that a candidate failed; the last line of the text is the reason shown.
 
     Raises:
         StorageError: It cannot be written.
     """
+    folder = run.candidate(spec.name)
     with keep_files(folder.root):
         write_text(folder.error, text.strip() + "\n")
-        write_result(folder, spec, task, "failed", 0, reason=text.strip().split("\n")[-1])
+        write_result(run, spec, splits_hash, "failed", 0, reason=text.strip().split("\n")[-1])
 
 
-def write_result(
-    folder: CandidateFolder, spec: CandidateSpec, task: Task, state: str, n_epochs: int, **more: Any
-) -> None:
-    content = {"state": state, "n_epochs": n_epochs, "splits_hash": task.splits.hash, "spec": asdict(spec)}
+def write_result(run: RunFolder, spec: CandidateSpec, splits_hash: str, state: str, n_epochs: int, **more: Any) -> None:
+    folder = run.candidate(spec.name)
+    content = {"state": state, "n_epochs": n_epochs, "splits_hash": splits_hash, "spec": spec.as_dict()}
     write_record(folder.result, content | more)
     folder.checkpoint.unlink(missing_ok=True)
-    task.run.push()
+    run.push()

@@ -1,7 +1,8 @@
 """Members of a candidate, trained epoch by epoch: one after the other, or packed, one step for several.
 
-A member depends on its candidate, repeat, fold and seed alone: its batches, dropout and noise come from generators
-keyed by those and by the epoch, so neither its neighbours, nor its pack, nor an interruption change it.
+A member depends on its candidate, repeat, fold and seed alone: its batches, its dropout and which noisy copies it
+takes come from generators keyed by those and by the epoch, and the noise of the copies from the run's seed, for all
+candidates alike. So neither its neighbours, nor its pack, nor an interruption change it.
 """
 
 import math
@@ -14,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ray_ft.config import GradientHyperparameters
+from ray_ft.data.problem import MemberKey
 from ray_ft.errors import DivergedError
-from ray_ft.objectives.metrics import compute_losses
-from ray_ft.search.plan import Hyperparameters, MemberKey
+from ray_ft.objectives import Objective
 from ray_ft.split.network import SplitNetwork
 
 __all__ = [
@@ -60,13 +62,13 @@ class Recipe:
 
     Attributes:
         hyper: The candidate's hyperparameters.
-        metric: The loss, key of `metrics.METRICS`.
+        objective: Has the loss.
         grad_clip: Largest norm of a member's gradient.
         dtype: Of the products; weights and optimizer are float32 in any case.
     """
 
-    hyper: Hyperparameters
-    metric: str
+    hyper: GradientHyperparameters
+    objective: Objective
     grad_clip: float
     dtype: torch.dtype = torch.float32
 
@@ -79,7 +81,7 @@ class Member:
     """The weights in training of one (repeat, fold, seed); its tensors lie in those of its pack."""
 
     key: MemberKey
-    entropy: tuple[int, ...]
+    stream: tuple[int, ...]
     samples: Int[np.ndarray, " training"]
     state: dict[str, Tensor]
     optimizer: torch.optim.AdamW
@@ -140,16 +142,16 @@ def add_noisy_copies(
 
 def create_pack(
     keys: Sequence[MemberKey],
-    entropy: tuple[int, ...],
+    stream: tuple[int, ...],
     split: SplitNetwork,
-    hyper: Hyperparameters,
+    hyper: GradientHyperparameters,
     samples: Sequence[Int[np.ndarray, " _"]],
 ) -> Pack:
     """Start members from the pretrained weights.
 
     Args:
         keys: Which.
-        entropy: What names their candidate.
+        stream: The random numbers of their candidate.
         split: The network.
         hyper: The candidate's hyperparameters.
         samples: Training samples of each.
@@ -162,7 +164,7 @@ def create_pack(
         state = {name: share(tensor, i) for name, tensor in stacked.items()}
         trained = [state[name] for name in split.trained_names]
         optimizer = torch.optim.AdamW(trained, lr=hyper.lr, weight_decay=hyper.weight_decay, fused=True)
-        members.append(Member(key, (*entropy, key.repeat, key.fold, key.seed), own, state, optimizer))
+        members.append(Member(key, (*stream, key.repeat, key.fold, key.seed), own, state, optimizer))
     return Pack(tuple(members), stacked)
 
 
@@ -200,7 +202,9 @@ def train_epoch(pack: Pack, split: SplitNetwork, bank: ViewBank, recipe: Recipe,
     return size
 
 
-def check_single_batches(pack: Pack, split: SplitNetwork, bank: ViewBank, hyper: Hyperparameters, epoch: int) -> None:
+def check_single_batches(
+    pack: Pack, split: SplitNetwork, bank: ViewBank, hyper: GradientHyperparameters, epoch: int
+) -> None:
     """Tell a batch norm that had one value a channel, and so no variance, from a learning rate that is too high."""
     if hyper.batch_size > 1 and all(len(member.samples) * bank.n_views > 1 for member in pack.members):
         return
@@ -229,11 +233,11 @@ def step_within_memory(
 
 
 def draw_batches(
-    member: Member, split: SplitNetwork, bank: ViewBank, hyper: Hyperparameters, epoch: int
+    member: Member, split: SplitNetwork, bank: ViewBank, hyper: GradientHyperparameters, epoch: int
 ) -> Iterator[Batch]:
     """Shuffle the views of the member's samples and deal them, with their learning rates and dropout."""
     device = bank.targets.device
-    rng = np.random.default_rng([*member.entropy, epoch])
+    rng = np.random.default_rng([*member.stream, epoch])
     seed = int(rng.integers(2**62))
     generator = torch.Generator(device).manual_seed(seed)
     if split.draws:
@@ -332,7 +336,7 @@ def compute_loss(
 ) -> Tensor:
     with recipe.autocast(targets.device):
         predicted = split.apply_tail(state, features, training=True, masks=masks)
-    return compute_losses(recipe.metric, predicted.float(), targets).mean()
+    return recipe.objective.losses(predicted.float(), targets).mean()
 
 
 @torch.no_grad()

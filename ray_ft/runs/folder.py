@@ -124,7 +124,7 @@ class RunFolder:
             self.mirror.push()
 
     @contextmanager
-    def lend(self, candidate: str) -> Iterator["RunFolder"]:
+    def check_out(self, candidate: str) -> Iterator["RunFolder"]:
         """Where a process trains a candidate: here, or in a folder of its own that follows the same URI.
 
         Raises:
@@ -238,17 +238,21 @@ class CurveFolder:
 
 
 @contextmanager
-def open_folder(out: "str | Path | RunFolder") -> Iterator[RunFolder]:
+def open_folder(out: "str | Path | RunFolder", shared: bool = False) -> Iterator[RunFolder]:
     """A run's folder; of one behind a URI, a local one that follows it while this is open.
+
+    Args:
+        out: The folder or URI.
+        shared: Whether processes with other working folders use it.
 
     Raises:
         RunFolderError: There is no such kind of storage, or another command on this machine uses the same URI.
         StorageError: It cannot be read or written.
     """
     if isinstance(out, RunFolder):
-        yield out
+        yield RunFolder(out.root.absolute()) if shared and out.mirror is None else out
     elif not is_uri(out):
-        yield RunFolder(Path(out))
+        yield RunFolder(Path(out).absolute() if shared else Path(out))
     elif str(out).startswith("file://"):
         yield RunFolder(Path(str(out).removeprefix("file://")))
     else:

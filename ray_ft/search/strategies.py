@@ -2,14 +2,104 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ray_ft.config import StageConfig
+from ray_ft.config import STRATEGIES_FILE, RidgeHyperparameters, StageConfig, StrategyConfig, read_yaml
 from ray_ft.errors import StrategyError, first_few, suggest
 
-__all__ = ["count_by_part", "find_head_dropouts", "select_trained"]
+__all__ = ["Stage", "Strategy", "find_head_dropouts", "match_strategies", "select_trained"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a strategy on a network.
+
+    Attributes:
+        fit: How it is fitted.
+        trained: Names of the parameters that learn, or that a closed form takes the place of.
+        dropouts: Names of the dropout modules whose share a candidate sets.
+        longest: The most epochs that a candidate may take.
+        noisy: Whether a candidate may train on noisy copies.
+    """
+
+    fit: str
+    trained: tuple[str, ...]
+    dropouts: tuple[str, ...] = ()
+    longest: int = 1
+    noisy: bool = False
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A strategy on a network.
+
+    Attributes:
+        name: Its name.
+        stages: In their order.
+        parts: Trained and all parameters of each part of the network, in its order.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    parts: Mapping[str, tuple[int, int]]
+
+    @property
+    def n_trained(self) -> int:
+        return sum(learning for learning, _ in self.parts.values())
+
+    @property
+    def longest(self) -> int:
+        return sum(stage.longest for stage in self.stages)
+
+
+def match_strategies(
+    strategies: Mapping[str, StrategyConfig], network: nn.Module, named: bool = True
+) -> dict[str, Strategy]:
+    """Match all strategies of a run with its network.
+
+    Args:
+        strategies: By name.
+        network: The pretrained one.
+        named: Whether the user has named them; a shipped one that does not fit is otherwise explained.
+
+    Raises:
+        StrategyError: One does not fit.
+    """
+    matched = {}
+    for name, strategy in strategies.items():
+        try:
+            matched[name] = match_strategy(name, strategy, network)
+        except StrategyError as error:
+            shipped = read_yaml(STRATEGIES_FILE).get(name, {})
+            if named or list(strategy.stages[0].train) != shipped.get("train"):
+                raise
+            hint = f"{name} is shipped for DiffractionNet: name your own with --strategies (cv.strategies)"
+            raise StrategyError(f"{error}; {hint}") from error
+    return matched
+
+
+def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module) -> Strategy:
+    """Match a strategy's patterns with a network.
+
+    Raises:
+        StrategyError: A pattern matches nothing, nothing is left to learn, or a dropout is to be set and there is none.
+    """
+    names = [own for own, _ in network.named_parameters()]
+    stages = tuple(
+        Stage(
+            stage.fit,
+            select_trained(name, stage, names),
+            find_head_dropouts(network) if stage.bounds("head_dropout") is not None else (),
+            stage.longest,
+            (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
+        )
+        for stage in strategy.stages
+    )
+    learning = {own for stage in stages if stage.fit != RidgeHyperparameters.fit for own in stage.trained}
+    return Strategy(name, stages, count_by_part(network, learning))
 
 
 def select_trained(strategy: str, stage: StageConfig, names: Sequence[str]) -> tuple[str, ...]:

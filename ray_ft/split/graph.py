@@ -1,6 +1,6 @@
 """A network as a graph, cut in two where what its trained parameters change begins."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from operator import getitem, mul
@@ -9,21 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
+from ray_ft.files.hashes import hash_tensors
 from ray_ft.split.dropout import SWITCHES, DropoutSite, arguments, draws, mask_dropouts
-from ray_ft.split.program import size_of
+from ray_ft.split.program import Program, build_program, size_of
 
-__all__ = [
-    "Cut",
-    "Trace",
-    "build_backbone",
-    "build_tail",
-    "cut_network",
-    "find_features",
-    "find_reached",
-    "trace_network",
-]
+__all__ = ["Cut", "cut_network", "trace_tail"]
 
 Axes = dict[Node, int | None]  # of the samples, by feature
 
@@ -38,7 +30,7 @@ SUBSTITUTES: dict[Any, Any] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Cut:
     """A network in two parts.
 
@@ -50,15 +42,17 @@ class Cut:
         masked: The same with the masks of `sites` in place of its dropouts.
         sites: Where masks go, in their order.
         draws: Whether `masked` still draws random numbers, by operations other than dropout.
+        tensors: What the programs read by name: parameters, buffers and constants of the network, its own memory.
     """
 
     batch_axes: tuple[int | None, ...]
-    backbone: GraphModule
-    evaluation: GraphModule
-    training: GraphModule
-    masked: GraphModule
+    backbone: Program
+    evaluation: Program
+    training: Program
+    masked: Program
     sites: tuple[DropoutSite, ...]
     draws: bool
+    tensors: dict[str, Tensor]
 
 
 def cut_network(network: nn.Module, state: Collection[str], trained: set[str], example: Tensor) -> Cut:
@@ -73,18 +67,41 @@ def cut_network(network: nn.Module, state: Collection[str], trained: set[str], e
     Raises:
         ValueError: It cannot be cut, and why; export itself may raise anything.
     """
-    trace = trace_network(network, state, example)
+    trace = trace_network(network, state, (example,), (0,))
     reached = find_reached(trace, trained)
     axes, tail = find_features(trace, reached)
     check_writes(trace, tail)
-    backbone = build_backbone(trace, reached, axes)
-    root, graph = build_tail(trace, tail, axes)
+    backbone = build_program(build_backbone(trace, reached, axes))
+    graph = build_tail(trace, tail, axes)
     evaluation, masked = deepcopy(graph), deepcopy(graph)
     switch_to_evaluation(evaluation)
     sites = mask_dropouts(masked)
-    in_evaluation, in_training, with_masks = (GraphModule(root, each) for each in (evaluation, graph, masked))
     own_draws = any(draws(node) for node in masked.nodes)
-    return Cut(tuple(axes.values()), backbone, in_evaluation, in_training, with_masks, sites, own_draws)
+    programs = [build_program(each) for each in (evaluation, graph, masked)]
+    read = {name for program in (backbone, *programs) for name in program.constants}
+    tensors = {name: trace.tensors[node].detach() for node, name in trace.names.items() if name in read}
+    return Cut(tuple(axes.values()), backbone, programs[0], programs[1], programs[2], sites, own_draws, tensors)
+
+
+def trace_tail(
+    module: nn.Module, names: Mapping[int, str], features: Sequence[Tensor], batch_axes: Sequence[int | None]
+) -> Program:
+    """Write a tail of one's own down: a module from features to outputs, whose parameters are the member's.
+
+    Args:
+        module: It takes the features one by one.
+        names: Of the buffers that it reads, by the tensors' `id`.
+        features: Of two samples or more.
+        batch_axes: The axis of the samples in each.
+
+    Raises:
+        ValueError: It cannot be written; export itself may raise anything.
+    """
+    state = [name for name, _ in module.named_parameters()]
+    trace = trace_network(module, state, tuple(features), tuple(batch_axes))
+    trace.names.update({node: names[id(tensor)] for node, tensor in trace.tensors.items() if id(tensor) in names})
+    axes = dict(zip(trace.inputs, batch_axes, strict=True))
+    return build_program(build_tail(trace, set(trace.graph.nodes) - set(trace.inputs), axes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,18 +109,23 @@ class Trace:
     """The network as a graph."""
 
     graph: Graph
-    inputs: Node
+    inputs: tuple[Node, ...]
     tensors: dict[Node, Tensor]  # parameters, buffers and constants, by their placeholders
-    state: dict[Node, str]  # of these, the member's, by name
+    names: dict[Node, str]  # of these
+    state: dict[Node, str]  # of these, the member's
     symbol: Any  # of the batch size in the nodes' shapes, a sympy symbol
 
 
-def trace_network(network: nn.Module, names: Collection[str], example: Tensor) -> Trace:
+def trace_network(
+    network: nn.Module, state: Collection[str], example: tuple[Tensor, ...], axes: tuple[int | None, ...]
+) -> Trace:
     # Where no parameter wants a gradient, attention takes a fused path that has no derivative.
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    batch = Dim("batch")
+    shapes = tuple(None if axis is None else {axis: batch} for axis in axes)
     with torch.enable_grad():
-        program = export(network, (example,), dynamic_shapes=({0: Dim("batch")},), strict=False)
+        program = export(network, example, dynamic_shapes=shapes, strict=False)
     graph, signature = program.graph, program.graph_signature
     if len(signature.output_specs) != 1:
         raise ValueError("it returns more than one tensor")
@@ -114,12 +136,19 @@ def trace_network(network: nn.Module, names: Collection[str], example: Tensor) -
             graph.erase_node(node)
     named: dict[str, Any] = dict(network.named_parameters(remove_duplicate=False))
     named |= dict(network.named_buffers(remove_duplicate=False)) | program.constants
-    member = {id(named[name]): name for name in names}
     placeholders = list(zip(graph.find_nodes(op="placeholder"), signature.input_specs, strict=True))
-    (inputs,) = (node for node, spec in placeholders if spec.target is None)
-    tensors = {node: named[spec.target or ""] for node, spec in placeholders if node is not inputs}
-    state = {node: member[id(tensor)] for node, tensor in tensors.items() if id(tensor) in member}
-    return Trace(graph, inputs, tensors, state, inputs.meta["val"].shape[0].node.expr)
+    inputs = tuple(node for node, spec in placeholders if spec.target is None)
+    tensors = {node: named[spec.target or ""] for node, spec in placeholders if spec.target is not None}
+    own = {id(tensor): name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+    names = {node: own.get(id(tensor)) or name_constant(tensor) for node, tensor in tensors.items()}
+    members = {node: name for node, name in names.items() if name in set(state)}
+    symbol = next(node.meta["val"].shape[axis] for node, axis in zip(inputs, axes, strict=True) if axis is not None)
+    return Trace(graph, inputs, tensors, names, members, symbol.node.expr)
+
+
+def name_constant(tensor: Tensor) -> str:
+    """Name a constant by its content, so that it has one name in all traces of a network."""
+    return f"constant.{hash_tensors({'': tensor})[:16]}"
 
 
 def find_reached(trace: Trace, trained: set[str]) -> set[Node]:
@@ -164,22 +193,22 @@ def check_writes(trace: Trace, tail: set[Node]) -> None:
             memory = [target]  # the value, and those that it is a view of
             while bases := marked(memory[-1]):
                 memory.append(bases[0])
-            outside = memory[-1] is trace.inputs or memory[-1] in trace.tensors
+            outside = memory[-1] in trace.inputs or memory[-1] in trace.tensors
             others = {user for value in memory for user in value.users} - {write, *memory}
             if (outside and write not in tail) or any((o in tail) != (write in tail) for o in others):
                 raise ValueError(f"{write.name} changes in place a value that others use")
 
 
-def build_backbone(trace: Trace, reached: set[Node], axes: Axes) -> GraphModule:
+def build_backbone(trace: Trace, reached: set[Node], axes: Axes) -> Graph:
     graph = Graph()
-    env = {trace.inputs: graph.placeholder("inputs")}
-    root = copy_nodes(trace, set(trace.graph.nodes) - reached, graph, env)
+    env = {node: graph.placeholder("inputs") for node in trace.inputs}
+    copy_nodes(trace, set(trace.graph.nodes) - reached, graph, env)
     graph.output(tuple(env[feature] for feature in axes))
     graph.eliminate_dead_code()
-    return GraphModule(root, graph)
+    return graph
 
 
-def build_tail(trace: Trace, tail: set[Node], axes: Axes) -> tuple[nn.Module, Graph]:
+def build_tail(trace: Trace, tail: set[Node], axes: Axes) -> Graph:
     graph = Graph()
     state, values, _ = (graph.placeholder(name) for name in ("state", "features", "masks"))
     env = {node: graph.call_function(getitem, (state, name)) for node, name in trace.state.items()}
@@ -193,26 +222,23 @@ def build_tail(trace: Trace, tail: set[Node], axes: Axes) -> tuple[nn.Module, Gr
         factor = size.node.expr / trace.symbol if isinstance(size, torch.SymInt) else None
         if node not in tail and factor is not None and factor.is_Integer:
             env[node] = graph.call_function(mul, (n_samples, int(factor)))
-    root = copy_nodes(trace, tail, graph, env)
+    copy_nodes(trace, tail, graph, env)
     graph.output(env[trace.graph.output_node().all_input_nodes[0]])
     graph.eliminate_dead_code()
-    return root, graph
+    return graph
 
 
-def copy_nodes(trace: Trace, nodes: set[Node], graph: Graph, env: dict[Node, Node]) -> nn.Module:
-    """Copy nodes that `env` lacks; the returned module holds the tensors that they read."""
-    root = nn.Module()
+def copy_nodes(trace: Trace, nodes: set[Node], graph: Graph, env: dict[Node, Node]) -> None:
+    """Copy nodes that `env` lacks; tensors that they read go by their names."""
     for node in (node for node in trace.graph.nodes if node not in env and node.op != "output"):
         if node in trace.tensors:
-            root.register_buffer(node.name, trace.tensors[node].detach())
-            env[node] = graph.get_attr(node.name)
+            env[node] = graph.get_attr(trace.names[node])
         elif node in nodes:
             if missing := [value.name for value in node.all_input_nodes if value not in env]:
                 raise ValueError(f"its trained part reads {missing[0]}, which no feature gives")
             env[node] = graph.node_copy(node, env.__getitem__)
             env[node].meta = describe_dropout(trace, node) if draws(node) else {}  # the rest is of no use from here on
             env[node].target = SUBSTITUTES.get(node.target, node.target)
-    return root
 
 
 def describe_dropout(trace: Trace, node: Node) -> dict[str, Any]:

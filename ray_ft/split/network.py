@@ -1,36 +1,35 @@
 """A network split at its frozen boundary: what no trained parameter reaches is computed once per sample.
 
-The network is exported as a graph, its trained modules in train mode and the rest in eval mode. The nodes
-that a trained parameter, a buffer written in training or an active dropout reaches are the tail. The others
-are the backbone; the values that the tail reads from it are the features. Where export or the check of the
-split fails, the whole network is the tail and its inputs are the features.
+The network is exported as a graph, its trained modules in train mode and the rest in eval mode. The nodes that a
+trained parameter, a buffer written in training or an active dropout reaches are the tail. The others are the backbone;
+the values that the tail reads from it are the features. Both become programs over one set of tensors. Where export or
+the check of the split fails, the whole network is the tail and its inputs are the features.
 
-Limits: a tail holds every size but the batch's as it was at the split. Python that is no tensor operation is
-not in it either, such as batch norm's refusal to train on a single value per channel; `training` deals no such batch.
+Training, out-of-fold predictions, ensembles and exports all ask the same object, so a member says the same everywhere.
+
+Limits: a tail holds every size but the batch's as it was at the split. Python that is no tensor operation is not in it
+either, such as batch norm's refusal to train on a single value per channel; `fitting` deals no such batch.
 """
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ray_ft.split.dropout import DropoutSite, draw_masks
 from ray_ft.split.graph import cut_network
+from ray_ft.split.program import Program
+from ray_ft.split.silence import silence
+from ray_ft.split.whole import PASS_INPUTS, WholeTail, empty_copy, list_member_tensors, set_training_modes
 
-__all__ = ["SplitNetwork", "set_training_modes", "silence", "split_network"]
+__all__ = ["Features", "SplitNetwork", "keep_whole", "split_network"]
 
 Features = tuple[Shaped[Tensor, "..."], ...]
-Tail = Callable[[Mapping[str, Tensor], Features, Features], Tensor]
+Tail = Program | WholeTail
 
 N_CHECKED = 4  # samples on which a split is compared with its network
 # Of the largest value. Accelerators may round products to TF32, and not alike for one sample and for several.
@@ -45,33 +44,52 @@ class SplitNetwork:
         state: What a member starts from, detached copies: the trained parameters, then the buffers of modules
             that hold one, and of modules without parameters that train (batch norm without weights).
         trained_names: The parameters' names in `state`.
-        frozen: Every other parameter and buffer, the very memory that is computed with; it must not change.
+        tensors: Every other tensor that it computes with, by name, and the only place where it has them: none may
+            change.
+        backbone: From inputs to features.
         batch_axes: The axis of the samples in each feature; None for a feature that all samples share.
-        reason: Empty if the network is split, else one line on why it runs whole.
+        reads: Which of the features the tail reads; strategies that share a backbone read different ones.
+        evaluation: The tail, from (state, features, masks) to outputs.
+        training: The same in training; its dropouts are products with masks.
+        sites: Where the masks go.
         draws: Whether training draws from torch's global generator: whole networks may, and tails with random
             operations other than dropout. Such members train one after the other.
-        sites: The tail's dropouts, whose masks are given to it.
+        reason: Empty if the network is split, else one line on why it runs whole.
     """
 
-    state: dict[str, Tensor]
+    state: dict[str, Tensor] = field(repr=False)
     trained_names: tuple[str, ...]
-    frozen: dict[str, Tensor] = field(repr=False)
+    tensors: dict[str, Tensor] = field(repr=False)
+    backbone: Program = field(repr=False)
     batch_axes: tuple[int | None, ...]
-    reason: str
-    draws: bool
-    sites: tuple[DropoutSite, ...]
-    _backbone: Callable[[Tensor], Features] = field(repr=False)
-    _tails: tuple[Tail, Tail] = field(repr=False)  # in evaluation, in training
-    _network: nn.Module | None = field(repr=False)  # what trains where it is whole
+    reads: tuple[int, ...]
+    evaluation: Tail = field(repr=False)
+    training: Tail = field(repr=False)
+    sites: tuple[DropoutSite, ...] = ()
+    draws: bool = False
+    reason: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.state.values())).device
+
+    def to(self, device: str | torch.device) -> "SplitNetwork":
+        """Return it on a device."""
+        state, tensors = (
+            {name: tensor.to(device) for name, tensor in own.items()} for own in (self.state, self.tensors)
+        )
+        return replace(self, state=state, tensors=tensors)
 
     def set_dropout(self, shares: Mapping[str, float]) -> "SplitNetwork":
         """Return the network with other shares in these dropout modules, by name; a whole network is changed itself."""
-        if self._network is not None:
-            for name, share in shares.items():
-                self._network.get_submodule(name).p = share  # type: ignore[assignment]  # of a dropout
-        return replace(
-            self, sites=tuple(replace(site, share=shares.get(site.module, site.share)) for site in self.sites)
-        )
+        if isinstance(self.training, WholeTail):
+            self.training.set_dropout(shares)
+        sites = tuple(replace(site, share=shares.get(site.module, site.share)) for site in self.sites)
+        return replace(self, sites=sites)
+
+    def run_backbone(self, inputs: Shaped[Tensor, " sample *input"]) -> Features:
+        """Compute the features of samples, all at a time."""
+        return tuple(self.backbone.run((inputs.clone(),), self.tensors))  # which it may change in place
 
     def compute_features(
         self,
@@ -80,7 +98,7 @@ class SplitNetwork:
         dtype: torch.dtype = torch.float32,
         n_threads: int = 1,
     ) -> Features:
-        """Run the backbone without gradients on the parameters' device.
+        """Compute the features of samples without gradients, on the network's device.
 
         Args:
             inputs: As the network takes them.
@@ -88,12 +106,11 @@ class SplitNetwork:
             dtype: Of the products.
             n_threads: Batches at a time.
         """
-        device = next(iter(self.state.values())).device
 
         @torch.no_grad()
         def run(part: Tensor) -> Features:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32):
-                return self._backbone(part.to(device))
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32):
+                return self.run_backbone(part.to(self.device))
 
         parts = torch.split(inputs, batch_size)
         if n_threads == 1:
@@ -106,22 +123,29 @@ class SplitNetwork:
             for axis, parts in zip(self.batch_axes, zip(*slices, strict=True), strict=True)
         )
 
+    @property
+    def sampled(self) -> list[tuple[int, int]]:
+        """The features that the tail reads and that differ between samples, with their axes of samples."""
+        pairs = ((index, self.batch_axes[index]) for index in self.reads)
+        return [(index, axis) for index, axis in pairs if axis is not None]
+
     def take_stacked(
         self, features: Features, index: Int[Tensor, "member sample"]
     ) -> tuple[Features, tuple[int | None, ...]]:
-        """Copy these samples of each member; also return the axes of the members, for `torch.vmap`."""
-        taken = self.take(features, index.flatten())
+        """Copy what the tail reads of these samples of each member; also return the members' axes, for `torch.vmap`."""
+        axes = tuple(self.batch_axes[i] for i in self.reads)
         stacked = (
             feature if axis is None else feature.unflatten(axis, index.shape)  # type: ignore[no-untyped-call]
-            for axis, feature in zip(self.batch_axes, taken, strict=True)
+            for axis, feature in zip(axes, self.take(features, index.flatten()), strict=True)
         )
-        return tuple(stacked), self.batch_axes
+        return tuple(stacked), axes
 
-    def take(self, features: Features, index: Int[Tensor, " sample"]) -> Features:
-        """Copy the features of these samples; copies, so the tail's in-place operations spare the store."""
+    def take(self, features: Features, index: Int[Tensor, " sample"] | None = None) -> Features:
+        """Copy what the tail reads, of these samples or of all; copies, so its in-place operations spare the store."""
+        pairs = ((features[i], self.batch_axes[i]) for i in self.reads)
         return tuple(
-            feature.clone() if axis is None else feature.index_select(axis, index.to(feature.device))
-            for axis, feature in zip(self.batch_axes, features, strict=True)
+            feature.clone() if axis is None or index is None else feature.index_select(axis, index.to(feature.device))
+            for feature, axis in pairs
         )
 
     def draw_masks(self, n_samples: int, generator: torch.Generator) -> Features:
@@ -129,7 +153,7 @@ class SplitNetwork:
         return draw_masks(self.sites, n_samples, generator)
 
     def apply_tail(
-        self, state: Mapping[str, Tensor], features: Features, training: bool, masks: Features = ()
+        self, state: Mapping[str, Tensor], features: Features, training: bool = False, masks: Features = ()
     ) -> Tensor:
         """Run the tail of a member; in training, the buffers in `state` are updated in place.
 
@@ -142,7 +166,9 @@ class SplitNetwork:
         Returns:
             The network's outputs, shape (sample, *target).
         """
-        return self._tails[training](state, features, masks)
+        tail = self.training if training else self.evaluation
+        output: Tensor = tail.run((state, features, masks), self.tensors)
+        return output
 
 
 def split_network(network: nn.Module, trained: Collection[str], example: Tensor) -> SplitNetwork:
@@ -160,17 +186,21 @@ def split_network(network: nn.Module, trained: Collection[str], example: Tensor)
         ValueError: No name is given, or one is not a parameter's.
     """
     network = deepcopy(network).requires_grad_(False)
-    whole = keep_whole(network, order_names(network, trained))
+    names = order_names(network, trained)
+    whole = keep_whole(network, names)
     example = example[:N_CHECKED].to(next(network.parameters()).device)
     try:
         with silence():
-            cut = cut_network(network, whole.state, set(whole.trained_names), example)
+            cut = cut_network(network, whole.state, set(names), example)
             split = replace(
                 whole,
+                tensors={name: tensor for name, tensor in cut.tensors.items() if name not in whole.state},
+                backbone=cut.backbone,
                 batch_axes=cut.batch_axes,
-                _backbone=cut.backbone,
-                _tails=(cut.evaluation, cut.training),
-                _network=None,
+                reads=tuple(range(len(cut.batch_axes))),
+                evaluation=cut.evaluation,
+                training=cut.training,
+                draws=cut.draws,
             )
             check_split(split, whole, example)
     # Export runs the network's own code under its tracer, and either may raise any class. Whatever it was,
@@ -178,26 +208,7 @@ def split_network(network: nn.Module, trained: Collection[str], example: Tensor)
     except Exception as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return replace(whole, reason=f"the whole network runs at each step, as it cannot be split: {line}")
-    finally:
-        network.requires_grad_(False)
-    return replace(split, _tails=(cut.evaluation, cut.masked), sites=cut.sites, draws=cut.draws)
-
-
-def set_training_modes(network: nn.Module, trained: Collection[str]) -> None:
-    """Put what trains into train mode and what is frozen, dropout and batch statistics too, into eval mode.
-
-    A module with parameters trains if one of them, its submodules' included, is trained. One without
-    (dropout) follows the nearest sibling before it that has some; if there is none, the module that holds it.
-    """
-    named = dict(network.named_parameters(remove_duplicate=False))
-    wanted = {id(named[name]) for name in trained}
-    network.training = bool(wanted)
-    for module in network.modules():  # holders first
-        mode = module.training
-        for child in module.children():
-            if parameters := list(child.parameters()):
-                mode = any(id(parameter) in wanted for parameter in parameters)
-            child.training = mode
+    return replace(split, training=cut.masked, sites=cut.sites)
 
 
 def order_names(network: nn.Module, trained: Collection[str]) -> tuple[str, ...]:
@@ -209,34 +220,30 @@ def order_names(network: nn.Module, trained: Collection[str]) -> tuple[str, ...]
     return tuple(name for name, parameter in network.named_parameters() if id(parameter) in wanted)
 
 
-def keep_whole(network: nn.Module, names: tuple[str, ...]) -> SplitNetwork:
-    """Make the whole network the tail: the fallback, and what a split is checked against."""
-    set_training_modes(network, names)
-    state = {name: tensor.detach().clone() for name, tensor in member_tensors(network, names).items()}
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    named = dict(network.named_parameters()) | dict(network.named_buffers())
-    frozen = {name: tensor.detach() for name, tensor in named.items() if name not in state}
-    tails = (partial(call_whole, deepcopy(network, shared).eval()), partial(call_whole, network))
-    return SplitNetwork(state, names, frozen, (0,), "", True, (), pass_inputs, tails, network)
+def keep_whole(network: nn.Module, trained: tuple[str, ...], reason: str = "") -> SplitNetwork:
+    """Make the whole network the tail: the fallback, and what a split is checked against.
 
-
-def call_whole(network: nn.Module, state: Mapping[str, Tensor], features: Features, masks: Features) -> Tensor:
-    output: Tensor = functional_call(network, dict(state), features)
-    return output
-
-
-def pass_inputs(inputs: Tensor) -> Features:
-    return (inputs,)
-
-
-def member_tensors(network: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {name: network.get_parameter(name) for name in names}
-    wanted = {id(parameter) for parameter in tensors.values()}
-    for prefix, module in network.named_modules():
-        below, own = (set(map(id, module.parameters(recurse))) for recurse in (True, False))
-        if module.training and (not below or own & wanted):
-            tensors |= dict(module.named_buffers(prefix, recurse=False))
-    return tensors
+    Args:
+        network: It is put into the modes of training.
+        trained: Names of the trained parameters, each tied one once.
+        reason: Why it is not split.
+    """
+    set_training_modes(network, trained)
+    named = {name: tensor.detach() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+    state = {name: named[name].clone() for name in list_member_tensors(network, trained)}
+    empty = empty_copy(network)
+    return SplitNetwork(
+        state=state,
+        trained_names=trained,
+        tensors={name: tensor for name, tensor in named.items() if name not in state},
+        backbone=PASS_INPUTS,
+        batch_axes=(0,),
+        reads=(0,),
+        evaluation=WholeTail(empty, trained, training=False),
+        training=WholeTail(empty, trained, training=True),
+        draws=True,
+        reason=reason,
+    )
 
 
 def check_split(split: SplitNetwork, whole: SplitNetwork, example: Tensor) -> None:
@@ -254,7 +261,7 @@ def probe_network(split: SplitNetwork, example: Tensor, training: bool) -> Tenso
     state = {name: tensor.clone() for name, tensor in split.state.items()}
     trained = [state[name].requires_grad_() for name in split.trained_names]
     # Slices of unequal size show a value that depends on its batch.
-    features = split.take(split.compute_features(example, len(example) - 1), torch.arange(len(example)))
+    features = split.take(split.compute_features(example, len(example) - 1))
     with torch.random.fork_rng([example.device] if example.is_cuda else []), torch.enable_grad():
         torch.manual_seed(0)
         outputs = split.apply_tail(state, features, training)
@@ -263,16 +270,3 @@ def probe_network(split: SplitNetwork, example: Tensor, training: bool) -> Tenso
         weights = torch.arange(outputs.numel(), device=outputs.device).cos().view_as(outputs)
         gradients = torch.autograd.grad((outputs * weights).sum(), trained, materialize_grads=True)
     return torch.cat([gradient.flatten() for gradient in gradients])
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Export warns, logs and prints to stderr; the user needs the one line of the error alone."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -1,45 +1,41 @@
-"""A graph of tensor operations as data: it is written as JSON, read back and run, without the code that it came from.
+"""A graph of tensor operations as data: steps that are run, pickled or written, without the code they came from.
 
-A program is a list of steps, each a call of an operation of torch's `aten` on earlier values. Reading one runs nothing;
-running one calls nothing but `aten` and a few functions on sizes, so a foreign file can compute, and do no more.
+Training, ensembles and exports run the same programs. One that comes from a file may call no operation but those of
+`operations`; one that was traced in this process may call whatever its network did.
 """
 
-import operator
-import re
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, fields
+from functools import cache, cached_property
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
 
-from ray_ft.errors import first_line, shorten, show_value
+from ray_ft.errors import first_line, show_value
+from ray_ft.split.operations import find_operation, size_of
 
-__all__ = ["Program", "read_program", "size_of", "write_program"]
+__all__ = ["Program", "build_program", "find_foreign", "read_program", "resolve_operation", "size_of"]
 
-
-def size_of(tensor: Tensor, axis: int) -> int | torch.SymInt:
-    """The size along an axis, as a number that `vmap` leaves alone."""
-    return tensor.shape[axis]
-
-
-ARITHMETIC: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (operator.mul, operator.add, operator.sub, operator.floordiv)
-}
-ON_SIZES: dict[str, Callable[..., Any]] = {**ARITHMETIC, "getitem": operator.getitem, "size_of": size_of}
-LARGEST = 2**62  # of sizes, and of what they are computed from
 ENUMS = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
-# Operations that reach past the tensors that they are given, or trust what these hold.
-FORBIDDEN = re.compile(
-    r"from_file|save|print|assert|warn|wait|backward|manual_seed|set_grad_enabled|^set|^resize|^data$|as_strided|rename"
-    r"|unsafe|sparse|coo|cs[rc]|bs[rc]|quant|record|profil|storage|cuda|^_(?!softmax|log_softmax|adaptive|upsample|fft"
-    r"|scaled_dot|native_batch_norm|convolution|to_copy|weight_norm|conj|transformer_encoder|native_multi_head)"
-)
-RETURNED = {"Tensor", "List[Tensor]", "int", "float", "bool", "number"}
-UNWANTED = re.compile(r"Storage|Stream|Dimname|QScheme|__torch__")
+PLACE = "device"  # of an argument that is the device on which the program runs
+
+Step = tuple[str, Any, Any]
+Reading = tuple[Literal["constant", "value", "tensor", "list", "device"], Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A step, ready to run: its function, how its arguments are read, and the values that nothing reads after it."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Reading, ...]
+    keywords: tuple[tuple[str, Reading], ...]
+    last_of: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -48,13 +44,13 @@ class Program:
 
     Attributes:
         n_inputs: How many values it is given.
-        steps: `[operation, arguments, keywords]`; a value is named by `{"value": i}`, where the inputs come first and
-            then the results of the steps, a constant by `{"tensor": name}`.
+        steps: `(operation, arguments, keywords)`; a value is named by `{"value": i}`, where the inputs come first and
+            then the results of the steps, a tensor by `{"tensor": name}`, the caller's device by `{"torch": "device"}`.
         output: One argument: a value, or a list of values.
     """
 
     n_inputs: int
-    steps: tuple[tuple[str, Any, Any], ...]
+    steps: tuple[Step, ...]
     output: Any
 
     def run(self, inputs: Sequence[Any], tensors: Mapping[str, Tensor]) -> Any:
@@ -62,49 +58,99 @@ class Program:
 
         Args:
             inputs: The values that it is given.
-            tensors: Constants by name.
+            tensors: What it reads by name; it runs on the device of the inputs.
         """
         values = list(inputs)
         assert len(values) == self.n_inputs
+        device = find_device(inputs) if self.reads_device else None
 
-        for index, (name, args, keywords) in enumerate(self.steps):
-            named = {key: resolve(value, values, tensors) for key, value in keywords.items()}
-            values.append(find_operation(name)(*resolve(args, values, tensors), **named))
-            for done in self.last_uses.get(index, ()):
+        for call in self.calls:
+            arguments = [
+                values[content] if kind == "value" else read(kind, content, values, tensors, device)
+                for kind, content in call.arguments
+            ]
+            named = {key: read(*reading, values, tensors, device) for key, reading in call.keywords}
+            values.append(call.function(*arguments, **named))
+            for done in call.last_of:
                 values[done] = None  # so that memory holds no more than what is still needed
-        return resolve(self.output, values, tensors)
+        return read(*prepare_reading(self.output), values, tensors, device)
 
     @cached_property
-    def last_uses(self) -> dict[int, list[int]]:
-        """By step, the values that nothing reads after it."""
-        last = {
-            value: index
-            for index, (_, args, keywords) in enumerate(self.steps)
-            for value in list_named([args, *keywords.values()], "value")
-        }
-        kept = {*range(self.n_inputs), *list_named(self.output, "value")}
-        by_step: dict[int, list[int]] = {}
-        for value in last.keys() - kept:
-            by_step.setdefault(last[value], []).append(value)
-        return by_step
+    def calls(self) -> tuple[Call, ...]:
+        last_uses = find_last_uses(self)
+        return tuple(
+            Call(
+                resolve_operation(name),
+                tuple(map(prepare_reading, arguments)),
+                tuple((key, prepare_reading(argument)) for key, argument in keywords.items()),
+                tuple(last_uses.get(index, ())),
+            )
+            for index, (name, arguments, keywords) in enumerate(self.steps)
+        )
+
+    @cached_property
+    def reads_device(self) -> bool:
+        return PLACE in list_named(self.arguments, "torch")
 
     @property
     def constants(self) -> list[str]:
-        """Names of the constants, each once."""
-        every = [[args, *keywords.values()] for _, args, keywords in self.steps]
-        return list(dict.fromkeys(list_named([*every, self.output], "tensor")))
+        """Names of the tensors that it reads, each once."""
+        return list(dict.fromkeys(list_named([*self.arguments, self.output], "tensor")))
+
+    @property
+    def arguments(self) -> list[Any]:
+        return [[arguments, *keywords.values()] for _, arguments, keywords in self.steps]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # calls are prepared anew
 
 
-def resolve(argument: Any, values: Sequence[Any], tensors: Mapping[str, Tensor]) -> Any:
-    """Look up what an argument names; as a closure that calls itself it would keep the values alive."""
-    if isinstance(argument, list):
-        return [resolve(part, values, tensors) for part in argument]
+def prepare_reading(argument: Any) -> Reading:
+    """Look at what an argument names, once for all runs."""
+    if isinstance(argument, list | tuple):
+        return "list", tuple(map(prepare_reading, argument))
     if not isinstance(argument, dict):
-        return argument
+        return "constant", argument
     ((kind, content),) = argument.items()
     if kind == "value":
+        return "value", content
+    if kind == "tensor":
+        return "tensor", content
+    if kind == "complex":
+        return "constant", complex(*content)
+    return ("device", None) if content == PLACE else ("constant", getattr(torch, content))
+
+
+def read(
+    kind: str, content: Any, values: Sequence[Any], tensors: Mapping[str, Tensor], device: torch.device | None
+) -> Any:
+    """Look up an argument; as a closure that calls itself it would keep the values alive."""
+    if kind == "constant":
+        return content
+    if kind == "value":
         return values[content]
-    return tensors[content] if kind == "tensor" else getattr(torch, content)
+    if kind == "tensor":
+        return tensors[content]
+    return device if kind == "device" else [read(kind, part, values, tensors, device) for kind, part in content]
+
+
+def find_device(inputs: Sequence[Any]) -> torch.device:
+    leaves = tree_leaves([dict(value) if isinstance(value, Mapping) else value for value in inputs])
+    return next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def find_last_uses(program: Program) -> dict[int, list[int]]:
+    """Find, by step, the values that nothing reads after it."""
+    last = {
+        value: index
+        for index, (_, arguments, keywords) in enumerate(program.steps)
+        for value in list_named([arguments, *keywords.values()], "value")
+    }
+    kept = {*range(program.n_inputs), *list_named(program.output, "value")}
+    by_step: dict[int, list[int]] = {}
+    for value in last.keys() - kept:
+        by_step.setdefault(last[value], []).append(value)
+    return by_step
 
 
 def list_named(argument: Any, kind: str) -> Iterator[Any]:
@@ -118,99 +164,98 @@ def list_named(argument: Any, kind: str) -> Iterator[Any]:
                 yield content
 
 
-def limit_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep arithmetic to sizes: lists and texts would multiply, and numbers grow, without end."""
-
-    def compute(*numbers: Any) -> Any:
-        for number in numbers:
-            if not isinstance(number, int | float | torch.SymInt) or (
-                isinstance(number, int) and abs(number) > LARGEST
-            ):
-                raise ValueError(f"{function.__name__} is of sizes, got {show_value(number)}")
-        return function(*numbers)
-
-    return compute
-
-
-def find_operation(name: str) -> Callable[..., Any]:
-    """Look an operation up.
+@cache
+def resolve_operation(name: str) -> Callable[..., Any]:
+    """Look up an operation of a program that was traced in this process, or that `find_operation` has let pass.
 
     Raises:
-        ValueError: There is none of that name, or it is not allowed.
+        AttributeError: There is none of that name here.
     """
-    if name in ARITHMETIC:
-        return limit_numbers(ARITHMETIC[name])
-    if name in ON_SIZES:
-        return ON_SIZES[name]
-    space, _, rest = name.partition(".")
-    packet, _, overload = rest.partition(".")
-    if space != "aten" or FORBIDDEN.search(packet) or not hasattr(torch.ops.aten, packet):
-        raise ValueError(f"a step must be an operation of torch's aten, got {shorten(name)}")
-    function = getattr(getattr(torch.ops.aten, packet), overload, None)
-    if not isinstance(function, OpOverload) or not computes(function):
-        raise ValueError(f"this release of torch has no operation {shorten(name)}")
-    return function
+    try:
+        return find_operation(name)
+    except ValueError:
+        module, _, function = name.partition(":")
+        if function:
+            return cast("Callable[..., Any]", getattr(importlib.import_module(module), function))
+        space, packet, overload = name.split(".")
+        return cast("Callable[..., Any]", getattr(getattr(getattr(torch.ops, space), packet), overload))
 
 
-def computes(function: OpOverload) -> bool:
-    """Whether an operation gives tensors or numbers for tensors and plain values, and nothing else."""
-    schema: Any = function._schema
-    given = (str(value.type) for value in schema.returns)
-    taken = " ".join(str(argument.type) for argument in schema.arguments)
-    return bool(schema.returns) and all(kind in RETURNED for kind in given) and not UNWANTED.search(taken)
+def find_foreign(program: Program) -> str | None:
+    """Name an operation of a program that one from a file may not call, if there is one."""
+    for name, _, _ in program.steps:
+        try:
+            find_operation(name)
+        except ValueError:
+            return name
+    return None
 
 
-def write_program(graph: Graph, name_of: Mapping[str, str]) -> Program:
-    """Write a graph down.
+def build_program(graph: Graph) -> Program:
+    """Write a graph down as steps.
 
     Args:
-        graph: Of `aten` operations.
-        name_of: Names of the tensors that its `get_attr` nodes read.
+        graph: Its `get_attr` nodes have the names of tensors.
 
     Raises:
         ValueError: It holds what cannot be written.
     """
     placeholders = graph.find_nodes(op="placeholder")
     numbers = {node: number for number, node in enumerate(placeholders)}
-    steps: list[tuple[str, Any, Any]] = []
-
-    def encode(argument: Any) -> Any:
-        if isinstance(argument, Node):
-            named = argument.op == "get_attr"
-            return {"tensor": name_of[str(argument.target)]} if named else {"value": numbers[argument]}
-        if isinstance(argument, list | tuple):
-            return [encode(part) for part in argument]
-        if type(argument) in ENUMS:
-            return {"torch": str(argument).removeprefix("torch.")}
-        if isinstance(argument, torch.device):
-            return None  # it is computed where its inputs are
-        if argument is None or isinstance(argument, bool | int | float | str):
-            return argument
-        raise ValueError(f"{argument!r} cannot be written down")
-
+    steps: list[Step] = []
     for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        name = node.target.__name__ if node.target in ON_SIZES.values() else str(node.target)
-        find_operation(name)
-        keywords = {key: encode(value) for key, value in node.kwargs.items()}
-        steps.append((name, encode(node.args), keywords))
-        numbers[node] = len(placeholders) + len(steps) - 1
-    return Program(len(placeholders), tuple(steps), encode(graph.output_node().args[0]))
+        if node.op == "call_function":
+            keywords = {key: encode(value, numbers) for key, value in node.kwargs.items()}
+            steps.append((name_operation(node.target), encode(node.args, numbers), keywords))
+            resolve_operation(steps[-1][0])
+            numbers[node] = len(placeholders) + len(steps) - 1
+    return Program(len(placeholders), tuple(steps), encode(graph.output_node().args[0], numbers))
+
+
+def name_operation(target: Any) -> str:
+    if isinstance(target, OpOverload):
+        return str(target)
+    if find_or_none(target.__name__) is not None and target.__module__ in ("_operator", size_of.__module__):
+        return str(target.__name__)
+    return f"{target.__module__}:{target.__qualname__}"
+
+
+def find_or_none(name: str) -> Callable[..., Any] | None:
+    try:
+        return find_operation(name)
+    except ValueError:
+        return None
+
+
+def encode(argument: Any, numbers: Mapping[Node, int]) -> Any:
+    """Write an argument as JSON has it."""
+    if isinstance(argument, Node):
+        return {"tensor": str(argument.target)} if argument.op == "get_attr" else {"value": numbers[argument]}
+    if isinstance(argument, list | tuple):
+        return [encode(part, numbers) for part in argument]
+    if type(argument) in ENUMS:
+        return {"torch": str(argument).removeprefix("torch.")}
+    if isinstance(argument, torch.device):
+        return {"torch": PLACE}  # it is computed where its inputs are
+    if isinstance(argument, complex):
+        return {"complex": [argument.real, argument.imag]}
+    if argument is None or isinstance(argument, bool | int | float | str):
+        return argument
+    raise ValueError(f"{argument!r} cannot be written down")
 
 
 def read_program(content: Any) -> Program:
-    """Read what `dataclasses.asdict` and JSON made of a program.
+    """Read what `dataclasses.asdict` and JSON made of a program; nothing of it is run.
 
     Raises:
         ValueError: It is none, or it names what it may not.
     """
     try:
-        steps = tuple((name, args, keywords) for name, args, keywords in content["steps"])
+        steps = tuple((name, arguments, keywords) for name, arguments, keywords in content["steps"])
         program = Program(content["n_inputs"], steps, content["output"])
-        for index, (name, args, keywords) in enumerate(steps):
+        for index, (name, arguments, keywords) in enumerate(steps):
             find_operation(name)
-            check_arguments([args, list(keywords.values())], program.n_inputs + index)
+            check_arguments([arguments, list(keywords.values())], program.n_inputs + index)
         check_arguments(program.output, program.n_inputs + len(steps))
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"a program has n_inputs, steps and output: {first_line(error)}") from error
@@ -227,7 +272,8 @@ def check_arguments(argument: Any, n_values: int) -> None:
         known = (
             (kind == "value" and isinstance(content, int) and 0 <= content < n_values)
             or (kind == "tensor" and isinstance(content, str))
-            or (kind == "torch" and type(getattr(torch, content, None)) in ENUMS)
+            or (kind == "torch" and (content == PLACE or type(getattr(torch, content, None)) in ENUMS))
+            or (kind == "complex" and [type(part) for part in content] == [float, float])
         )
         if not known:
             raise ValueError(f"an argument names an earlier value, a tensor or a type, got {show_value(argument)}")

@@ -1,0 +1,111 @@
+"""The search: rounds of candidates that a proposer asks for, trained by a backend, each round told before the next.
+
+The plan grows round by round and is written before a round is trained, so a run that goes on repeats nothing and
+changes nothing: rounds that are recorded are taken as they are.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ray_ft.backends.progress import Display
+from ray_ft.data.problem import Problem
+from ray_ft.errors import RunError, RunFolderError
+from ray_ft.files.writing import write_record
+from ray_ft.results.records import Verdict, load_means, load_plan, load_result
+from ray_ft.runs.folder import RunFolder
+from ray_ft.runs.journal import Journal
+from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.proposer import Outcome, Proposer
+
+if TYPE_CHECKING:
+    from ray_ft.backends.successive_halving import SuccessiveHalving
+
+__all__ = ["Monitor", "TrainRound", "read_verdict", "run_rounds"]
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What is told of each epoch and each end: the scheduler, the display and the log."""
+
+    halving: "SuccessiveHalving"
+    display: Display
+    journal: Journal
+
+
+TrainRound = Callable[[Sequence[CandidateSpec]], dict[str, float]]  # trains these; seconds that each took
+
+
+def run_rounds(
+    problem: Problem, run: RunFolder, proposer: Proposer, train: TrainRound, monitor: Monitor
+) -> tuple[tuple[CandidateSpec, ...], dict[str, Verdict]]:
+    """Train candidates until the proposer asks for none; return all of them, and how each ended.
+
+    Args:
+        problem: What is to be learned.
+        run: Its folder, with what an earlier call has left.
+        proposer: Asked for rounds.
+        train: Trains what is left of a round.
+        monitor: Told of what happens, and of what an earlier call has seen.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted; the same call goes on.
+        RunError: The process of a candidate kept dying, or files cannot be written; the same call goes on.
+    """
+    recorded: tuple[CandidateSpec, ...] = ()
+    with contextlib.suppress(RunFolderError):  # there is none, or it is damaged and asked for anew
+        recorded = load_plan(run)
+    plan: tuple[CandidateSpec, ...] = ()
+    verdicts: dict[str, Verdict] = {}
+    while asked := proposer.ask():
+        specs = recorded[len(plan) : len(plan) + len(asked)] or asked
+        plan += specs
+        if len(plan) > len(recorded):
+            write_record(run.plan, {"candidates": [spec.as_dict() for spec in plan]})
+            run.push()
+        replay(problem, run, specs, monitor)
+        halving = monitor.halving
+        left = [spec for spec in specs if halving.stopped_at(spec.name) is None and load_result(run, spec) is None]
+        seconds = train(left) if left else {}
+        for spec in specs:
+            verdicts[spec.name] = read_verdict(run, spec, halving.stopped_at(spec.name), seconds.get(spec.name, 0.0))
+            proposer.tell(spec, find_outcome(problem, run, spec, verdicts[spec.name]))
+    write_record(run.verdicts, {name: verdict.as_dict() for name, verdict in verdicts.items()})
+    return plan, verdicts
+
+
+def replay(problem: Problem, run: RunFolder, specs: Sequence[CandidateSpec], monitor: Monitor) -> None:
+    """Tell the monitor of new candidates, and of what an earlier call has seen of them."""
+    monitor.halving.add(specs)
+    monitor.display.add(specs)
+    for spec in specs:
+        means, result = load_means(run, spec, problem.splits), load_result(run, spec)
+        monitor.journal.resume(spec.name, len(means))
+        for epoch, mean in enumerate(means, start=1):
+            monitor.halving.record(spec.name, epoch, mean, final=result is not None and epoch == len(means))
+            monitor.display.show_epoch(spec.name, epoch, mean)
+        if result is not None:
+            monitor.halving.finish(spec.name)
+            monitor.display.show_end(spec.name, result["state"])
+
+
+def read_verdict(run: RunFolder, spec: CandidateSpec, stopped_at: int | None, seconds: float) -> Verdict:
+    """Read how a candidate ended.
+
+    Raises:
+        RunError: It has left no result.
+    """
+    result: Mapping[str, object] | None = load_result(run, spec)
+    if stopped_at is not None:
+        return Verdict("stopped", stopped_at, "", seconds)
+    if result is None:
+        raise RunError(f"candidate {spec.name} ended without a result; repeat the command to go on with it")
+    return Verdict(result["state"], result["n_epochs"], result.get("reason", ""), seconds)  # type: ignore[arg-type]
+
+
+def find_outcome(problem: Problem, run: RunFolder, spec: CandidateSpec, verdict: Verdict) -> Outcome:
+    """What a proposer is told; what a candidate did past the epoch at which it was stopped does not count."""
+    means = load_means(run, spec, problem.splits)
+    counted = means[: verdict.epoch] if verdict.state == "stopped" else means
+    return Outcome(verdict.state, min(counted) if counted and verdict.state != "failed" else None)

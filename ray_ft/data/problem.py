@@ -1,0 +1,77 @@
+"""The problem of a run: samples, the folds that hold them out, and the objective; and what its members are called."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float
+
+from ray_ft.data.folds import Splits
+from ray_ft.data.samples import Dataset, build_views
+from ray_ft.domains.symmetry import generate_group
+from ray_ft.objectives import Objective
+
+__all__ = ["MemberKey", "Problem", "list_members"]
+
+
+@dataclass(frozen=True, order=True)
+class MemberKey:
+    """Names a member within its candidate."""
+
+    repeat: int
+    fold: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"repeat {self.repeat}, fold {self.fold}, seed {self.seed}"
+
+
+def list_members(n_repeats: int, n_folds: int, n_seeds: int) -> tuple[MemberKey, ...]:
+    return tuple(
+        MemberKey(repeat, fold, seed)
+        for repeat in range(n_repeats)
+        for fold in range(n_folds)
+        for seed in range(n_seeds)
+    )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be learned, from what, and how it is judged; the same for all candidates of a run.
+
+    Attributes:
+        samples: Inputs, targets and groups.
+        splits: Who is held out when.
+        objective: What a prediction is worth.
+        symmetry: Operations that generate the views of a sample.
+        n_seeds: Members of a candidate for each repeat and fold.
+        seed: Of all random numbers of the run.
+    """
+
+    samples: Dataset
+    splits: Splits
+    objective: Objective
+    symmetry: tuple[str, ...]
+    n_seeds: int
+    seed: int
+
+    @cached_property
+    def keys(self) -> tuple[MemberKey, ...]:
+        """The members of a candidate."""
+        return list_members(self.splits.n_repeats, self.splits.n_folds, self.n_seeds)
+
+    @property
+    def by_fold(self) -> tuple[int, int]:
+        """Shape of what there is for each repeat and fold."""
+        return self.splits.n_repeats, self.splits.n_folds
+
+    @property
+    def n_views(self) -> int:
+        """Views of a sample."""
+        return len(generate_group(self.symmetry))
+
+    def build_views(
+        self,
+    ) -> tuple[Float[np.ndarray, "view sample *input"], Float[np.ndarray, "view sample *target"]]:
+        """Move all samples by each operation of the symmetry; the first view is the sample itself."""
+        return build_views(self.samples, self.symmetry)

@@ -1,0 +1,129 @@
+"""What fits: the seam between a candidate, which watches the losses, and a way to make its members.
+
+A fitter holds all of a candidate's members, or some of them, on one device. It knows nothing of folds that compete, of
+patience or of files. `JoinedFitter` makes one of several, wherever these are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ray_ft.data.problem import MemberKey
+
+__all__ = ["FitSettings", "Fitter", "FitterDescription", "JoinedFitter", "Packing", "Predictions", "States", "merge"]
+
+Packing = Literal["auto", "packed", "looped"]
+Predictions = dict[MemberKey, Float[np.ndarray, "_ *target"]]
+States = dict[MemberKey, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How members are fitted, whatever the candidate.
+
+    Attributes:
+        grad_clip: Largest norm of a member's gradient.
+        n_noisy_views: Noisy copies of each view to draw from.
+        precision: Of the products; auto: bf16 where the device gains from it.
+        packing: Whether members train in one step or one after the other; auto times both.
+    """
+
+    grad_clip: float = 1.0
+    n_noisy_views: int = 4
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    packing: Packing = "auto"
+
+
+@dataclass(frozen=True)
+class FitterDescription:
+    """Why the network could not be split, if so; and how the members are fitted."""
+
+    note: str
+    training: str
+
+
+@runtime_checkable
+class Fitter(Protocol):
+    """Makes the members of a candidate, epoch by epoch, from the pretrained network that it started with."""
+
+    def run_epoch(self, epoch: int) -> None:
+        """Fit for an epoch, from 0; a closed form has one.
+
+        Raises:
+            DivergedError: A loss is infinite or not a number.
+        """
+        ...
+
+    def predict(self) -> Predictions:
+        """Predict, by each member, the samples that it is watched on."""
+        ...
+
+    def take_snapshots(self, improved: Bool[np.ndarray, "repeat fold"]) -> None:
+        """Keep the members of these folds as they are now."""
+        ...
+
+    def collect_snapshots(self) -> States:
+        """Return the members as they were kept."""
+        ...
+
+    def save(self) -> dict[MemberKey, dict[str, Any]]:
+        """Return all that the next epoch depends on, in the memory that it will change where that is the CPU's."""
+        ...
+
+    def load(self, saved: Mapping[MemberKey, dict[str, Any]]) -> None:
+        """Go back to what `save` returned, here or in another fitter."""
+        ...
+
+    def has_drifted(self) -> bool:
+        """Whether a frozen parameter or buffer has moved, in the memory that is computed with."""
+        ...
+
+    def describe(self) -> FitterDescription:
+        """Say how it works."""
+        ...
+
+
+def merge(answers: Sequence[dict[MemberKey, Any]]) -> dict[MemberKey, Any]:
+    return {key: value for answer in answers for key, value in answer.items()}
+
+
+class JoinedFitter:
+    """Several fitters of this process, which share a candidate's members, as one.
+
+    Args:
+        fitters: Each with members of its own.
+    """
+
+    def __init__(self, fitters: Sequence[Fitter]) -> None:
+        self.fitters = fitters
+
+    def run_epoch(self, epoch: int) -> None:
+        for fitter in self.fitters:
+            fitter.run_epoch(epoch)
+
+    def predict(self) -> Predictions:
+        return merge([fitter.predict() for fitter in self.fitters])
+
+    def take_snapshots(self, improved: Bool[np.ndarray, "repeat fold"]) -> None:
+        for fitter in self.fitters:
+            fitter.take_snapshots(improved)
+
+    def collect_snapshots(self) -> States:
+        return merge([fitter.collect_snapshots() for fitter in self.fitters])
+
+    def save(self) -> dict[MemberKey, dict[str, Any]]:
+        return merge([fitter.save() for fitter in self.fitters])
+
+    def load(self, saved: Mapping[MemberKey, dict[str, Any]]) -> None:
+        for fitter in self.fitters:
+            fitter.load(saved)
+
+    def has_drifted(self) -> bool:
+        return any(fitter.has_drifted() for fitter in self.fitters)
+
+    def describe(self) -> FitterDescription:
+        return self.fitters[0].describe()

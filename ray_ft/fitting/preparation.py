@@ -1,0 +1,103 @@
+"""What the candidates of a strategy share: the network split where it begins to learn, and its features."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ray_ft.data.problem import Problem
+from ray_ft.models import Pretrained
+from ray_ft.search.strategies import Stage, Strategy
+from ray_ft.split.network import Features, SplitNetwork, split_network
+
+__all__ = ["PreparedStrategy", "prepare_strategy", "split_at"]
+
+ANY_DROPOUT = 0.5  # while the network is traced, so that its dropout is seen; each candidate sets its own
+N_PROBED = 16  # samples of the batch whose operations are counted
+FLOPS_PER_OPERATION = 10e6  # in smaller steps, casting costs a CPU more than the faster products save
+
+
+@dataclass(frozen=True)
+class PreparedStrategy:
+    """What the candidates of a strategy share.
+
+    Attributes:
+        stage: What learns, and how.
+        split: The network, split where the trained parameters begin.
+        features: Of each view and sample, without noise.
+        dtype: Of the products in training.
+    """
+
+    stage: Stage
+    split: SplitNetwork
+    features: Features
+    dtype: torch.dtype
+
+
+def prepare_strategy(
+    problem: Problem,
+    pretrained: Pretrained,
+    strategy: Strategy,
+    precision: Literal["auto", "float32", "bf16"],
+    device: torch.device,
+    n_threads: int = 1,
+) -> PreparedStrategy:
+    """Split the network and run its backbone over all views, once for all candidates of a strategy.
+
+    Args:
+        problem: Has the samples.
+        pretrained: The network.
+        strategy: What learns of it.
+        precision: Of the products; a closed form takes float32 in any case.
+        device: Where it is computed.
+        n_threads: On a CPU, batches at a time.
+    """
+    stage = strategy.stages[-1]
+    inputs = torch.from_numpy(problem.build_views()[0]).flatten(0, 1).to(device)
+    split = split_at(pretrained, stage, inputs)
+    dtype = choose_dtype(precision, split, inputs) if stage.fit == "gradient" else torch.float32
+    features = split.compute_features(inputs, dtype=dtype, n_threads=n_threads)
+    widened = tuple(feature.float() if feature.dtype == torch.bfloat16 else feature for feature in features)
+    return PreparedStrategy(stage, split, widened, dtype)
+
+
+def split_at(pretrained: Pretrained, stage: Stage, inputs: Tensor) -> SplitNetwork:
+    """Split the network where a stage begins to learn, on the device of the inputs."""
+    network = pretrained.build()
+    for name in stage.dropouts:
+        network.get_submodule(name).p = ANY_DROPOUT  # type: ignore[assignment]  # of a dropout
+    return split_network(network.to(inputs.device), stage.trained, inputs[:4])
+
+
+def choose_dtype(precision: Literal["auto", "float32", "bf16"], split: SplitNetwork, inputs: Tensor) -> torch.dtype:
+    """Take bf16 if asked to, or where the device multiplies it natively and products dominate a step."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+    if inputs.is_cuda:
+        gains = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        gains = native and count_flops_per_operation(split, inputs) >= FLOPS_PER_OPERATION
+    return torch.bfloat16 if gains else torch.float32
+
+
+def count_flops_per_operation(split: SplitNetwork, inputs: Tensor) -> float:
+    """Average the floating-point operations of a forward pass over the kernels that it starts."""
+    taken = split.take(split.compute_features(inputs[:N_PROBED]))
+    with torch.no_grad(), FlopCounterMode(display=False) as flops, CallCounter() as calls:  # type: ignore[no-untyped-call]
+        split.apply_tail(split.state, taken)
+    n_flops: float = flops.get_total_flops() / max(1, calls.n_calls)
+    return n_flops
+
+
+class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that are called."""
+
+    n_calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n_calls += 1
+        return func(*args, **(kwargs or {}))

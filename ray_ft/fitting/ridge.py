@@ -1,0 +1,294 @@
+"""Ridge regression as a fitter: a linear map, in closed form, from what the trained part reads to the answer.
+
+A member is the dual form of the map, one coefficient a training row and target value, where a row is a view of a
+sample. Rows that a member never saw have coefficients of zero, so all members share one set of rows, and their answers
+are computed by a tail like any other: `kernel(features, rows) @ coefficients + offset`, on top of what the pretrained
+network says where it is fitted to that residual. The penalty, and the width of a Gaussian kernel, are chosen inside the
+training part by leaving out one group of samples at a time, all of its views together, in closed form.
+
+References:
+    Hastie, Tibshirani & Friedman, "The Elements of Statistical Learning" (2009), 3.4.1 and 5.8, for the dual form and
+    the residuals of samples that are left out. We depart from it in that whole groups are left out.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ray_ft.config import RidgeHyperparameters
+from ray_ft.data.problem import MemberKey, Problem
+from ray_ft.errors import StrategyError
+from ray_ft.files.hashes import hash_tensors
+from ray_ft.fitting.fitter import FitterDescription, Predictions, States
+from ray_ft.split.graph import trace_tail
+from ray_ft.split.network import Features, SplitNetwork
+from ray_ft.split.silence import silence
+
+__all__ = ["RidgeFitter", "attach_ridge"]
+
+MAX_VALUES = 2**15  # of a sample's features; larger ones are averaged over neighbours
+PENALTIES = np.logspace(-6, 2, 33)  # in units of the kernel's mean eigenvalue
+WIDTHS = (0.3, 1.0, 3.0)  # of a Gaussian kernel, in units of the median distance of two rows
+
+
+class RidgeTail(nn.Module):
+    """From features to answers: a kernel between a sample's features and the rows, times a member's coefficients.
+
+    Args:
+        split: The network, whose own tail answers what the ridge adds to.
+        rows: Features of all views of all samples.
+        target_shape: Of one target.
+        hyper: Kernel, and what is fitted to.
+    """
+
+    def __init__(
+        self,
+        split: SplitNetwork,
+        rows: Float[Tensor, "row value"],
+        target_shape: tuple[int, ...],
+        hyper: RidgeHyperparameters,
+    ) -> None:
+        super().__init__()
+        self.split, self.target_shape, self.hyper = split, target_shape, hyper
+        self.rows = nn.Buffer(rows)
+        self.coefficients = nn.Parameter(rows.new_zeros(len(rows), math.prod(target_shape)))
+        self.offset = nn.Parameter(rows.new_zeros(math.prod(target_shape)))
+        self.sharpness = nn.Parameter(rows.new_ones(()))  # of a Gaussian kernel, per squared distance
+        self.own = {name: f"own_{i}" for i, name in enumerate(split.tensors | split.state)}
+        for name, tensor in (split.tensors | split.state).items():
+            self.register_buffer(self.own[name], tensor)
+
+    def forward(self, *features: Tensor) -> Float[Tensor, "sample *target"]:
+        kernel = compute_kernel(flatten_features(self.split, features), self.rows, self.sharpness, self.hyper.kernel)
+        added = kernel @ self.coefficients + self.offset
+        added = added.reshape(added.shape[0], *self.target_shape)
+        if self.hyper.onto == "targets":
+            return added
+        tensors = {name: self.get_buffer(own) for name, own in self.own.items()}
+        answer: Tensor = self.split.evaluation.run((tensors, features, ()), tensors)
+        return answer + added
+
+
+def compute_kernel(
+    samples: Float[Tensor, "sample value"], rows: Float[Tensor, "row value"], sharpness: Tensor, kernel: str
+) -> Float[Tensor, "sample row"]:
+    products = samples @ rows.mT
+    if kernel == "linear":
+        return products
+    squares = (samples**2).sum(1, keepdim=True) + (rows**2).sum(1) - 2 * products
+    return torch.exp(-sharpness * squares.clamp(min=0))
+
+
+def flatten_features(split: SplitNetwork, features: Features) -> Float[Tensor, "sample value"]:
+    """Lay out what a tail reads of each sample; where it is large, averaged over neighbours of its longest axes."""
+    axes = [split.batch_axes[i] for i in split.reads]
+    flat = [
+        shrink(feature.movedim(axis, 0)).flatten(1)
+        for feature, axis in zip(features, axes, strict=True)
+        if axis is not None
+    ]
+    return torch.cat(flat, 1)
+
+
+def shrink(feature: Float[Tensor, "sample *axis"]) -> Float[Tensor, "sample *shorter"]:
+    """Halve the longest axis, by averages of two neighbours, until what is left is small enough."""
+    while feature[0].numel() > MAX_VALUES:
+        axis = 1 + max(range(feature.dim() - 1), key=lambda i: feature.shape[1 + i])
+        n_pairs = feature.shape[axis] // 2
+        pairs = feature.narrow(axis, 0, 2 * n_pairs).unflatten(axis, (n_pairs, 2))  # type: ignore[no-untyped-call]
+        feature = pairs.mean(axis + 1)
+    return feature
+
+
+def attach_ridge(
+    split: SplitNetwork, features: Features, target_shape: tuple[int, ...], hyper: RidgeHyperparameters
+) -> SplitNetwork:
+    """Give a split network the tail of a ridge regression; its members are coefficients.
+
+    Args:
+        split: Where the trained part begins.
+        features: Of all views of all samples, which become its rows.
+        target_shape: Of one target.
+        hyper: Kernel, and what is fitted to.
+
+    Raises:
+        StrategyError: The network runs whole, so there are no features.
+    """
+    if split.reason:
+        raise StrategyError(f"fit: ridge needs a network that can be split at what it trains, but {split.reason}")
+    rows = flatten_features(split, split.take(features)).float()
+    tail = RidgeTail(split, rows, target_shape, hyper)
+    name = f"ridge.{hash_tensors({'rows': rows})[:16]}"
+    known = {id(tensor): own for own, tensor in (split.tensors | split.state).items()} | {id(tail.rows): name}
+    axes = [split.batch_axes[i] for i in split.reads]
+    example = [
+        feature if axis is None else feature.narrow(axis, 0, min(4, feature.shape[axis]))
+        for feature, axis in zip(split.take(features), axes, strict=True)
+    ]
+    with silence():
+        program = trace_tail(tail, known, example, axes)
+    state = {own: parameter.detach().clone() for own, parameter in tail.named_parameters()}
+    return replace(
+        split,
+        state=state,
+        trained_names=tuple(state),
+        tensors=split.tensors | split.state | {name: rows},
+        evaluation=program,
+        training=program,
+        sites=(),
+        draws=False,
+    )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A ridge regression: coefficients of its rows, offset, sharpness of its kernel, error on groups left out."""
+
+    coefficients: Float[np.ndarray, "row value"]
+    offset: Float[np.ndarray, " value"]
+    sharpness: float
+    error: float
+
+
+class RidgeFitter:
+    """Members in closed form; their seeds differ in nothing.
+
+    Args:
+        problem: What is to be learned.
+        split: With a ridge's tail, by `attach_ridge`.
+        zero_shot: What the pretrained network says of every row.
+        hyper: Kernel, and what is fitted to.
+        keys: The members.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        split: SplitNetwork,
+        features: Features,
+        zero_shot: Float[np.ndarray, "row *target"],
+        hyper: RidgeHyperparameters,
+        keys: Sequence[MemberKey],
+    ) -> None:
+        self.problem, self.split, self.features, self.hyper, self.keys = problem, split, features, hyper, tuple(keys)
+        targets = problem.build_views()[1]
+        self.sample_of = np.tile(np.arange(targets.shape[1]), targets.shape[0])  # of the rows
+        base = zero_shot if hyper.onto == "residual" else np.zeros_like(zero_shot)
+        wanted = problem.objective.linear_residual(base, targets.reshape(base.shape))
+        self.wanted = wanted.reshape(len(wanted), -1).astype(np.float64)
+        rows = next(tensor for name, tensor in split.tensors.items() if name.startswith("ridge."))
+        self.rows = rows.double()
+        self.frozen_hash = hash_tensors(split.tensors)
+        self.states: States = {}
+
+    def run_epoch(self, epoch: int) -> None:
+        """Fit every fold, once for all seeds."""
+        by_fold: dict[tuple[int, int], dict[str, Tensor]] = {}
+        for key in self.keys:
+            place = key.repeat, key.fold
+            if place not in by_fold:
+                by_fold[place] = self.fit(self.problem.splits.training(*place))
+            self.states[key] = by_fold[place]
+
+    def fit(self, samples: Int[np.ndarray, " training"]) -> dict[str, Tensor]:
+        own = np.flatnonzero(np.isin(self.sample_of, samples))
+        groups = self.problem.samples.groups[self.sample_of[own]]
+        found = fit_rows(self.rows[torch.from_numpy(own)], self.wanted[own], groups, self.hyper.kernel)
+        coefficients = np.zeros((len(self.sample_of), self.wanted.shape[1]))
+        coefficients[own] = found.coefficients
+        values = {"coefficients": coefficients, "offset": found.offset, "sharpness": np.array(found.sharpness)}
+        return {name: torch.from_numpy(array).float().to(self.split.device) for name, array in values.items()}
+
+    @torch.no_grad()
+    def predict(self) -> Predictions:
+        """Predict, by each member, the samples that it is watched on."""
+        found = {}
+        for key in self.keys:
+            watched = torch.from_numpy(self.problem.splits.watched(key.repeat, key.fold))
+            features = self.split.take(self.features, watched.to(self.split.device))
+            found[key] = self.split.apply_tail(self.states[key], features).cpu().numpy()
+        return found
+
+    def take_snapshots(self, improved: Bool[np.ndarray, "repeat fold"]) -> None:
+        """Its one epoch is what is kept."""
+
+    def collect_snapshots(self) -> States:
+        return {key: {name: tensor.cpu() for name, tensor in state.items()} for key, state in self.states.items()}
+
+    def save(self) -> dict[MemberKey, dict[str, Any]]:
+        return {key: {"state": state} for key, state in self.collect_snapshots().items()}
+
+    def load(self, saved: Mapping[MemberKey, dict[str, Any]]) -> None:
+        self.states = {key: saved[key]["state"] for key in self.keys}
+
+    def has_drifted(self) -> bool:
+        return hash_tensors(self.split.tensors) != self.frozen_hash
+
+    def describe(self) -> FitterDescription:
+        return FitterDescription("", f"in closed form, {self.hyper.kernel} kernel, fitted to the {self.hyper.onto}")
+
+
+def fit_rows(
+    rows: Float[Tensor, "row value"],
+    wanted: Float[np.ndarray, "row target"],
+    groups: Int[np.ndarray, " row"],
+    kernel: str,
+) -> Solution:
+    """Fit one ridge regression, with the penalty and the width that leave the least error on groups left out."""
+    if kernel == "linear":
+        return fit_kernel((rows @ rows.T).cpu().numpy(), wanted, groups, 1.0)
+    distances = torch.cdist(rows, rows).square()
+    middle = float(distances[distances > 0].median())
+    fits = []
+    for width in WIDTHS:
+        sharpness = 1 / (2 * width**2 * middle)
+        fits.append(fit_kernel(torch.exp(-sharpness * distances).cpu().numpy(), wanted, groups, sharpness))
+    return min(fits, key=lambda fit: fit.error)
+
+
+def fit_kernel(
+    kernel: Float[np.ndarray, "row row"],
+    wanted: Float[np.ndarray, "row target"],
+    groups: Int[np.ndarray, " row"],
+    sharpness: float,
+) -> Solution:
+    """Fit with the penalty that leaves the least error on groups left out; the offset is not penalised."""
+    mean, offset = kernel.mean(0), wanted.mean(0)
+    centred = kernel - mean - mean[:, None] + mean.mean()
+    values, vectors = np.linalg.eigh(centred)
+    values, turned = np.maximum(values, 0.0), vectors.T @ (wanted - offset)
+    penalties = PENALTIES * max(float(values.mean()), np.finfo(float).tiny)
+    errors = [leave_groups_out(values, vectors, turned, wanted - offset, groups, penalty) for penalty in penalties]
+    best = int(np.argmin(errors))
+    dual = vectors @ (turned / (values + penalties[best])[:, None])
+    dual -= dual.mean(0)  # as the kernel is centred where it is fitted, and not where it predicts
+    return Solution(dual, offset - mean @ dual, sharpness, errors[best])
+
+
+def leave_groups_out(
+    values: Float[np.ndarray, " row"],
+    vectors: Float[np.ndarray, "row row"],
+    turned: Float[np.ndarray, "row target"],
+    centred: Float[np.ndarray, "row target"],
+    groups: Int[np.ndarray, " row"],
+    penalty: float,
+) -> float:
+    """Sum the squared errors on each group of the fit to the others, without fitting again.
+
+    For a linear smoother H that minimises a penalised sum of squares, the residuals of rows G that are left out are
+    (I - H_GG)^-1 times those of the fit to all.
+    """
+    shrunk = vectors * (values / (values + penalty))
+    residual = centred - shrunk @ turned
+    total = 0.0
+    for group in np.unique(groups):
+        own = np.flatnonzero(groups == group)
+        smoother = shrunk[own] @ vectors[own].T + 1 / len(groups)
+        total += float((np.linalg.solve(np.eye(len(own)) - smoother, residual[own]) ** 2).sum())
+    return total

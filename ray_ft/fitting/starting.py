@@ -1,0 +1,71 @@
+"""Which fitter a stage asks for; the one place that knows them all."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ray_ft.config import GradientHyperparameters, Hyperparameters, RidgeHyperparameters
+from ray_ft.data.problem import MemberKey, Problem
+from ray_ft.fitting.fitter import FitSettings, Fitter
+from ray_ft.fitting.gradient import GradientFitter
+from ray_ft.fitting.preparation import PreparedStrategy
+from ray_ft.fitting.ridge import RidgeFitter, attach_ridge
+from ray_ft.search.plan import CandidateSpec
+from ray_ft.split.network import SplitNetwork
+
+__all__ = ["complete_split", "start_fitter"]
+
+BATCH_SIZE = 32  # samples at a time
+
+
+def start_fitter(
+    problem: Problem,
+    prepared: PreparedStrategy,
+    spec: CandidateSpec,
+    keys: Sequence[MemberKey],
+    settings: FitSettings,
+    device: torch.device,
+    n_threads: int = 1,
+) -> Fitter:
+    """Start members of a candidate from the pretrained network.
+
+    Args:
+        problem: What is to be learned.
+        prepared: What the candidates of its strategy share.
+        spec: The candidate.
+        keys: Which of its members.
+        settings: How they are fitted.
+        device: Where.
+        n_threads: On a CPU, members at the same time.
+
+    Raises:
+        StrategyError: The network does not suit the fit.
+    """
+    hyper = spec.stages[-1]
+    if isinstance(hyper, GradientHyperparameters):
+        return GradientFitter(problem, prepared, spec.name, hyper, keys, settings, device, n_threads)
+    split, features = prepared.split.to(device), tuple(feature.to(device) for feature in prepared.features)
+    zero_shot = predict_rows(split, features, problem.n_views * len(problem.samples))
+    return RidgeFitter(problem, complete_split(split, features, problem, hyper), features, zero_shot, hyper, keys)
+
+
+def complete_split(
+    split: SplitNetwork, features: tuple[torch.Tensor, ...], problem: Problem, hyper: Hyperparameters
+) -> SplitNetwork:
+    """Return the network as the members of a stage compute with it, here and in an ensemble."""
+    if isinstance(hyper, RidgeHyperparameters):
+        return attach_ridge(split, features, problem.samples.targets.shape[1:], hyper)
+    return split
+
+
+@torch.no_grad()
+def predict_rows(
+    split: SplitNetwork, features: tuple[torch.Tensor, ...], n_rows: int
+) -> Float[np.ndarray, "row *target"]:
+    """What the pretrained network says of each view of each sample."""
+    parts = torch.split(torch.arange(n_rows), BATCH_SIZE)
+    predicted = [split.apply_tail(split.state, split.take(features, part)) for part in parts]
+    found: np.ndarray = torch.cat(predicted).cpu().numpy()
+    return found

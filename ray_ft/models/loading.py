@@ -1,0 +1,187 @@
+"""A network and its pretrained weights, read without running code that a file brings."""
+
+import importlib
+import inspect
+import pickle
+import sys
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ray_ft.errors import ConfigError, WeightsError, first_few, first_line, shorten, show_value
+from ray_ft.files.memory import describe_excess
+from ray_ft.models.diffraction_net import DiffractionNet, read_params
+
+__all__ = ["build_network", "load_network", "read_weights"]
+
+
+def load_network(checkpoint_path: str | Path, **params: Any) -> DiffractionNet:
+    """Load a DiffractionNet whose size is read off its checkpoint.
+
+    Args:
+        checkpoint_path: `.safetensors`, or `.pt`/`.pth` by `torch.save`: a state dict, bare or under "model".
+        params: Arguments of `DiffractionNet` that shapes do not show (dropouts, `n_heads`).
+
+    Raises:
+        WeightsError: The file is missing, is no weights file, or holds another network.
+    """
+    network = build_network(None, params, read_weights(Path(checkpoint_path)))
+    assert isinstance(network, DiffractionNet)
+    return network
+
+
+def build_network(factory: str | None, params: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
+    """Build a network and load its pretrained weights, every name and shape of them.
+
+    Args:
+        factory: `package.module:callable`; DiffractionNet, sized by the weights, where it is None.
+        params: Keyword arguments of the factory.
+        weights: A state dict; without one the factory's own weights stay.
+
+    Raises:
+        ConfigError: The factory cannot be imported or called with `params`.
+        WeightsError: Names or shapes differ.
+    """
+    if factory is None:
+        assert weights is not None, "the config asks for a checkpoint where there is no factory"
+        params = add_sizes(params, read_sizes(weights))
+        with torch.device("meta"):  # the sizes are a file's: they are compared before memory is taken for them
+            check_fit(call_factory(None, params), weights)
+    network = call_factory(factory, params)
+    if weights is not None:
+        check_fit(network, weights)
+        network.load_state_dict(weights)
+    return network.eval()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict; no code in the file is run.
+
+    Raises:
+        WeightsError: The file is missing or is no weights file.
+    """
+    rule = f"a checkpoint must be weights alone (safetensors, or tensors by torch.save), got {shorten(str(path))}"
+    try:
+        if not path.is_file():
+            raise WeightsError(f"a checkpoint must be a file, got {path}; check model.checkpoint")
+        check_fits(measure_content(path), rule)
+        content = load_file(path) if path.suffix == ".safetensors" else load_pickled(path)
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:  # torch's own advice is to trust the file, which is not ours
+        raise WeightsError(f"{rule}: it holds more than tensors, or is damaged") from error
+    except Exception as error:  # of any class: torch's reader trusts the structure of what it reads
+        raise WeightsError(f"{rule}: {first_line(error)}") from error
+    weights = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not weights or not all(map(is_entry, weights.items())):
+        raise WeightsError(f'a checkpoint must hold a state dict, bare or under "model", got {path} without one')
+    check_fits(sum(tensor.nbytes for tensor in weights.values()), rule)
+    return weights
+
+
+def is_entry(item: tuple[Any, Any]) -> bool:
+    """Whether this is a name with a plain tensor on the CPU."""
+    name, tensor = item
+    plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return isinstance(name, str) and plain and not tensor.is_quantized
+
+
+def measure_content(path: Path) -> int:
+    """Bytes of a file; where it is a zip archive, unpacked."""
+    if not zipfile.is_zipfile(path):
+        return path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        return sum(member.file_size for member in archive.infolist())
+
+
+def check_fits(n_bytes: int, rule: str) -> None:
+    if excess := describe_excess(n_bytes):
+        raise WeightsError(f"{rule}: {excess}")
+
+
+def load_pickled(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickles by another protocol, which are then refused
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    try:
+        return read_params({name: tuple(tensor.shape) for name, tensor in weights.items()})
+    except (KeyError, IndexError) as error:
+        raise WeightsError(
+            f"a DiffractionNet checkpoint must name {error}, got {first_few(list(weights))}; "
+            "for another network set model.factory"
+        ) from error
+
+
+def add_sizes(params: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    for name in params.keys() & sizes.keys():
+        given = tuple(params[name]) if isinstance(params[name], list) else params[name]
+        if given != sizes[name]:
+            raise ConfigError(
+                f"model.params.{name} is read off the checkpoint, which has {sizes[name]}, got "
+                f"{show_value(params[name])}; leave it out"
+            )
+    return {**params, **sizes}
+
+
+def call_factory(factory: str | None, params: Mapping[str, Any]) -> nn.Module:
+    build = DiffractionNet if factory is None else import_factory(factory)
+    try:
+        inspect.signature(build).bind(**params)
+    except (TypeError, ValueError) as error:  # a class of C may have no signature
+        name = factory or "DiffractionNet"
+        raise ConfigError(
+            f"model.params must be keyword arguments of {name}, got {show_value(dict(params))}: {error}"
+        ) from error
+    try:
+        network = build(**params)
+    except Exception as error:  # of any class, as torch's layers raise for sizes that are none
+        if factory is not None:
+            raise  # a bug in the user's own code keeps its traceback
+        raise ConfigError(
+            f"model.params must suit DiffractionNet and its checkpoint, got {show_value(dict(params))}: "
+            f"{first_line(error)}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"model.factory must build a torch.nn.Module, got {type(network).__name__} from {factory}")
+    return network
+
+
+def import_factory(factory: str) -> Any:
+    module_name, _, name = factory.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a command, unlike `python -m`, does not see the user's own folder
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"model.factory must be importable, got {factory}: {error}") from error
+
+
+def check_fit(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes both ways before any weight is loaded."""
+    own = network.state_dict()
+    missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    reshaped = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+        for name in own.keys() & weights.keys()
+        if weights[name].shape != own[name].shape
+    ]
+    lines = [
+        f"  {what}: {first_few(names)}"
+        for what, names in (
+            ("the checkpoint lacks", missing),
+            ("the network lacks", foreign),
+            ("shapes differ (checkpoint for network)", sorted(reshaped)),
+        )
+        if names
+    ]
+    if lines:
+        raise WeightsError("names and shapes of checkpoint and network must agree, but\n" + "\n".join(lines))

@@ -1,0 +1,59 @@
+"""The pretrained network as what it is built from: a factory, its arguments, and weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ray_ft.errors import DataError
+from ray_ft.files.hashes import hash_tensors
+from ray_ft.models.loading import build_network
+
+__all__ = ["Pretrained", "predict_all"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network that any process can build.
+
+    Attributes:
+        factory: `package.module:callable`; DiffractionNet, sized by the weights, where it is None.
+        params: Keyword arguments of the factory.
+        weights: Its state dict.
+    """
+
+    factory: str | None
+    params: Mapping[str, Any]
+    weights: Mapping[str, Tensor] = field(repr=False)
+
+    def build(self) -> nn.Module:
+        """Build it, in evaluation mode."""
+        return build_network(self.factory, self.params, self.weights)
+
+    @property
+    def hash(self) -> str:
+        """What names its weights."""
+        return hash_tensors(self.weights)
+
+
+@torch.no_grad()
+def predict_all(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> Float[np.ndarray, "sample ..."]:
+    """Predict with a network as it is.
+
+    Raises:
+        DataError: It does not take the inputs, or answers with something else than one tensor.
+    """
+    try:
+        parts = [network(part.clone()) for part in torch.split(torch.from_numpy(inputs), 64)]  # it may change them
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(f"the network must take the inputs, got shape {inputs.shape}: {reason}") from error
+    if not all(isinstance(part, torch.Tensor) for part in parts):
+        kind = type(parts[0]).__name__
+        raise DataError(f"the network must answer with one tensor, got {kind}; wrap it in a module that does")
+    predicted: np.ndarray = torch.cat(parts).numpy()
+    return predicted

@@ -1,0 +1,154 @@
+"""A run's folder, opened for one call: made, or found to hold this very run, and closed to others meanwhile."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ray_ft.config import reload_config
+from ray_ft.data.folds import Splits
+from ray_ft.errors import ConfigError, RunFolderError, UserError, first_few
+from ray_ft.files.writing import write_record, write_text
+from ray_ft.results.records import load_provenance, load_splits
+from ray_ft.runs.folder import RunFolder, hold
+from ray_ft.runs.provenance import describe_environment
+
+__all__ = ["Identity", "check_identity", "open_run"]
+
+FORMER = "0.1."  # releases whose runs are read, and not gone on with
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run is made of, so what its folder must hold to go on.
+
+    Attributes:
+        config: All that decides its members.
+        config_text: The whole config as YAML.
+        splits: The folds.
+        data_hash: Of the samples.
+        weights_hash: Of the pretrained weights.
+    """
+
+    config: dict[str, Any]
+    config_text: str
+    splits: Splits
+    data_hash: str
+    weights_hash: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is compared."""
+        hashes = {"splits_hash": self.splits.hash, "data_hash": self.data_hash, "weights_hash": self.weights_hash}
+        return {"config": self.config, **hashes}
+
+
+@contextmanager
+def open_run(run: RunFolder, identity: Identity) -> Iterator[None]:
+    """Make the run folder, or make sure that it holds this very run; keep others out while it is open.
+
+    What this call wrote goes again when it turns out that the run cannot start.
+
+    Raises:
+        RunFolderError: It cannot be written, is in use, or holds another run or other files.
+    """
+    made = not run.root.exists()
+    with contextlib.ExitStack() as stack:
+        try:
+            check_identity(run, identity)
+            run.root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(run.lock, run.place))
+            known = run.provenance.exists()
+            write_identity(run, identity, known)
+            run.push()
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunFolderError(f"the run folder must be writable, got {run.place}: {reason}; set --out") from error
+        if not known:
+            stack.enter_context(forget_on_user_error(run, made))
+        yield
+
+
+def check_identity(run: RunFolder, identity: Identity) -> None:
+    """Make sure that a folder holds nothing but this run.
+
+    Raises:
+        RunFolderError: It holds another run, other files, or a record that is damaged.
+    """
+    if not run.provenance.exists():
+        if strangers := list_strangers(run):
+            raise RunFolderError(
+                f"a new run needs an empty folder, got {run.place} with {first_few(strangers)}; choose another --out"
+            )
+        return
+    old, new = load_provenance(run), identity.as_dict()
+    release = str(old["environment"]["versions"].get("ray-ft"))
+    if release.startswith(FORMER):
+        raise RunFolderError(
+            f"a run goes on with the release that began it, got {run.place} by ray-ft {release}; choose another --out "
+            "(report, predict and evaluate read it as it is)"
+        )
+    changes = list(compare(old["config"], new["config"], ""))
+    for key, what in (
+        ("data_hash", "the data"),
+        ("weights_hash", "the pretrained weights"),
+        ("splits_hash", "the splits"),
+    ):
+        if not changes and old[key] != new[key]:
+            changes.append(f"{what} have changed since")
+    if changes:
+        listed = "\n".join(f"  {change}" for change in changes)
+        raise RunFolderError(
+            f"a run folder goes on with the config that it was made with, but {run.place} differs\n{listed}\n"
+            "choose another --out, or remove the folder"
+        )
+
+
+def compare(old: Any, new: Any, key: str) -> Iterator[str]:
+    """List the keys whose values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            yield from compare(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield f"{key}: {json.dumps(old)} there, {json.dumps(new)} here"
+
+
+def list_strangers(run: RunFolder) -> list[str]:
+    """Name the files of a folder that are not what a run cut off at its start leaves; that always has a lock."""
+    names = sorted(path.name for path in run.root.iterdir()) if run.root.is_dir() else []
+    own = (run.lock, run.config, run.splits, run.plan) if run.lock.exists() else ()
+    return [name for name in names if name not in {path.name for path in own}]
+
+
+def write_identity(run: RunFolder, identity: Identity, known: bool) -> None:
+    """Write what a run is made of; of one that is known, only what is damaged, as all of it follows from its config."""
+    if not known or is_damaged(lambda: reload_config(run.config)):
+        write_text(run.config, identity.config_text)
+    if not known or is_damaged(lambda: load_splits(run)):
+        write_record(run.splits, {"hash": identity.splits.hash, **asdict(identity.splits)})
+    if not known:
+        write_record(run.provenance, identity.as_dict() | {"environment": describe_environment()})
+
+
+def is_damaged(load: Callable[[], object]) -> bool:
+    try:
+        load()
+    except (RunFolderError, ConfigError):
+        return True
+    return False
+
+
+@contextmanager
+def forget_on_user_error(run: RunFolder, made: bool) -> Iterator[None]:
+    """Remove the files of a run in which nothing was trained, and its folder if it was made for it."""
+    try:
+        yield
+    except UserError:
+        if not run.candidates.exists():
+            for path in (run.provenance, run.plan, run.splits, run.config, run.log, run.lock):
+                path.unlink(missing_ok=True)
+            run.push()
+            if made and not any(run.root.iterdir()):
+                run.root.rmdir()
+        raise

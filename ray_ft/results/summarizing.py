@@ -1,0 +1,118 @@
+"""What is known of a finished run put together: its strategies, its baselines, how they compare, and what is odd."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from ray_ft.files.writing import write_record, write_text
+from ray_ft.results.records import Verdict, load_result
+from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
+from ray_ft.runs.folder import RunFolder
+from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.strategies import Strategy
+from ray_ft.statistics.comparison import Comparison, compare_all
+from ray_ft.statistics.scores import StrategyScore
+
+__all__ = ["compare_with_baseline", "find_notes", "summarize_baselines", "summarize_strategies", "write_summary"]
+
+SAME = 1e-4  # relative differences below this are rounding
+Parts = Mapping[str, tuple[int, int]]  # trained and all parameters by part of the network
+
+
+def summarize_strategies(
+    run: RunFolder,
+    plan: Sequence[CandidateSpec],
+    verdicts: Mapping[str, Verdict],
+    scores: Mapping[str, StrategyScore | None],
+    strategies: Mapping[str, Strategy],
+) -> dict[str, StrategySummary]:
+    """Put together what is known of each strategy."""
+    specs = {name: [spec for spec in plan if spec.strategy == name] for name in scores}
+    return {
+        name: summarize_strategy(run, specs[name], verdicts, score, strategies[name].parts)
+        for name, score in scores.items()
+    }
+
+
+def summarize_strategy(
+    run: RunFolder,
+    specs: Sequence[CandidateSpec],
+    verdicts: Mapping[str, Verdict],
+    score: StrategyScore | None,
+    parts: Parts,
+) -> StrategySummary:
+    own = {spec.name: verdicts[spec.name] for spec in specs}
+    states = Counter(verdict.state for verdict in own.values())
+    n_trained, n_params = (sum(counts) for counts in zip(*parts.values(), strict=True))
+    return StrategySummary(
+        score_mean=score.mean if score else None,
+        score_std=score.std if score else None,
+        fold_std=score.spread.folds if score else None,
+        seed_std=score.spread.seeds if score else None,
+        best_epoch_mean=score.best_epoch_mean if score else None,
+        scores=score.values.tolist() if score else [],
+        stop_epochs=score.epoch.tolist() if score else [],
+        chosen_candidates=score.candidate.tolist() if score else [],
+        n_trained_params=n_trained,
+        trained_share=n_trained / n_params,
+        parts=dict(parts),
+        candidates={state: states[state] for state in ("completed", "stopped", "failed")},
+        verdicts=own,
+        seconds=sum(verdict.seconds for verdict in own.values()),
+        training=collect(run, specs, "training"),
+    )
+
+
+def summarize_baselines(scores: Mapping[str, Float[np.ndarray, "repeat fold"]]) -> dict[str, BaselineSummary]:
+    return {
+        name: BaselineSummary(
+            score_mean=float(values.mean()), score_std=float(values.std(ddof=1)), scores=values.tolist()
+        )
+        for name, values in scores.items()
+    }
+
+
+def compare_with_baseline(
+    scores: Mapping[str, StrategyScore | None],
+    baselines: Mapping[str, Float[np.ndarray, "repeat fold"]],
+    rope: float,
+    test_share: float,
+) -> tuple[Comparison, ...]:
+    """Compare each pair of the strategies that have a score, and each with the best baseline."""
+    by_fold = {name: score.values.mean(-1) for name, score in scores.items() if score is not None}
+    best = min(baselines, key=lambda name: baselines[name].mean())
+    return compare_all(by_fold | {best: baselines[best]}, rope, test_share)
+
+
+def find_notes(
+    run: RunFolder,
+    plan: Sequence[CandidateSpec],
+    scores: Mapping[str, StrategyScore | None],
+    strategies: Mapping[str, Strategy],
+) -> list[str]:
+    """Collect what is odd about the training of each strategy."""
+    notes = []
+    for name, score in scores.items():
+        notes += [f"{name}: {note}" for note in collect(run, [s for s in plan if s.strategy == name], "note")]
+        random = strategies[name].n_trained > 0  # a closed form gives each seed the same
+        if random and score is not None and score.values.shape[-1] > 1 and differ_by(score.values) < SAME:
+            notes.append(f"{name}: all seeds gave the same results, so they count as one; what in training is random?")
+    return notes
+
+
+def differ_by(values: Float[np.ndarray, "repeat fold seed"]) -> float:
+    """The largest difference between seeds, as a share of the mean; none where all scores are 0."""
+    return float(np.ptp(values, axis=-1).max() / values.mean()) if values.any() else 0.0
+
+
+def collect(run: RunFolder, specs: Sequence[CandidateSpec], key: str) -> list[str]:
+    """Find the different values that candidates recorded under a key."""
+    return sorted({result[key] for spec in specs if (result := load_result(run, spec) or {}).get(key)})
+
+
+def write_summary(run: RunFolder, summary: Summary) -> None:
+    """Write the leaderboard, then the summary: where it stands, the run is finished."""
+    write_text(run.leaderboard, summary.leaderboard().to_csv(index=False, lineterminator="\n"))
+    write_record(run.summary, summary.model_dump(mode="json"))
