@@ -20,7 +20,8 @@ from ray_ft.backends.progress import Display
 from ray_ft.backends.running import run_near_storage, run_trials
 from ray_ft.config import STRATEGIES_FILE, Config, read_yaml, reload_config
 from ray_ft.data.folds import deal_folds, deal_inner, limit_training
-from ray_ft.data.samples import load_dataset
+from ray_ft.data.samples import load_samples
+from ray_ft.domains import find_domain
 from ray_ft.ensemble import reduce_members
 from ray_ft.errors import (
     ConfigError,
@@ -123,7 +124,7 @@ def prepare(config: Config, out: Path | RunFolder) -> Prepared:
         UserError: It breaks a rule.
     """
     data, cv = config.data, config.cv
-    dataset = load_dataset(data.inputs, data.targets, config.layout, data.groups, data.stratify, cv.folds)
+    dataset = load_samples(data.inputs, data.targets, find_domain(config.layout), data.groups, data.stratify, cv.folds)
     splits = deal_folds(dataset.groups, cv.folds, cv.repeats, cv.seed, dataset.strata)
     if cv.train_size is not None:
         splits = limit_training(splits, dataset.groups, cv.train_size)

@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ray_ft.config import ModelSection
+from ray_ft.domains import DomainName
 from ray_ft.errors import EnsembleError, first_line, show_value
 from ray_ft.files.json_text import parse_json, read_json
 from ray_ft.files.memory import describe_excess
@@ -88,7 +89,7 @@ class Card(Frozen):
     level: float
     symmetric: bool
     symmetry: tuple[str, ...]
-    layout: Literal["diffraction", "raw"]
+    layout: DomainName
     data_keys: tuple[str, str]
     input_shape: tuple[int, ...]
     target_shape: tuple[int, ...]

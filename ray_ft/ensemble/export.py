@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ray_ft.domains.symmetry import Operation, generate_group
 from ray_ft.ensemble import Ensemble, apply_stacked
 from ray_ft.errors import EnsembleError
 from ray_ft.runs.folder import replace_file
@@ -33,15 +32,13 @@ class Members(nn.Module):
             self.names[strategy] = {name: f"state_{i}_{strategy}" for i, name in enumerate(own)}
             for name, tensor in own.items():
                 self.register_buffer(self.names[strategy][name], tensor)
-        self.group = generate_group(self.card.symmetry if self.card.symmetric else ())
+        self.domain = ensemble.domain
+        self.views = self.domain.list_views(self.card.symmetry if self.card.symmetric else ())
 
     def forward(self, inputs: Float[Tensor, "sample *input"]) -> Float[Tensor, "member sample *target"]:
-        if self.card.layout == "diffraction":
-            inputs = 2 * inputs - 1
-        views = [
-            move(operation.inverse(), self.run(move(operation, inputs, (-2, -1))), (-3, -2)) for operation in self.group
-        ]
-        return torch.stack(views).mean(0)
+        encoded = self.domain.encode_inputs(inputs)
+        restored = [view.restore_targets(self.run(view.move_inputs(encoded))) for view in self.views]
+        return torch.stack(restored).mean(0)
 
     def run(self, inputs: Tensor) -> Tensor:
         features = self.network.compute_features(inputs)
@@ -134,20 +131,6 @@ def check_soup(ensemble: Ensemble) -> None:
             f"a soup must score within {TOLERATED:.0%} of the ensemble, got {seen}; export without "
             "--soup, or with --force"
         )
-
-
-def move(operation: Operation, tensor: Tensor, axes: tuple[int, int]) -> Tensor:
-    """Do what `symmetry.apply_operation` does, with operations that can be exported."""
-    if operation.transpose:
-        tensor = tensor.transpose(*axes)
-    flipped = [axis for axis, flip in zip(axes, operation.flip, strict=True) if flip]
-    tensor = tensor.flip(flipped) if flipped else tensor
-    for axis, rolled in zip(axes, operation.roll, strict=True):
-        if rolled:
-            half = tensor.shape[axis] // 2
-            first, second = tensor.narrow(axis, 0, half), tensor.narrow(axis, half, half)
-            tensor = torch.cat([second, first], axis)
-    return tensor
 
 
 def export_ensemble(ensemble: Ensemble, path: Path, soup: bool = False) -> Path:

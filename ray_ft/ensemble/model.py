@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from ray_ft.data.samples import SPECTRA_AXES, STRUCTURE_AXES, prepare_inputs
-from ray_ft.domains.symmetry import apply_operation, generate_group
+from ray_ft.data.samples import prepare_inputs
+from ray_ft.domains import Domain, find_domain
 from ray_ft.ensemble.artefact import Card, find_folder, read_card, read_network, read_tensors
 from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError, RayFTError, first_line
@@ -153,7 +153,7 @@ class Ensemble:
         Raises:
             DataError: They are not such inputs.
         """
-        prepared = prepare_inputs(inputs, self.card.layout, source)
+        prepared = prepare_inputs(inputs, self.domain, source)
         if prepared.shape[1:] != self.card.input_shape:
             raise DataError(
                 f"inputs must have the shape {self.card.input_shape} that the ensemble was trained on, got "
@@ -171,7 +171,7 @@ class Ensemble:
         """Predict with every member; the backbone runs once.
 
         Args:
-            inputs: As in the run's data: structures of 0 and 1 in the diffraction layout.
+            inputs: As in the run's data.
             level: Of the intervals; the card's where left out.
             batch_size: Samples at a time.
             source: Of the inputs, for messages.
@@ -247,15 +247,14 @@ class Ensemble:
         self, inputs: Float[np.ndarray, "sample *input"], symmetric: bool
     ) -> tuple[Float[np.ndarray, "strategy repeat fold seed sample *target"], Features]:
         """What every member says of prepared inputs; also the features of the inputs as they are."""
-        group = generate_group(self.card.symmetry) if symmetric else generate_group(())
+        views = self.domain.list_views(self.card.symmetry if symmetric else ())
         total: Any = 0.0
         first: Features = ()
-        for operation in group:
-            moved = apply_operation(operation, inputs, STRUCTURE_AXES)
-            features, predicted = self.run_members(torch.from_numpy(np.ascontiguousarray(moved)))
+        for view in views:
+            features, predicted = self.run_members(view.move_inputs(torch.from_numpy(inputs)).contiguous())
             first = first or features  # of the identity, which comes first
-            total = total + apply_operation(operation.inverse(), predicted, SPECTRA_AXES)
-        return total / len(group), first
+            total = total + view.restore_targets(torch.from_numpy(predicted)).numpy()
+        return total / len(views), first
 
     @torch.no_grad()
     def run_members(
@@ -270,6 +269,10 @@ class Ensemble:
     @property
     def device(self) -> torch.device:
         return next(iter(next(iter(self.states.values())).values())).device
+
+    @property
+    def domain(self) -> Domain:
+        return find_domain(self.card.layout)
 
     @property
     def weights(self) -> Float[np.ndarray, "strategy repeat fold seed"]:
@@ -361,7 +364,7 @@ def check_together(ensemble: Ensemble) -> None:
         or not ((fold_of >= 0) & (fold_of < card.n_folds)).all()
     ):
         raise ValueError("the folds of the training samples are not those of the card")
-    generate_group(card.symmetry)  # refuses unknown operations
+    ensemble.domain.list_views(card.symmetry)  # refuses unknown operations
     if excess := describe_excess(8 * math.prod(card.input_shape)):
         raise ValueError(excess)
     inputs = np.ones((2, *card.input_shape), np.float32)

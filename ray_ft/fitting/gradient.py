@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ray_ft.data.samples import build_views
 from ray_ft.fitting.task import Part, Task
 from ray_ft.fitting.training import (
     Pack,
@@ -64,7 +63,7 @@ class Squad:
         self.keys, self.n_threads, self.splits = tuple(keys), n_threads, splits
         self.recipe = Recipe(hyper, task.config.cv.metric, training.grad_clip, part.dtype)
         self.split = part.split.set_dropout(dict.fromkeys(part.head_dropouts, hyper.head_dropout or 0.0))
-        inputs, targets = (torch.from_numpy(a).to(device) for a in build_views(task.dataset, task.config.symmetry))
+        inputs, targets = (torch.from_numpy(a).to(device) for a in task.dataset.build_views(task.config.symmetry))
         clean = ViewBank(tuple(feature.to(device) for feature in part.features), targets)
         noise = (hyper.noise_std, training.n_noisy_views, task.config.cv.seed)
         self.bank = add_noisy_copies(clean, self.split, inputs, *noise, part.dtype, n_threads)

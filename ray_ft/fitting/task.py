@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ray_ft.config import Config
 from ray_ft.data.folds import Splits
-from ray_ft.data.samples import Dataset, build_views
-from ray_ft.domains.symmetry import generate_group
+from ray_ft.data.samples import Samples
 from ray_ft.models import build_network
 from ray_ft.runs.folder import RunFolder
 from ray_ft.search.strategies import find_head_dropouts, select_trained
@@ -34,7 +33,7 @@ class Task:
 
     config: Config
     weights: Mapping[str, Tensor]
-    dataset: Dataset
+    dataset: Samples
     splits: Splits
     run: RunFolder
 
@@ -76,7 +75,8 @@ def estimate_bytes(task: Task, strategy: str) -> int:
     (stage,) = task.config.selected[strategy].stages
     n_copies = 1 + training.n_noisy_views * (stage.noise_std[1] > 0)
     of_member = BYTES_PER_MEMBER + count_trained(task, strategy) * BYTES_PER_WEIGHT
-    views = len(generate_group(task.config.symmetry)) * (dataset.inputs.nbytes * n_copies + dataset.targets.nbytes)
+    n_views = len(dataset.domain.list_views(task.config.symmetry))
+    views = n_views * (dataset.inputs.nbytes * n_copies + dataset.targets.nbytes)
     return cv.folds * cv.seeds * cv.repeats * of_member + views + cv.repeats * cv.seeds * dataset.targets.nbytes
 
 
@@ -88,7 +88,7 @@ def prepare_part(task: Task, strategy: str, device: torch.device, n_threads: int
     head_dropouts = find_head_dropouts(network) if stage.head_dropout is not None else ()
     for name in head_dropouts:
         network.get_submodule(name).p = ANY_DROPOUT  # type: ignore[assignment]  # of a dropout
-    inputs = torch.from_numpy(build_views(task.dataset, task.config.symmetry)[0]).flatten(0, 1).to(device)
+    inputs = torch.from_numpy(task.dataset.build_views(task.config.symmetry)[0]).flatten(0, 1).to(device)
     split = split_network(network.to(device), trained, inputs[:4])
     dtype = choose_dtype(task.config.training.precision, split, inputs)
     features = split.compute_features(inputs, dtype=dtype, n_threads=n_threads)

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from ray_ft.config import BASELINES
-from ray_ft.data.samples import TargetAxes
+from ray_ft.domains import TargetAxes
 from ray_ft.learning_curves import LearningCurve
 from ray_ft.report.words import Unit, label
 from ray_ft.results.records import Verdict

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from ray_ft.config import Config, reload_config
-from ray_ft.data.samples import TargetAxes, describe_targets
+from ray_ft.domains import TargetAxes, find_domain
 from ray_ft.errors import RunFolderError
 from ray_ft.learning_curves import LearningCurve
 from ray_ft.objectives.metrics import score_predictions
@@ -86,7 +86,8 @@ class Findings:
 
     @cached_property
     def axes(self) -> TargetAxes:
-        return describe_targets(self.config.layout, self.blind["targets"].shape[1:], self.config.data.wavelengths_nm)
+        domain = find_domain(self.config.layout)
+        return domain.name_axes(self.blind["targets"].shape[1:], self.config.data.wavelengths_nm)
 
 
 @dataclass(frozen=True)
