@@ -14,6 +14,7 @@ from sklearn.model_selection import RepeatedKFold
 
 from ray_ft.config import load_config
 from ray_ft.data.samples import prepare_inputs, read_array
+from ray_ft.domains import find_domain
 from ray_ft.ensemble import FALSE_ALARMS, flatten_features
 from ray_ft.models import load_network
 from ray_ft.search.strategies import select_trained
@@ -34,7 +35,8 @@ def main() -> None:
         "novel": f"{DATA}/novel.npz::structure",
         "precise": f"{DATA}/precise.npz::structure",
     }
-    inputs = {name: prepare_inputs(read_array(source), config.layout, source) for name, source in sources.items()}
+    domain = find_domain(config.layout)
+    inputs = {name: prepare_inputs(read_array(source), domain, source) for name, source in sources.items()}
     network = load_network(str(config.checkpoint), **config.model.params)
     names = [name for name, _ in network.named_parameters()]
     for strategy in options.strategies.split(","):

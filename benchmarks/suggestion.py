@@ -23,6 +23,7 @@ from examples.color_router.patterns import PIXELS, draw_blobs
 from examples.color_router.simulator import simulate
 from ray_ft import Config, Ensemble, cross_validate, load_network
 from ray_ft.data.samples import prepare_inputs
+from ray_ft.domains import find_domain
 from ray_ft.ensemble.suggestion import choose_batch
 from ray_ft.split.network import split_network
 
@@ -108,7 +109,7 @@ def compute_features(structures: np.ndarray) -> np.ndarray:
 
 
 def normalise(structures: np.ndarray) -> np.ndarray:
-    return prepare_inputs(structures, "diffraction", "structures")
+    return prepare_inputs(structures, find_domain("diffraction"), "structures")
 
 
 def draw_measured(seed: int) -> Parts:

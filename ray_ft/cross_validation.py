@@ -18,14 +18,18 @@ from jaxtyping import Float
 from rich.console import Console
 
 from ray_ft.backends.progress import Display
-from ray_ft.backends.running import run_near_storage, search_candidates
+from ray_ft.backends.rounds import run_rounds
+from ray_ft.backends.running import check_loggers, open_backend, open_monitor, prepare_loggers, run_near_storage
 from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import Splits, deal_folds, deal_inner, limit_training
 from ray_ft.data.problem import Problem
-from ray_ft.data.samples import Dataset, load_dataset
+from ray_ft.data.samples import Samples, load_samples
+from ray_ft.domains import find_domain
+from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import reduce_members
 from ray_ft.errors import DataError, RunError, RunFolderError, WeightsError
 from ray_ft.files.hashes import hash_arrays
+from ray_ft.fitting.fitter import FitSettings
 from ray_ft.models import Pretrained, build_network, predict_all, read_weights
 from ray_ft.objectives import find_objective
 from ray_ft.objectives.baselines import score_baselines
@@ -63,10 +67,22 @@ class Prepared:
     zero_shot: Float[np.ndarray, "sample *target"]
 
     @property
+    def config_text(self) -> str:
+        return yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+
+    @property
     def identity(self) -> Identity:
-        samples, text = self.problem.samples, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        """What the run's folder must hold."""
+        splits, samples = self.problem.splits, self.problem.samples
         data_hash = hash_arrays(samples.inputs, samples.targets)
-        return Identity(self.config.identity(), text, self.problem.splits, data_hash, self.pretrained.hash)
+        return Identity(self.config.identity(), self.config_text, splits, data_hash, self.pretrained.hash)
+
+    @property
+    def origin(self) -> Origin:
+        """What goes with the ensemble."""
+        config, data = self.config, self.config.data
+        keys = data.inputs.partition("::")[2], data.targets.partition("::")[2]
+        return Origin(config.name, config.layout, keys, data.wavelengths_nm, config.model, self.config_text)
 
     @property
     def proposer(self) -> RandomProposer:
@@ -98,6 +114,7 @@ def cross_validate(
         with open_run(run, prepared.identity), keep_files(run.place):
             with contextlib.suppress(RunFolderError):  # there is none, or it is damaged and made again
                 return Summary.load(run.root)
+            check_loggers(config.loggers, inline)
             journal = Journal(run.log)
             journal.write("start", **describe_environment())
             run.push()
@@ -114,7 +131,8 @@ def prepare(config: Config) -> Prepared:
         UserError: It breaks a rule.
     """
     data, cv, model = config.data, config.cv, config.model
-    samples = load_dataset(data.inputs, data.targets, config.layout, data.groups, data.stratify, cv.folds)
+    domain = find_domain(config.layout)
+    samples = load_samples(data.inputs, data.targets, domain, data.groups, data.stratify, cv.folds)
     splits = deal_splits(config, samples)
     weights = read_weights(Path(config.checkpoint)) if config.checkpoint else None
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
@@ -128,7 +146,7 @@ def prepare(config: Config) -> Prepared:
     )
 
 
-def deal_splits(config: Config, samples: Dataset) -> Splits:
+def deal_splits(config: Config, samples: Samples) -> Splits:
     """Deal the folds, and what of their training parts does without or stops and selects."""
     cv = config.cv
     splits = deal_folds(samples.groups, cv.folds, cv.repeats, cv.seed, samples.strata)
@@ -137,7 +155,7 @@ def deal_splits(config: Config, samples: Dataset) -> Splits:
     return deal_inner(splits, samples.groups, samples.strata) if cv.protocol == "nested" else splits
 
 
-def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Dataset) -> None:
+def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Samples) -> None:
     if zero_shot.shape != samples.targets.shape:
         raise DataError(
             f"the network's outputs must have the shape of the targets, got {zero_shot.shape[1:]} for "
@@ -151,13 +169,18 @@ def search(
     prepared: Prepared, run: RunFolder, inline: bool, journal: Journal, console: Console
 ) -> tuple[tuple[CandidateSpec, ...], dict[str, Verdict]]:
     """Train the candidates that the proposer asks for; return all of them and how each ended."""
-    config, problem = prepared.config, prepared.problem
-    cost = {name: strategy.n_trained for name, strategy in prepared.strategies.items()}  # of an epoch, roughly
+    config, problem, strategies = prepared.config, prepared.problem, prepared.strategies
+    training, compute = config.training, config.compute
+    settings = FitSettings(
+        training.grad_clip, training.n_noisy_views, training.precision, compute.packing, training.checkpoint_every
+    )
+    cost = {name: strategy.n_trained for name, strategy in strategies.items()}  # of an epoch, roughly
     with Display(console, len(problem.keys), problem.objective.name, cost) as display:
-        return search_candidates(
-            problem, prepared.pretrained, run, prepared.strategies, prepared.proposer,
-            (config.training, config.search, config.compute, config.loggers), config.name, inline, display, journal,
-        )  # fmt: skip
+        monitor = open_monitor(strategies, config.search, compute, display, journal)
+        open_loggers = None if inline else prepare_loggers(config.loggers, config.name, problem, run, display)
+        shared = (problem, prepared.pretrained, run, strategies, settings, compute, open_loggers, monitor)
+        with open_backend(*shared) as train:
+            return run_rounds(problem, run, prepared.proposer, train, monitor)
 
 
 def reduce(
@@ -181,7 +204,10 @@ def reduce(
     losses = {name: gather_losses(run, plan, name, score, splits) for name, score in complete.items()}
     _, n_again, n_interruptions = count_lost(run.log)
     here = inline or run.mirror is not None  # no other node has what was brought here from behind a URI
-    members = (problem, prepared.pretrained, run, strategies, plan, config, scores, winner, prepared.zero_shot)
+    members = (
+        problem, prepared.pretrained, run, strategies, plan, config.ensemble, prepared.origin, cv.rope, scores, winner,
+        prepared.zero_shot,
+    )  # fmt: skip
     summary = Summary(
         name=config.name,
         metric=cv.metric,

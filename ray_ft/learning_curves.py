@@ -20,11 +20,12 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
 from ray_ft.config import BASELINES, Config
-from ray_ft.cross_validation import check_record, cross_validate, prepare
+from ray_ft.cross_validation import cross_validate, prepare
 from ray_ft.errors import ConfigError
 from ray_ft.files.writing import write_text
+from ray_ft.results.opening import check_identity
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
-from ray_ft.runs.folder import CurveFolder
+from ray_ft.runs.folder import CurveFolder, RunFolder
 from ray_ft.runs.storage import is_uri
 from ray_ft.search.plan import name_candidate
 
@@ -173,9 +174,9 @@ def check_runs(config: Config, folder: CurveFolder, sizes: Sequence[int]) -> Non
     """Make sure that nothing starts that could not end."""
     actual = []
     for size in sizes:
-        task = prepare(limit(config, size), folder.run(size)).task
-        check_record(task)
-        actual.append(task.splits.n_train)
+        prepared = prepare(limit(config, size))
+        check_identity(RunFolder(folder.run(size)), prepared.identity)
+        actual.append(prepared.problem.splits.n_train)
     if len(set(actual)) < len(actual):
         raise ConfigError(
             f"the sizes of a learning curve (--sizes) must differ where groups stay whole, got {write_sizes(sizes)}, "

@@ -72,6 +72,13 @@ def test_the_package_has_few_rooms() -> None:
     assert len(rooms) <= MAX_ROOMS, sorted(rooms)
 
 
+def test_the_diffraction_domain_is_known_to_the_config_alone() -> None:
+    """The others ask `find_domain`, which imports it by its name."""
+    for module, imported in IMPORTS.items():
+        if any(name.startswith("ray_ft.domains.diffraction") for name in imported):
+            assert module.startswith(("ray_ft.config.", "ray_ft.domains.diffraction.")), module
+
+
 def test_few_rooms_import_ray() -> None:
     for module, path in MODULES.items():
         if any(name.split(".")[0] == "ray" for name in list_imports(path)):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from ray_ft.data.folds import deal_folds
-from ray_ft.data.samples import build_views, load_dataset, prepare_inputs
+from ray_ft.data.samples import load_samples, prepare_inputs
+from ray_ft.domains.diffraction import DOMAIN as DIFFRACTION
+from ray_ft.domains.raw import DOMAIN as RAW
 from ray_ft.errors import DataError
 
 
@@ -21,17 +23,17 @@ def save(folder, **arrays) -> list[str]:
 
 def test_rgb_becomes_quadrants_and_empty_rows_are_left_out(tmp_path, structures) -> None:
     rgb = -np.random.default_rng(1).random((6, 3, 5)).astype(np.float32) / 2
-    rgb[2, 1] = 0
-    dataset = load_dataset(*save(tmp_path, x=structures, y=rgb), "diffraction")
-    assert len(dataset) == 5
+    rgb[2, 1] = rgb[5] = 0
+    dataset = load_samples(*save(tmp_path, x=structures, y=rgb), DIFFRACTION)
+    assert len(dataset) == 4
     np.testing.assert_array_equal(dataset.targets[0], [[-rgb[0, 0], -rgb[0, 1]], [-rgb[0, 1], -rgb[0, 2]]])
-    assert dataset.notes == ("1 samples with an empty row of spectra are left out",)
+    assert dataset.notes == ("2 samples with an empty row of spectra are left out",)
 
 
 def test_packed_and_plain_structures_are_the_same(tmp_path, structures) -> None:
     y = np.full((6, 2, 2, 5), 0.1)
     x, packed, spectra = save(tmp_path, x=structures, packed=np.packbits(structures[:, 0], axis=-1), y=y)
-    plain, unpacked = (load_dataset(name, spectra, "diffraction").inputs for name in (x, packed))
+    plain, unpacked = (load_samples(name, spectra, DIFFRACTION).inputs for name in (x, packed))
     np.testing.assert_array_equal(plain, unpacked)
     assert set(np.unique(plain)) == {-1.0, 1.0}
 
@@ -39,7 +41,7 @@ def test_packed_and_plain_structures_are_the_same(tmp_path, structures) -> None:
 def test_images_of_one_another_share_a_fold(tmp_path, structures) -> None:
     structures[3] = np.rot90(structures[0], axes=(-2, -1))
     structures[5] = np.roll(structures[1], 64, axis=-1)
-    dataset = load_dataset(*save(tmp_path, x=structures, y=np.full((6, 2, 2, 5), 0.1)), "diffraction")
+    dataset = load_samples(*save(tmp_path, x=structures, y=np.full((6, 2, 2, 5), 0.1)), DIFFRACTION)
     assert dataset.groups[3] == dataset.groups[0]
     assert dataset.groups[5] == dataset.groups[1]
     assert len(set(dataset.groups)) == 4
@@ -52,7 +54,7 @@ def test_a_groups_column_joins_and_a_strata_column_spreads(tmp_path) -> None:
     x, y, plate, kind = save(
         tmp_path, x=rng.random((24, 3)), y=rng.random((24, 2)), plate=np.arange(24) // 2, kind=np.arange(24) // 12
     )
-    dataset = load_dataset(x, y, "raw", plate, kind)
+    dataset = load_samples(x, y, RAW, plate, kind)
     assert len(set(dataset.groups)) == 12
     splits = deal_folds(dataset.groups, 3, 1, 0, dataset.strata)
     for fold in range(3):
@@ -65,7 +67,7 @@ def test_a_groups_column_joins_and_a_strata_column_spreads(tmp_path) -> None:
 @pytest.mark.parametrize("n_folds", [3, 8, 24])
 def test_numbers_in_a_strata_column_are_cut_so_that_folds_can_share_them(column, n_folds, tmp_path) -> None:
     x, y, strata = save(tmp_path, x=np.random.default_rng(0).random((24, 3)), y=np.zeros((24, 2)), strata=column)
-    dataset = load_dataset(x, y, "raw", None, strata, n_folds)
+    dataset = load_samples(x, y, RAW, None, strata, n_folds)
     splits = deal_folds(dataset.groups, n_folds, 1, 0, dataset.strata)
     for fold in range(n_folds):
         held_out = splits.held_out(0, fold)
@@ -76,13 +78,13 @@ def test_a_strata_column_without_a_number_is_refused(tmp_path) -> None:
     column = np.r_[1.0, np.nan, np.ones(22)]
     x, y, strata = save(tmp_path, x=np.random.default_rng(0).random((24, 3)), y=np.zeros((24, 2)), strata=column)
     with pytest.raises(DataError, match=r"got NaN or infinity in .*strata\.npy \(samples 1\); fill them in"):
-        load_dataset(x, y, "raw", None, strata)
+        load_samples(x, y, RAW, None, strata)
 
 
 def test_views_move_targets_along(tmp_path, structures) -> None:
     spectra = np.random.default_rng(0).random((6, 2, 2, 5)).astype(np.float32)
-    dataset = load_dataset(*save(tmp_path, x=structures, y=spectra), "diffraction")
-    inputs, targets = build_views(dataset, ["rot180"])
+    dataset = load_samples(*save(tmp_path, x=structures, y=spectra), DIFFRACTION)
+    inputs, targets = dataset.build_views(["rot180"])
     np.testing.assert_array_equal(inputs[0], dataset.inputs)
     np.testing.assert_array_equal(inputs[1], dataset.inputs[:, :, ::-1, ::-1])
     np.testing.assert_array_equal(targets[1], spectra[:, ::-1, ::-1])
@@ -102,9 +104,9 @@ def test_views_move_targets_along(tmp_path, structures) -> None:
 def test_bad_samples_are_refused(change, text, tmp_path, structures) -> None:
     x, y = change(structures, np.full((6, 2, 2, 5), 0.1))
     with pytest.raises(DataError, match=text):
-        load_dataset(*save(tmp_path, x=x, y=y), "diffraction")
+        load_samples(*save(tmp_path, x=x, y=y), DIFFRACTION)
 
 
 def test_numbers_that_float32_does_not_hold_are_refused() -> None:
     with pytest.raises(DataError, match=r"inputs must be within 3.4e\+38 as float32, got larger ones in x"):
-        prepare_inputs(np.array([[1.0], [1e300]]), "raw", "x")
+        prepare_inputs(np.array([[1.0], [1e300]]), RAW, "x")

@@ -28,7 +28,8 @@ from safetensors.torch import save as save_tensors
 
 from ray_ft import Summary
 from ray_ft.config import load_config, parse_yaml, read_yaml
-from ray_ft.data.samples import load_dataset, read_array
+from ray_ft.data.samples import load_samples, read_array
+from ray_ft.domains.raw import DOMAIN as RAW
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, EnsembleError, RunFolderError, WeightsError
 from ray_ft.files import memory
@@ -56,7 +57,7 @@ from ray_ft.split.shared import read_shared
 DEPTH = int(os.environ.get("RAY_FT_FUZZ", "1"))
 CONFIGS = (
     *(Path(__file__).parents[1] / "configs").glob("*.yaml"),
-    Path(__file__).parents[1] / "ray_ft/strategies.yaml",
+    Path(__file__).parents[1] / "ray_ft/domains/diffraction/strategies.yaml",
 )
 KEYS = (
     *("name", "model.params", "model.factory", "model.checkpoint", "data.inputs", "data.symmetry"),
@@ -218,7 +219,7 @@ def read_inputs(content: bytes) -> None:
             with refusing():
                 assert isinstance(read_array(source), np.ndarray)
             with refusing():
-                load_dataset(source, source, "raw", source)
+                load_samples(source, source, RAW, source)
             with refusing():
                 opened = open_source(source)
                 for chunk in read_chunks(opened, 0, min(len(opened), 8), 3):

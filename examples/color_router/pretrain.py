@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ray_ft.domains.symmetry import OPERATIONS, Operation, apply_operation, generate_group
+from ray_ft.domains import View
+from ray_ft.domains.diffraction import DOMAIN
 from ray_ft.models.diffraction_net import DiffractionNet
 
 NETWORK = {
@@ -83,10 +84,10 @@ def train_epoch(
     rng: np.random.Generator,
 ) -> float:
     """Pass once over the samples, each batch under a random one of the 32 operations; return the mean loss."""
-    group, scale, losses = generate_group(list(OPERATIONS)), float(samples[1].var()), []
+    views, scale, losses = DOMAIN.list_views(DOMAIN.operations), float(samples[1].var()), []
     network.train()
     for batch in np.array_split(rng.permutation(len(samples[0])), len(samples[0]) // batch_size):
-        x, y = build_batch(samples[0][batch], samples[1][batch], group[rng.integers(len(group))])
+        x, y = build_batch(samples[0][batch], samples[1][batch], views[rng.integers(len(views))])
         loss = nn.functional.mse_loss(network(x), y) / scale
         optimizer.zero_grad()
         loss.backward()
@@ -99,19 +100,19 @@ def train_epoch(
     return float(np.mean(losses))
 
 
-def build_batch(packed: np.ndarray, spectra: np.ndarray, operation: Operation) -> tuple[Tensor, Tensor]:
-    structures = apply_operation(operation, np.unpackbits(packed, axis=-1), (-2, -1))
-    x = torch.from_numpy(np.ascontiguousarray(structures)).float().mul_(2).sub_(1).unsqueeze(1)
-    return x, torch.from_numpy(np.ascontiguousarray(apply_operation(operation, spectra, (-3, -2))))
+def build_batch(packed: np.ndarray, spectra: np.ndarray, view: View) -> tuple[Tensor, Tensor]:
+    x = torch.from_numpy(DOMAIN.convert_inputs(packed, "the simulations"))
+    return view.move_inputs(x).contiguous(), view.move_targets(torch.from_numpy(spectra)).contiguous()
 
 
 @torch.no_grad()
 def evaluate(network: nn.Module, packed: np.ndarray, spectra: np.ndarray) -> dict[str, float]:
     """Score on held-out samples: mse, and R2 per quadrant and wavelength about the mean, averaged."""
     network.eval()
+    (identity,) = DOMAIN.list_views(())
     starts = range(0, len(packed), 250)
     predicted = torch.cat(
-        [network(build_batch(packed[i : i + 250], spectra[i : i + 250], Operation())[0]) for i in starts]
+        [network(build_batch(packed[i : i + 250], spectra[i : i + 250], identity)[0]) for i in starts]
     )
     error = ((predicted.numpy() - spectra) ** 2).mean(0)
     r2 = 1 - error / spectra.var(0)

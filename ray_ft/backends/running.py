@@ -3,27 +3,28 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from ray_ft.backends.progress import Display
-from ray_ft.backends.rounds import Monitor, TrainRound, run_rounds
-from ray_ft.config import ComputeSection, LoggersSection, SearchSection, TrainingSection
+from ray_ft.backends.rounds import Monitor, TrainRound
+from ray_ft.config import ComputeSection, LoggersSection, SearchSection
 from ray_ft.data.problem import Problem
 from ray_ft.errors import ConfigError
 from ray_ft.files.memory import describe_excess
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.memory_need import estimate_bytes
 from ray_ft.models import Pretrained
-from ray_ft.results.records import Verdict
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import Journal
 from ray_ft.search.plan import CandidateSpec
-from ray_ft.search.proposer import Proposer
 from ray_ft.search.strategies import Strategy
 
-__all__ = ["run_near_storage", "search_candidates", "set_up_ray"]
+__all__ = ["check_loggers", "open_backend", "open_monitor", "prepare_loggers", "run_near_storage", "set_up_ray"]
+
+if TYPE_CHECKING:
+    from ray_ft.backends.tune import OpenLoggers
 
 QUIET_RAY = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0; the new output prints a banner all the same
@@ -42,90 +43,89 @@ ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 T = TypeVar("T")
 
 
-def search_candidates(
+def open_monitor(
+    strategies: Mapping[str, Strategy],
+    search: SearchSection,
+    compute: ComputeSection,
+    display: Display,
+    journal: Journal,
+) -> Monitor:
+    """Make what is told of epochs and ends; successive halving stops candidates of a strategy against each other."""
+    set_up_ray(compute.address)
+    from ray_ft.backends.successive_halving import SuccessiveHalving  # after the settings, which Ray reads on import
+
+    rungs = {own.name: (find_grace(search, own), own.longest) for own in strategies.values()}
+    return Monitor(SuccessiveHalving(rungs, search.reduction_factor), display, journal)
+
+
+@contextlib.contextmanager
+def open_backend(
     problem: Problem,
     pretrained: Pretrained,
     run: RunFolder,
     strategies: Mapping[str, Strategy],
-    proposer: Proposer,
-    sections: tuple[TrainingSection, SearchSection, ComputeSection, LoggersSection],
-    name: str,
-    inline: bool,
-    display: Display,
-    journal: Journal,
-) -> tuple[tuple[CandidateSpec, ...], dict[str, Verdict]]:
-    """Train the candidates that a proposer asks for, and write the verdict on each; return all of them and these.
+    settings: FitSettings,
+    compute: ComputeSection,
+    open_loggers: "OpenLoggers | None",
+    monitor: Monitor,
+) -> Iterator[TrainRound]:
+    """Give what trains a round of candidates.
 
     Args:
         problem: What is to be learned.
         pretrained: The network.
-        run: Where files go; what is done there is only judged.
+        run: Where files go.
         strategies: By name.
-        proposer: Asked for rounds of candidates.
-        sections: How they are trained, stopped, placed and logged.
-        name: Of the run, for loggers.
-        inline: Train in this process, without starting Ray.
-        display: Shows the progress.
-        journal: Keeps it.
+        settings: How members are fitted.
+        compute: Where.
+        open_loggers: Opens the loggers for the candidates of a round; None trains in this process, without Ray.
+        monitor: Told of what happens.
 
-    Raises:
-        ConfigError: What trains at a time does not fit into memory, or the config sets loggers, which are Ray's, and
-            Ray is not started.
+    What trains raises:
+        ConfigError: What trains at a time does not fit into memory, or a logger or the cluster cannot be reached.
         KeyboardInterrupt: It was interrupted; the same call goes on.
         RunError: The process of a candidate kept dying, or files cannot be written; the same call goes on.
     """
-    training, search, compute, loggers = sections
+    shared = (problem, pretrained, run, strategies, settings, compute, monitor)
+    with contextlib.ExitStack() as session:
+        if open_loggers is None:
+            from ray_ft.backends.inline import InlineRounds
+
+            train = InlineRounds(*shared).train
+        else:
+            from ray_ft.backends.tune import RayRounds
+
+            train = RayRounds(*shared, open_loggers, session).train
+
+        def train_within_memory(left: Sequence[CandidateSpec]) -> dict[str, float]:
+            names = dict.fromkeys(spec.strategy for spec in left)
+            needed = {name: estimate_bytes(problem, strategies[name], settings.n_noisy_views) for name in names}
+            check_memory(problem, strategies, needed, 1 if open_loggers is None else len(left), compute)
+            return train(left)
+
+        yield train_within_memory
+
+
+def check_loggers(loggers: LoggersSection, inline: bool) -> None:
+    """Refuse loggers without Ray, whose they are.
+
+    Raises:
+        ConfigError: The config sets some, and Ray is not started.
+    """
     asked = [key for key, value in loggers if value]
     if inline and asked:
         raise ConfigError(
             f"loggers need Ray, got loggers.{', loggers.'.join(asked)} with inline (--inline); leave either out"
         )
-    set_up_ray(compute.address)
-    from ray_ft.backends.successive_halving import SuccessiveHalving  # after the settings, which Ray reads on import
-
-    rungs = {own.name: (find_grace(search, own), own.longest) for own in strategies.values()}
-    monitor = Monitor(SuccessiveHalving(rungs, search.reduction_factor), display, journal)
-    settings = FitSettings(training.grad_clip, training.n_noisy_views, training.precision, compute.packing)
-    shared = (problem, pretrained, run, strategies, settings)
-    with open_backend(shared, training.checkpoint_every, compute, loggers, name, inline, monitor) as train:
-
-        def train_within_memory(left: Sequence[CandidateSpec]) -> dict[str, float]:
-            needed = {
-                spec.strategy: estimate_bytes(problem, strategies[spec.strategy], training.n_noisy_views)
-                for spec in left
-            }
-            check_memory(problem, strategies, needed, len(left), compute, inline)
-            return train(left)
-
-        return run_rounds(problem, run, proposer, train_within_memory, monitor)
 
 
-@contextlib.contextmanager
-def open_backend(
-    shared: tuple[Problem, Pretrained, RunFolder, Mapping[str, Strategy], FitSettings],
-    checkpoint_every: int,
-    compute: ComputeSection,
-    loggers: LoggersSection,
-    name: str,
-    inline: bool,
-    monitor: Monitor,
-) -> Iterator[TrainRound]:
-    """Give what trains a round of candidates, here or on Ray."""
-    if inline:
-        from ray_ft.backends.inline import train_inline
-
-        yield train_inline(*shared, checkpoint_every, compute, monitor)
-        return
+def prepare_loggers(
+    loggers: LoggersSection, name: str, problem: Problem, run: RunFolder, display: Display
+) -> "OpenLoggers":
+    """Return what opens the loggers for the candidates of a round."""
     from ray_ft.backends.loggers import build_loggers
-    from ray_ft.backends.trial import TrialLimits
-    from ray_ft.backends.tune import RayRounds
 
-    def open_loggers(left: Sequence[CandidateSpec]) -> list[Any]:
-        return build_loggers(loggers, name, shared[0], shared[2], left, monitor.display)
-
-    with contextlib.ExitStack() as session:
-        limits = TrialLimits(checkpoint_every, compute.max_silence_s)
-        yield RayRounds(*shared, compute, limits, monitor, open_loggers, session).train
+    return lambda left: build_loggers(loggers, name, problem, run, left, display)
 
 
 def find_grace(search: SearchSection, strategy: Strategy) -> int:
@@ -139,7 +139,6 @@ def check_memory(
     needed: Mapping[str, int],
     n_left: int,
     compute: ComputeSection,
-    inline: bool,
 ) -> None:
     """Refuse candidates of which those that train at a time would not fit into the memory of this machine.
 
@@ -149,17 +148,16 @@ def check_memory(
         problem: What is to be learned.
         strategies: By name.
         needed: Bytes of a candidate of each strategy.
-        n_left: Candidates that wait.
-        compute: How many train at a time.
-        inline: One at a time.
+        n_left: Candidates that may train at a time.
+        compute: Where they train.
 
     Raises:
         ConfigError: It has the numbers.
     """
     on_gpu = compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
-    if on_gpu or (compute.address is not None and not inline):
+    if on_gpu or (compute.address is not None and n_left > 1):
         return
-    n_at_a_time = 1 if inline else min(n_left, max(1, (os.cpu_count() or 1) // (compute.cpus_per_candidate or 1)))
+    n_at_a_time = min(n_left, max(1, (os.cpu_count() or 1) // (compute.cpus_per_candidate or 1)))
     largest = max(needed, key=lambda name: needed[name])
     if excess := describe_excess(needed[largest] * n_at_a_time):
         at_a_time = "a candidate" if n_at_a_time == 1 else f"{n_at_a_time} candidates at a time"
@@ -167,8 +165,7 @@ def check_memory(
             f"{at_a_time} must fit into memory, got {largest}, of {len(problem.keys):,} members with "
             f"{strategies[largest].n_trained:,} trained parameters each, on {len(problem.samples):,} samples: "
             f"{excess}; lower cv.seeds, cv.repeats or training.n_noisy_views, train less, or raise "
-            "compute.cpus_per_candidate, so "
-            "that fewer candidates train at a time"
+            "compute.cpus_per_candidate, so that fewer candidates train at a time"
         )
 
 

@@ -3,7 +3,6 @@
 import faulthandler
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,15 +18,7 @@ from ray_ft.results.records import load_means, load_result
 from ray_ft.runs.folder import CandidateFolder, RunFolder, keep_files
 from ray_ft.search.plan import CandidateSpec
 
-__all__ = ["TrialLimits", "train_trial"]
-
-
-@dataclass(frozen=True)
-class TrialLimits:
-    """How often a trial writes checkpoints, in epochs, and how long it may be silent."""
-
-    checkpoint_every: int
-    max_silence_s: float
+__all__ = ["train_trial"]
 
 
 def train_trial(
@@ -38,7 +29,7 @@ def train_trial(
     prepared: Mapping[str, Any],
     settings: FitSettings,
     allocation: Allocation,
-    limits: TrialLimits,
+    max_silence_s: float,
 ) -> None:
     """Train one candidate in a worker of Ray."""
     (spec,) = (spec for spec in specs if spec.name == params["candidate"])
@@ -52,12 +43,12 @@ def train_trial(
         check_there(run)
         with (
             run.check_out(spec.name) as own,
-            SilenceLimit(own.candidate(spec.name), limits.max_silence_s) as silence,
+            SilenceLimit(own.candidate(spec.name), max_silence_s) as silence,
         ):
             if recall(problem, own, spec):
                 return
             with open_fitter(problem, spec, prepared[spec.strategy], settings, allocation) as fitter:
-                every = limits.checkpoint_every
+                every = settings.checkpoint_every
                 run_candidate(problem, own, spec, fitter, report, every, lambda: is_leaving(node, allocation))
     except StorageError as error:  # of the run, not of this candidate: another try would end the same way
         tune.report({"broken": str(error), "node": node})

@@ -25,7 +25,7 @@ from ray_ft.backends.placement import Allocation, choose_allocation
 from ray_ft.backends.preflight import check_folder, check_reachable
 from ray_ft.backends.rounds import Monitor
 from ray_ft.backends.successive_halving import SuccessiveHalving
-from ray_ft.backends.trial import TrialLimits, train_trial
+from ray_ft.backends.trial import train_trial
 from ray_ft.backends.workers import fetch, prepare_strategies
 from ray_ft.config import ComputeSection
 from ray_ft.data.problem import Problem
@@ -58,7 +58,6 @@ class RayRounds:
         strategies: By name.
         settings: How members are fitted.
         compute: The cluster, and what a candidate holds of it.
-        limits: Of a trial.
         monitor: Told of what happens.
         open_loggers: Opens the loggers for the candidates of a round.
         session: What ends with the last round.
@@ -71,7 +70,6 @@ class RayRounds:
     strategies: Mapping[str, Strategy]
     settings: FitSettings
     compute: ComputeSection
-    limits: TrialLimits
     monitor: Monitor
     open_loggers: OpenLoggers
     session: contextlib.ExitStack
@@ -93,7 +91,7 @@ class RayRounds:
         allocation = self.prepare(ordered)
         trial = tune.with_parameters(
             train_trial, problem=self.problem, run=self.run, specs=tuple(left), prepared=self.prepared,
-            settings=self.settings, allocation=allocation, limits=self.limits,
+            settings=self.settings, allocation=allocation, max_silence_s=self.compute.max_silence_s,
         )  # fmt: skip
         trainable = tune.with_resources(trial, allocation.request())
         scheduler = OrderedHalving(self.monitor.halving)

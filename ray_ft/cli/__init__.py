@@ -209,19 +209,20 @@ def plan(
     loaded = load(config, collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify), overrides)
     from ray_ft.cross_validation import prepare
     from ray_ft.files.memory import find_available, write_bytes
-    from ray_ft.fitting.task import estimate_bytes
+    from ray_ft.fitting.memory_need import estimate_bytes
     from ray_ft.report.terminal import render_plan
 
-    prepared = prepare(loaded, Path("unused"))
-    cv_section, splits = loaded.cv, prepared.task.splits
+    prepared = prepare(loaded)
+    problem, splits = prepared.problem, prepared.problem.splits
     sizes = sorted({len(splits.held_out(r, k)) for r in range(splits.n_repeats) for k in range(splits.n_folds)})
     shape = (
         f"{loaded.name}: {splits.n_samples} samples in {splits.n_folds} folds of {'/'.join(map(str, sizes))} held out, "
-        f"{cv_section.repeats} repeats, {cv_section.seeds} seeds; splits {splits.hash}"
+        f"{splits.n_repeats} repeats, {problem.n_seeds} seeds; splits {splits.hash}"
     )
-    n_members = cv_section.folds * cv_section.seeds * cv_section.repeats
-    show(render_plan(prepared.plan, prepared.parts, n_members, shape))
-    needed = max(estimate_bytes(prepared.task, name) for name in prepared.parts)
+    parts = {name: strategy.parts for name, strategy in prepared.strategies.items()}
+    show(render_plan(prepared.proposer.ask(), parts, len(problem.keys), shape))
+    n_noisy = loaded.training.n_noisy_views
+    needed = max(estimate_bytes(problem, strategy, n_noisy) for strategy in prepared.strategies.values())
     typer.echo(
         f"{write_bytes(needed)} of memory for a candidate at least; {write_bytes(find_available())} are available"
     )
@@ -233,8 +234,8 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     loaded = load(config, {}, overrides)
     from ray_ft.cross_validation import prepare
 
-    prepared = prepare(loaded, Path("unused"))
-    dataset = prepared.task.dataset
+    prepared = prepare(loaded)
+    dataset = prepared.problem.samples
     typer.echo(f"config      {config or 'embedded demo'}: valid")
     typer.echo(
         f"data        {len(dataset)} samples, inputs {dataset.inputs.shape[1:]}, targets {dataset.targets.shape[1:]}"
@@ -242,8 +243,8 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     for note in dataset.notes:
         typer.echo(f"note        {note}")
     typer.echo(f"checkpoint  {loaded.checkpoint or 'none: the weights of the factory'}: fits the network")
-    for name, count in prepared.n_trained.items():
-        typer.echo(f"strategy    {name}: {count:,} trained parameters")
+    for name, strategy in prepared.strategies.items():
+        typer.echo(f"strategy    {name}: {strategy.n_trained:,} trained parameters")
 
 
 def collect(

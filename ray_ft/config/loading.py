@@ -9,16 +9,13 @@ from pydantic import BaseModel, ValidationError
 from ray_ft.config.hyperparameters import FITS
 from ray_ft.config.sections import AS_WRITTEN, Config, GradientStage, RidgeStage, StrategyConfig
 from ray_ft.config.yaml_text import read_yaml
+from ray_ft.domains.diffraction import DECODER_PATTERNS, ENCODER_PATTERNS, STRATEGIES_FILE
 from ray_ft.errors import ConfigError, first_line, shorten, show_value, suggest
 
 __all__ = ["STRATEGIES_FILE", "load_config", "reload_config"]
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
-STRATEGIES_FILE = Path(__file__).parents[1] / "strategies.yaml"
 MAX_PROBLEMS, MAX_LINE = 30, 400
-ENCODER_PARTS = ("stem", "stage1", "stage2", "stage3", "stage4", "fourier_mix", "spatial_pool")
-ENCODER_PATTERNS = tuple(f"*{part}*" for part in ENCODER_PARTS)
-DECODER_PATTERNS = ("film_*", "dec.*", "wav_embed.*")
 
 
 def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -16,7 +16,7 @@ from ray_ft.config.hyperparameters import (
     Whole,
     list_declared,
 )
-from ray_ft.domains.symmetry import OPERATIONS
+from ray_ft.domains import DomainName, find_domain
 from ray_ft.errors import suggest
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 AS_WRITTEN = "as_written"  # the strategy that `training.freeze_encoder` and `freeze_decoder` describe
+DEFAULT_LAYOUT: DomainName = "diffraction"  # of the network that needs no factory
 BASELINES = ("zero_shot", "training_mean", "gain_offset")
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders
 
@@ -129,7 +130,7 @@ class ModelSection(Section):
 class DataSection(Section):
     inputs: str = Field(description=".npy, .npz or .npz::key")
     targets: str = Field(description=".npy, .npz or .npz::key")
-    layout: Literal["diffraction", "raw"] | None = Field(
+    layout: DomainName | None = Field(
         default=None, description="raw: arrays as they are; diffraction unless a factory is named"
     )
     symmetry: tuple[str, ...] | None = Field(
@@ -143,12 +144,11 @@ class DataSection(Section):
 
     @field_validator("symmetry")
     @classmethod
-    def check_operations(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def check_operations(cls, names: tuple[str, ...] | None, info: Any) -> tuple[str, ...] | None:
+        known = find_domain(info.data.get("layout") or DEFAULT_LAYOUT).operations
         for name in names or ():
-            if name not in OPERATIONS:
-                raise ValueError(
-                    f"an operation is one of {', '.join(OPERATIONS)}, got {name}{suggest(name, OPERATIONS)}"
-                )
+            if known and name not in known:  # where there are none at all, the rules of two sections say so
+                raise ValueError(f"an operation is one of {', '.join(known)}, got {name}{suggest(name, known)}")
         return names
 
 
@@ -276,8 +276,8 @@ class Config(Section):
             yield f"training.resume: it is another name of model.checkpoint, got {resumed} and {given}; keep one"
         if not (given or resumed or self.model.factory):
             yield "model.checkpoint: missing; name the file of the pretrained weights"
-        if self.layout == "raw" and self.data.symmetry:
-            yield "data.symmetry: it needs layout: diffraction, got layout: raw; leave it out"
+        if self.data.symmetry and not find_domain(self.layout).operations:
+            yield f"data.symmetry: it needs layout: {DEFAULT_LAYOUT}, got layout: {self.layout}; leave it out"
         for name in BASELINES:
             if name in self.strategies:
                 yield f"strategies.{name}: it is the name of a baseline; choose another"
@@ -301,14 +301,12 @@ class Config(Section):
         return self.model.checkpoint or self.training.resume
 
     @property
-    def layout(self) -> Literal["diffraction", "raw"]:
-        return self.data.layout or ("raw" if self.model.factory else "diffraction")
+    def layout(self) -> DomainName:
+        return self.data.layout or ("raw" if self.model.factory else DEFAULT_LAYOUT)
 
     @property
     def symmetry(self) -> tuple[str, ...]:
-        if self.data.symmetry is None:
-            return ("rot180",) if self.layout == "diffraction" else ()
-        return self.data.symmetry
+        return find_domain(self.layout).symmetry if self.data.symmetry is None else self.data.symmetry
 
     @property
     def selected(self) -> dict[str, StrategyConfig]:

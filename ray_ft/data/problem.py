@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ray_ft.data.folds import Splits
-from ray_ft.data.samples import Dataset, build_views
-from ray_ft.domains.symmetry import generate_group
+from ray_ft.data.samples import Samples
 from ray_ft.objectives import Objective
 
 __all__ = ["MemberKey", "Problem", "list_members"]
@@ -48,7 +47,7 @@ class Problem:
         seed: Of all random numbers of the run.
     """
 
-    samples: Dataset
+    samples: Samples
     splits: Splits
     objective: Objective
     symmetry: tuple[str, ...]
@@ -68,10 +67,10 @@ class Problem:
     @property
     def n_views(self) -> int:
         """Views of a sample."""
-        return len(generate_group(self.symmetry))
+        return len(self.samples.domain.list_views(self.symmetry))
 
     def build_views(
         self,
     ) -> tuple[Float[np.ndarray, "view sample *input"], Float[np.ndarray, "view sample *target"]]:
         """Move all samples by each operation of the symmetry; the first view is the sample itself."""
-        return build_views(self.samples, self.symmetry)
+        return self.samples.build_views(self.symmetry)

@@ -1,4 +1,4 @@
-"""The ensemble: tails of many members on one backbone; reduced from a run, saved as a folder, loaded to predict."""
+"""The ensemble: tails of many members on one backbone; saved as a folder, loaded to predict."""
 
 from ray_ft.ensemble.model import (
     FALSE_ALARMS,
@@ -9,7 +9,6 @@ from ray_ft.ensemble.model import (
     flatten_features,
     limit_blas,
 )
-from ray_ft.ensemble.reduction import reduce_members
 
 __all__ = [
     "FALSE_ALARMS",
@@ -19,5 +18,4 @@ __all__ = [
     "apply_stacked",
     "flatten_features",
     "limit_blas",
-    "reduce_members",
 ]

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ray_ft.config import ModelSection
+from ray_ft.domains import DomainName
 from ray_ft.errors import EnsembleError, first_line, show_value
 from ray_ft.files.json_text import parse_json, read_json
 from ray_ft.files.memory import describe_excess
@@ -24,6 +26,7 @@ __all__ = [
     "VERSION",
     "Card",
     "MemberCard",
+    "Origin",
     "find_folder",
     "read_card",
     "read_network",
@@ -89,7 +92,7 @@ class Card(Frozen):
     level: float
     symmetric: bool
     symmetry: tuple[str, ...]
-    layout: Literal["diffraction", "raw"]
+    layout: DomainName
     data_keys: tuple[str, str]
     input_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
@@ -105,6 +108,27 @@ class Card(Frozen):
     weights_hash: str
     versions: dict[str, str | None]
     files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What of a run's config goes with its ensemble.
+
+    Attributes:
+        name: Of the run.
+        layout: Form of its data.
+        data_keys: Under which inputs and targets stand in its `.npz`; empty for a file of one array.
+        wavelengths_nm: First and last.
+        model: What builds the network.
+        config_text: The whole config as YAML.
+    """
+
+    name: str
+    layout: DomainName
+    data_keys: tuple[str, str]
+    wavelengths_nm: tuple[float, float]
+    model: ModelSection
+    config_text: str
 
 
 def find_folder(path: Path) -> EnsembleFolder:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 
-from ray_ft.data.samples import Dataset, load_dataset
+from ray_ft.data.samples import Samples, load_samples
 from ray_ft.ensemble import FALSE_ALARMS, Ensemble
 from ray_ft.errors import DataError
 from ray_ft.files.hashes import hash_arrays
@@ -82,7 +82,7 @@ class Evaluation(Frozen):
     calibration: tuple[CalibrationPoint, ...]
 
 
-def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targets: str | None) -> Dataset:
+def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targets: str | None) -> Samples:
     """Read labelled samples.
 
     Args:
@@ -101,7 +101,7 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
             if data is None or not keys[name]:
                 raise DataError(f"labelled samples need inputs and targets, got no {name}; give --{name} FILE[::key]")
             sources[name] = f"{data}::{keys[name]}"
-    dataset = load_dataset(str(sources["inputs"]), str(sources["targets"]), ensemble.card.layout)
+    dataset = load_samples(str(sources["inputs"]), str(sources["targets"]), ensemble.domain)
     for name, array, shape in (
         ("inputs", dataset.inputs, ensemble.card.input_shape),
         ("targets", dataset.targets, ensemble.card.target_shape),
@@ -111,7 +111,7 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
     return dataset
 
 
-def evaluate_ensemble(ensemble: Ensemble, dataset: Dataset, level: float | None = None) -> Evaluation:
+def evaluate_ensemble(ensemble: Ensemble, dataset: Samples, level: float | None = None) -> Evaluation:
     """Measure an ensemble on samples that had no part in its making.
 
     Args:
@@ -150,7 +150,7 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Dataset, level: float | None 
 
 
 def run(
-    ensemble: Ensemble, every: Sequence[Ensemble], dataset: Dataset
+    ensemble: Ensemble, every: Sequence[Ensemble], dataset: Samples
 ) -> tuple[
     list[Float[np.ndarray, "repeat fold sample *target"]],
     Float[np.ndarray, "sample *target"],

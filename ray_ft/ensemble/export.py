@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ray_ft.domains.symmetry import Operation, generate_group
 from ray_ft.ensemble import Ensemble, apply_stacked
 from ray_ft.errors import EnsembleError
 from ray_ft.files.writing import replace_file
-from ray_ft.split.network import silence
+from ray_ft.split.silence import silence
 from ray_ft.statistics.intervals import check_level, find_rank
 
 __all__ = ["EnsembleModule", "SoupModule", "average_weights", "check_soup", "export_ensemble"]
@@ -28,27 +27,25 @@ class Members(nn.Module):
 
     def __init__(self, ensemble: Ensemble, states: Mapping[str, Mapping[str, Tensor]]) -> None:
         super().__init__()
-        self.network, self.card, self.names = ensemble.network, ensemble.card, {}
+        self.networks, self.card, self.names = ensemble.networks, ensemble.card, {}
         for strategy, own in states.items():
             self.names[strategy] = {name: f"state_{i}_{strategy}" for i, name in enumerate(own)}
             for name, tensor in own.items():
                 self.register_buffer(self.names[strategy][name], tensor)
-        self.group = generate_group(self.card.symmetry if self.card.symmetric else ())
+        self.domain = ensemble.domain
+        self.views = self.domain.list_views(self.card.symmetry if self.card.symmetric else ())
 
     def forward(self, inputs: Float[Tensor, "sample *input"]) -> Float[Tensor, "member sample *target"]:
-        if self.card.layout == "diffraction":
-            inputs = 2 * inputs - 1
-        views = [
-            move(operation.inverse(), self.run(move(operation, inputs, (-2, -1))), (-3, -2)) for operation in self.group
-        ]
-        return torch.stack(views).mean(0)
+        encoded = self.domain.encode_inputs(inputs)
+        restored = [view.restore_targets(self.run(view.move_inputs(encoded))) for view in self.views]
+        return torch.stack(restored).mean(0)
 
     def run(self, inputs: Tensor) -> Tensor:
-        features = self.network.compute_features(inputs)
+        features = self.networks[self.card.strategies[0]].run_backbone(inputs)
         members = []
         for strategy, names in self.names.items():
             stacked = {name: self.get_buffer(own) for name, own in names.items()}
-            members.append(apply_stacked(self.network, strategy, stacked, features))
+            members.append(apply_stacked(self.networks[strategy], stacked, features))
         return torch.cat(members)
 
 
@@ -134,20 +131,6 @@ def check_soup(ensemble: Ensemble) -> None:
             f"a soup must score within {TOLERATED:.0%} of the ensemble, got {seen}; export without "
             "--soup, or with --force"
         )
-
-
-def move(operation: Operation, tensor: Tensor, axes: tuple[int, int]) -> Tensor:
-    """Do what `symmetry.apply_operation` does, with operations that can be exported."""
-    if operation.transpose:
-        tensor = tensor.transpose(*axes)
-    flipped = [axis for axis, flip in zip(axes, operation.flip, strict=True) if flip]
-    tensor = tensor.flip(flipped) if flipped else tensor
-    for axis, rolled in zip(axes, operation.roll, strict=True):
-        if rolled:
-            half = tensor.shape[axis] // 2
-            first, second = tensor.narrow(axis, 0, half), tensor.narrow(axis, half, half)
-            tensor = torch.cat([second, first], axis)
-    return tensor
 
 
 def export_ensemble(ensemble: Ensemble, path: Path, soup: bool = False) -> Path:

@@ -18,15 +18,15 @@ from jaxtyping import Bool, Float, Int, Shaped
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from ray_ft.data.samples import SPECTRA_AXES, STRUCTURE_AXES, prepare_inputs
-from ray_ft.domains.symmetry import apply_operation, generate_group
+from ray_ft.data.samples import prepare_inputs
+from ray_ft.domains import Domain, find_domain
 from ray_ft.ensemble.artefact import Card, find_folder, read_card, read_network, read_tensors
 from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError, RayFTError, first_line
 from ray_ft.files.memory import describe_excess
 from ray_ft.models import build_network
-from ray_ft.split.network import Features
-from ray_ft.split.shared import SharedNetwork, WholeNetwork, keep_whole, read_shared
+from ray_ft.split.network import Features, SplitNetwork, keep_whole
+from ray_ft.split.sharing import read_splits
 from ray_ft.statistics.intervals import build_pointwise, build_simultaneous, check_level
 from ray_ft.statistics.novelty import Density
 
@@ -96,13 +96,13 @@ class Ensemble:
 
     Attributes:
         card: What it is.
-        network: Backbone and tails.
+        networks: Backbone and tail by strategy; the backbone is one.
         states: Tensors of the members by strategy and name, stacked in the order of the card.
         calibration: For intervals and novelty.
     """
 
     card: Card
-    network: SharedNetwork | WholeNetwork
+    networks: Mapping[str, SplitNetwork]
     states: Mapping[str, Mapping[str, Tensor]]
     calibration: Calibration
 
@@ -133,9 +133,9 @@ class Ensemble:
                     f"run with your rights, got {card.model.factory} in {folder.card}; if it is yours, load it with "
                     "trust=True, or --trust"
                 )
-            network = load_network(card, read_network(folder.network, card), backbone, device)
+            networks = load_networks(card, read_network(folder.network, card), backbone, states, device)
             calibration = read_calibration(read_tensors(folder.calibration, card))
-            loaded = cls(card, network, states, calibration)
+            loaded = cls(card, networks, states, calibration)
             check_together(loaded)
         except RayFTError:
             raise
@@ -153,7 +153,7 @@ class Ensemble:
         Raises:
             DataError: They are not such inputs.
         """
-        prepared = prepare_inputs(inputs, self.card.layout, source)
+        prepared = prepare_inputs(inputs, self.domain, source)
         if prepared.shape[1:] != self.card.input_shape:
             raise DataError(
                 f"inputs must have the shape {self.card.input_shape} that the ensemble was trained on, got "
@@ -171,7 +171,7 @@ class Ensemble:
         """Predict with every member; the backbone runs once.
 
         Args:
-            inputs: As in the run's data: structures of 0 and 1 in the diffraction layout.
+            inputs: As in the run's data.
             level: Of the intervals; the card's where left out.
             batch_size: Samples at a time.
             source: Of the inputs, for messages.
@@ -232,7 +232,7 @@ class Ensemble:
     def measure_novelty(self, features: Features) -> tuple[Float[np.ndarray, " sample"], Float[np.ndarray, " sample"]]:
         """How unlike the training samples, and the share of inputs like them that are as unlike."""
         density = self.calibration.density
-        novelty = density.score(flatten_features(self.network, self.card.strategies[0], features))
+        novelty = density.score(flatten_features(self.first, features))
         return novelty, density.p_value(novelty)
 
     def walk_members(
@@ -247,29 +247,37 @@ class Ensemble:
         self, inputs: Float[np.ndarray, "sample *input"], symmetric: bool
     ) -> tuple[Float[np.ndarray, "strategy repeat fold seed sample *target"], Features]:
         """What every member says of prepared inputs; also the features of the inputs as they are."""
-        group = generate_group(self.card.symmetry) if symmetric else generate_group(())
+        views = self.domain.list_views(self.card.symmetry if symmetric else ())
         total: Any = 0.0
         first: Features = ()
-        for operation in group:
-            moved = apply_operation(operation, inputs, STRUCTURE_AXES)
-            features, predicted = self.run_members(torch.from_numpy(np.ascontiguousarray(moved)))
+        for view in views:
+            features, predicted = self.run_members(view.move_inputs(torch.from_numpy(inputs)).contiguous())
             first = first or features  # of the identity, which comes first
-            total = total + apply_operation(operation.inverse(), predicted, SPECTRA_AXES)
-        return total / len(group), first
+            total = total + view.restore_targets(torch.from_numpy(predicted)).numpy()
+        return total / len(views), first
 
     @torch.no_grad()
     def run_members(
         self, inputs: Float[Tensor, "sample *input"]
     ) -> tuple[Features, Float[np.ndarray, "strategy repeat fold seed sample *target"]]:
-        features = self.network.compute_features(inputs.to(self.device))
-        predicted = [apply_stacked(self.network, strategy, state, features) for strategy, state in self.states.items()]
+        features = self.first.run_backbone(inputs.to(self.device))
+        predicted = [apply_stacked(self.networks[name], state, features) for name, state in self.states.items()]
         shape = (len(self.states), self.card.n_repeats, self.card.n_folds, self.card.n_seeds)
         stacked = torch.stack(predicted).float().cpu().numpy()
         return features, stacked.reshape(*shape, *stacked.shape[2:])
 
     @property
+    def first(self) -> SplitNetwork:
+        """The network of the first strategy; its backbone is that of all."""
+        return self.networks[self.card.strategies[0]]
+
+    @property
     def device(self) -> torch.device:
         return next(iter(next(iter(self.states.values())).values())).device
+
+    @property
+    def domain(self) -> Domain:
+        return find_domain(self.card.layout)
 
     @property
     def weights(self) -> Float[np.ndarray, "strategy repeat fold seed"]:
@@ -296,13 +304,10 @@ class Ensemble:
         return folds
 
 
-def flatten_features(
-    network: SharedNetwork | WholeNetwork, strategy: str, features: Features
-) -> Float[np.ndarray, "sample feature"]:
+def flatten_features(network: SplitNetwork, features: Features) -> Float[np.ndarray, "sample feature"]:
     """Lay out, sample by sample, what a strategy's tail reads."""
     flat = [
-        features[index].movedim(axis, 0).reshape(features[index].shape[axis], -1)
-        for index, axis in network.find_sampled(strategy)
+        features[index].movedim(axis, 0).reshape(features[index].shape[axis], -1) for index, axis in network.sampled
     ]
     return torch.cat(flat, 1).float().cpu().numpy()
 
@@ -319,22 +324,30 @@ def find_pools() -> ThreadpoolController:
 
 
 def apply_stacked(
-    network: SharedNetwork | WholeNetwork, strategy: str, state: Mapping[str, Tensor], features: Features
+    network: SplitNetwork, state: Mapping[str, Tensor], features: Features
 ) -> Float[Tensor, "member sample *target"]:
     """Run the tails of a strategy's members."""
     n_members = len(next(iter(state.values())))
     own = ({name: tensor[i] for name, tensor in state.items()} for i in range(n_members))
-    return torch.stack([network.apply_tail(strategy, each, features) for each in own])
+    return torch.stack([network.apply_tail(each, network.take(features)) for each in own])
 
 
-def load_network(
-    card: Card, content: Any, tensors: dict[str, Tensor], device: str | torch.device
-) -> SharedNetwork | WholeNetwork:
-    placed = {name: tensor.to(device) for name, tensor in tensors.items()}
+def load_networks(
+    card: Card,
+    content: Any,
+    tensors: dict[str, Tensor],
+    states: Mapping[str, Mapping[str, Tensor]],
+    device: str | torch.device,
+) -> dict[str, SplitNetwork]:
+    first = {strategy: {name: tensor[0] for name, tensor in own.items()} for strategy, own in states.items()}
     if not card.split:
-        return read_shared(content, placed)
-    network = build_network(card.model.factory, card.model.params, tensors).to(device)
-    return keep_whole(network, card.split)
+        return read_splits(content, {name: tensor.to(device) for name, tensor in tensors.items()}, first)
+    network = build_network(card.model.factory, card.model.params, tensors)
+    names = [name for name, _ in network.named_parameters()]
+    return {
+        strategy: keep_whole(network, tuple(name for name in names if name in own), card.split).to(device)
+        for strategy, own in first.items()
+    }
 
 
 def check_together(ensemble: Ensemble) -> None:
@@ -361,15 +374,15 @@ def check_together(ensemble: Ensemble) -> None:
         or not ((fold_of >= 0) & (fold_of < card.n_folds)).all()
     ):
         raise ValueError("the folds of the training samples are not those of the card")
-    generate_group(card.symmetry)  # refuses unknown operations
+    ensemble.domain.list_views(card.symmetry)  # refuses unknown operations
     if excess := describe_excess(8 * math.prod(card.input_shape)):
         raise ValueError(excess)
     inputs = np.ones((2, *card.input_shape), np.float32)
     with torch.no_grad(), MemoryGuard():
-        features = ensemble.network.compute_features(torch.from_numpy(inputs).to(ensemble.device))
+        features = ensemble.first.run_backbone(torch.from_numpy(inputs).to(ensemble.device))
         for strategy, own in ensemble.states.items():
             first = {name: tensor[:1] for name, tensor in own.items()}
-            apply_stacked(ensemble.network, strategy, first, features)
+            apply_stacked(ensemble.networks[strategy], first, features)
     found = ensemble.compute(inputs, card.level, ("mean", "novelty"))
     if found["mean"].shape != (2, *card.target_shape):
         raise ValueError(

@@ -3,28 +3,33 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_ft.config import EnsembleSection
-from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, write_card, write_files
+from ray_ft.data.folds import Splits
+from ray_ft.data.problem import Problem
+from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, write_card, write_files
 from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
 from ray_ft.errors import EnsembleError
-from ray_ft.files.hashes import hash_arrays, hash_tensors
+from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_arrays
-from ray_ft.fitting.task import Task
-from ray_ft.objectives.metrics import score_predictions
+from ray_ft.fitting.preparation import split_at
+from ray_ft.fitting.starting import complete_split
+from ray_ft.models import Pretrained
 from ray_ft.results.records import load_members, load_predictions
 from ray_ft.results.summary import EnsembleSummary
+from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.provenance import describe_environment
-from ray_ft.search.plan import list_members, name_candidate
-from ray_ft.split.shared import SharedNetwork, WholeNetwork, share_backbone
+from ray_ft.search.plan import CandidateSpec, name_candidate
+from ray_ft.search.strategies import Strategy
+from ray_ft.split.network import SplitNetwork, keep_whole
+from ray_ft.split.sharing import describe_obstacle, describe_splits, list_tensors, share_backbone
 from ray_ft.statistics.comparison import Comparison, compare_all
 from ray_ft.statistics.novelty import Density, fit_density
 from ray_ft.statistics.scores import StrategyScore
@@ -36,8 +41,34 @@ TOLERATED = 0.02  # of the largest prediction; members that train in bf16 differ
 Columns = Float[np.ndarray, "column repeat sample *target"]  # one a strategy and seed
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """What an ensemble is built of.
+
+    Attributes:
+        problem: The samples, their folds and the objective.
+        run: Folder of the run.
+        chosen: Scores of the strategies whose members are taken, and their choices of candidate and epoch.
+    """
+
+    problem: Problem
+    run: RunFolder
+    chosen: Mapping[str, StrategyScore]
+
+    @property
+    def targets(self) -> Float[np.ndarray, "sample *target"]:
+        return self.problem.samples.targets
+
+
 def reduce_members(
-    task: Task,
+    problem: Problem,
+    pretrained: Pretrained,
+    run: RunFolder,
+    strategies: Mapping[str, Strategy],
+    plan: Sequence[CandidateSpec],
+    choice: EnsembleSection,
+    origin: Origin,
+    rope: float,
     scores: Mapping[str, StrategyScore | None],
     winner: str,
     zero_shot: Float[np.ndarray, "sample *target"],
@@ -48,7 +79,14 @@ def reduce_members(
     truth and what the pretrained network says.
 
     Args:
-        task: What the candidates shared; `task.config.ensemble` says how to build it.
+        problem: The samples, their folds and the objective.
+        pretrained: The network.
+        run: Folder of the run.
+        strategies: By name.
+        plan: All candidates.
+        choice: How to build it.
+        origin: What goes to the card.
+        rope: Half-width of the region of practical equivalence, as a share of the better mean.
         scores: By strategy.
         winner: Whose members are taken where the config names no strategies.
         zero_shot: Predictions of the pretrained network.
@@ -56,39 +94,68 @@ def reduce_members(
     Raises:
         EnsembleError: A strategy that the config names has no completed candidate.
     """
-    choice, cv, targets = task.config.ensemble, task.config.cv, task.dataset.targets
-    chosen = choose_strategies(choice, scores, winner)
-    columns = np.concatenate([gather_columns(task, name, score) for name, score in chosen.items()])
-    weights = {name: choose_weights(name, columns, targets, task.splits, cv.metric) for name in METHODS}
-    blind = {method: blend(columns, own, task.splits) for method, own in weights.items()}
-    members = {name: stack_members(task, name, score) for name, score in chosen.items()}
-    network = share_backbone(task.build_network(), {name: list(own) for name, own in members.items()}, example(task))
-    card = fill_card(task, chosen, weights, getattr(network, "reason", ""))
-    ensemble = Ensemble(card, network, members, calibrate(task, network, next(iter(chosen))))
-    notes = find_differences(blind["uniform"], predict_blind(task, ensemble)["uniform"])
-    symmetric = predict_blind(task, ensemble, symmetric=True) if task.config.symmetry else {}
+    targets = problem.samples.targets
+    reduction = Reduction(problem, run, choose_strategies(choice, scores, winner))
+    columns = np.concatenate([gather_columns(reduction, name) for name in reduction.chosen])
+    weights = {name: choose_weights(name, columns, targets, problem.splits, problem.objective.name) for name in METHODS}
+    blind = {method: blend(columns, own, problem.splits) for method, own in weights.items()}
+    members = {name: stack_members(reduction, name) for name in reduction.chosen}
+    networks = split_networks(reduction, pretrained, strategies, plan, members)
+    card = fill_card(reduction, choice, origin, pretrained, weights, next(iter(networks.values())).reason)
+    ensemble = Ensemble(card, networks, members, calibrate(reduction, networks))
+    notes = find_differences(blind["uniform"], predict_blind(reduction, ensemble)["uniform"])
+    symmetric = predict_blind(reduction, ensemble, symmetric=True) if problem.symmetry else {}
     used = symmetric if choice.symmetric else blind
-    comparisons = compare_methods(used, task)
+    comparisons = compare_methods(reduction, used, rope)
     method = choose_method(choice.method, comparisons)
-    ensemble = settle(task, ensemble, used).use_method(method)
-    soup_score = score_soup(task, ensemble) if cv.seeds > 1 else None
-    ensemble = save(task, replace(ensemble, card=ensemble.card.model_copy(update={"soup_score": soup_score})))
-    spread = measure_blind_spread(columns, weights[method], task)
-    write_arrays(task.run.blind, mean=used[method].mean(0), std=spread, targets=targets, zero_shot=zero_shot)
+    ensemble = settle(reduction, ensemble, used).use_method(method)
+    soup_score = score_soup(reduction, ensemble) if problem.n_seeds > 1 else None
+    card = ensemble.card.model_copy(update={"soup_score": soup_score})
+    ensemble = save(run, replace(ensemble, card=card), origin.config_text)
+    spread = measure_blind_spread(columns, weights[method], problem.splits)
+    write_arrays(run.blind, mean=used[method].mean(0), std=spread, targets=targets, zero_shot=zero_shot)
     return EnsembleSummary(
         score=ensemble.card.score,
         n_members=len(card.members),
         n_blind=card.n_blind,
-        path=f"{task.run.place.rstrip('/')}/{task.run.ensemble.root.name}",
-        strategies=tuple(chosen),
+        path=f"{run.place.rstrip('/')}/{run.ensemble.root.name}",
+        strategies=tuple(reduction.chosen),
         method=method,
         scores=ensemble.card.scores,
-        by_strategy=score_by_strategy(columns, list(chosen), task),
+        by_strategy=score_by_strategy(reduction, columns),
         comparisons=comparisons,
-        symmetric_score=score_blind(symmetric[method], task) if symmetric else None,
+        symmetric_score=score_blind(reduction, symmetric[method]) if symmetric else None,
         soup_score=soup_score,
         notes=notes,
     )
+
+
+def split_networks(
+    reduction: Reduction,
+    pretrained: Pretrained,
+    strategies: Mapping[str, Strategy],
+    plan: Sequence[CandidateSpec],
+    members: Mapping[str, Mapping[str, Tensor]],
+) -> dict[str, SplitNetwork]:
+    """Split the network as the members' training did, with one backbone for all strategies.
+
+    Where one of them cannot be split, or an artefact may not hold its operations, all run the whole network.
+    """
+    problem = reduction.problem
+    inputs = torch.from_numpy(problem.build_views()[0]).flatten(0, 1)
+    splits = {}
+    for name in reduction.chosen:
+        stage = strategies[name].stages[-1]
+        hyper = next(spec.stages[-1] for spec in plan if spec.strategy == name)
+        splits[name] = complete_split(split_at(pretrained, stage, inputs), inputs, problem, hyper)
+    if reason := describe_obstacle(splits):
+        network = pretrained.build()
+        return {name: keep_whole(network, list_trained(network, members[name]), reason) for name in splits}
+    return share_backbone(splits, inputs[:4])
+
+
+def list_trained(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return tuple(name for name, _ in network.named_parameters() if name in state)
 
 
 def find_differences(
@@ -105,10 +172,10 @@ def find_differences(
 
 
 def measure_blind_spread(
-    columns: Columns, weights: Float[np.ndarray, "repeat fold column"], task: Task
+    columns: Columns, weights: Float[np.ndarray, "repeat fold column"], splits: Splits
 ) -> Float[np.ndarray, "sample *target"]:
     """Weighted standard deviation of the members that never saw a sample, before any averaging over the symmetry."""
-    first, second = (blend(power, weights, task.splits).mean(0) for power in (columns, columns**2))
+    first, second = (blend(power, weights, splits).mean(0) for power in (columns, columns**2))
     spread: np.ndarray = np.sqrt(np.maximum(second - first**2, 0.0))
     return spread
 
@@ -128,35 +195,32 @@ def choose_strategies(
     return chosen
 
 
-def example(task: Task) -> Tensor:
-    return torch.from_numpy(task.dataset.inputs[:4])
-
-
-def gather_columns(task: Task, strategy: str, score: StrategyScore) -> Columns:
+def gather_columns(reduction: Reduction, strategy: str) -> Columns:
     """Collect what the members say of each sample that never saw it: a column a seed."""
+    problem, chosen = reduction.problem, reduction.chosen[strategy].candidate
     predictions = {
-        index: load_predictions(task.run, name_candidate(strategy, int(index))) for index in np.unique(score.candidate)
+        index: load_predictions(reduction.run, name_candidate(strategy, int(index))) for index in np.unique(chosen)
     }
-    columns = np.empty((task.config.cv.seeds, len(score.candidate), *task.dataset.targets.shape))
-    for repeat, fold in np.ndindex(score.candidate.shape):
-        held_out = task.splits.held_out(repeat, fold)
-        columns[:, repeat, held_out] = predictions[score.candidate[repeat, fold]][repeat][:, held_out]
+    columns = np.empty((problem.n_seeds, len(chosen), *reduction.targets.shape))
+    for repeat, fold in np.ndindex(chosen.shape):
+        held_out = problem.splits.held_out(repeat, fold)
+        columns[:, repeat, held_out] = predictions[chosen[repeat, fold]][repeat][:, held_out]
     return columns
 
 
-def score_blind(blind: Float[np.ndarray, "repeat sample *target"], task: Task) -> float:
+def score_blind(reduction: Reduction, blind: Float[np.ndarray, "repeat sample *target"]) -> float:
     """Mean loss of the mean over repeats."""
-    return float(score_predictions(task.config.cv.metric, blind.mean(0), task.dataset.targets).mean())
+    return float(reduction.problem.objective.score(blind.mean(0), reduction.targets).mean())
 
 
 def compare_methods(
-    blended: Mapping[str, Float[np.ndarray, "repeat sample *target"]], task: Task
+    reduction: Reduction, blended: Mapping[str, Float[np.ndarray, "repeat sample *target"]], rope: float
 ) -> tuple[Comparison, ...]:
     """Compare each method with the uniform one, by fold models on their held-out folds."""
-    cv = task.config.cv
-    scores = {name: score_folds(own, task.dataset.targets, task.splits, cv.metric) for name, own in blended.items()}
+    problem, targets = reduction.problem, reduction.targets
+    scores = {name: score_folds(own, targets, problem.splits, problem.objective.name) for name, own in blended.items()}
     pairs = [(name, "uniform") for name in scores if name != "uniform"]
-    return compare_all(scores, cv.rope, task.splits.test_share, pairs)
+    return compare_all(scores, rope, problem.splits.test_share, pairs)
 
 
 def choose_method(asked: str, comparisons: Sequence[Comparison]) -> str:
@@ -166,54 +230,59 @@ def choose_method(asked: str, comparisons: Sequence[Comparison]) -> str:
     return best if asked == "auto" else asked
 
 
-def stack_members(task: Task, strategy: str, score: StrategyScore) -> dict[str, Float[Tensor, "member ..."]]:
-    keys = list_members(task.config.cv.repeats, task.config.cv.folds, task.config.cv.seeds)
-    chosen = [name_candidate(strategy, int(score.candidate[key.repeat, key.fold])) for key in keys]
-    stacks = {name: load_members(task.run, name) for name in set(chosen)}
+def stack_members(reduction: Reduction, strategy: str) -> dict[str, Float[Tensor, "member ..."]]:
+    keys, index = reduction.problem.keys, reduction.chosen[strategy].candidate
+    chosen = [name_candidate(strategy, int(index[key.repeat, key.fold])) for key in keys]
+    stacks = {name: load_members(reduction.run, name) for name in set(chosen)}
     return {
         tensor: torch.stack([stacks[name][tensor][i] for i, name in enumerate(chosen)]) for tensor in stacks[chosen[0]]
     }
 
 
-def calibrate(task: Task, network: SharedNetwork | WholeNetwork, strategy: str) -> Calibration:
+def calibrate(reduction: Reduction, networks: Mapping[str, SplitNetwork]) -> Calibration:
     """Keep the density of the features, and who held out whom; residuals follow."""
-    parts = torch.split(torch.from_numpy(task.dataset.inputs), 32)
-    with torch.no_grad():
-        features = [flatten_features(network, strategy, network.compute_features(part)) for part in parts]
-    density = fit_density(np.concatenate(features), task.dataset.groups)
-    return Calibration({}, np.array(task.splits.fold_of), density)
+    samples, first = reduction.problem.samples, next(iter(networks.values()))
+    parts = torch.split(torch.from_numpy(samples.inputs), 32)
+    features = [flatten_features(first, first.compute_features(part)) for part in parts]
+    density = fit_density(np.concatenate(features), samples.groups)
+    return Calibration({}, np.array(reduction.problem.splits.fold_of), density)
 
 
-def settle(task: Task, ensemble: Ensemble, blind: Mapping[str, Float[np.ndarray, "repeat sample *target"]]) -> Ensemble:
+def settle(
+    reduction: Reduction, ensemble: Ensemble, blind: Mapping[str, Float[np.ndarray, "repeat sample *target"]]
+) -> Ensemble:
     """Fill in what the blind predictions by each method say: residuals and scores."""
-    targets = task.dataset.targets
-    residuals = {method: (targets - own.mean(0)).astype(np.float32) for method, own in blind.items()}
-    losses = {method: score_blind(own, task) for method, own in blind.items()}
+    objective, targets = reduction.problem.objective, reduction.targets
+    residuals = {
+        method: objective.linear_residual(own.mean(0), targets).astype(np.float32) for method, own in blind.items()
+    }
+    losses = {method: score_blind(reduction, own) for method, own in blind.items()}
     card = ensemble.card.model_copy(update={"scores": losses, "score": losses[ensemble.card.method]})
     return replace(ensemble, card=card, calibration=replace(ensemble.calibration, residuals=residuals))
 
 
 def fill_card(
-    task: Task,
-    chosen: Mapping[str, StrategyScore],
+    reduction: Reduction,
+    choice: EnsembleSection,
+    origin: Origin,
+    pretrained: Pretrained,
     weights: Mapping[str, Float[np.ndarray, "repeat fold column"]],
     reason: str,
 ) -> Card:
     """Say what an ensemble is; its scores and the hashes of its files are filled in when it is saved."""
-    config, dataset = task.config, task.dataset
-    ordered = {name: order_weights(own, config.cv.seeds) for name, own in weights.items()}
+    problem, samples, splits = reduction.problem, reduction.problem.samples, reduction.problem.splits
+    ordered = {name: order_weights(own, problem.n_seeds) for name, own in weights.items()}
     return Card(
-        format=FORMAT, version=VERSION, run=config.name, license=config.ensemble.license, units=config.ensemble.units,
-        strategies=tuple(chosen), method=METHODS[0], weights=ordered, metric=config.cv.metric, score=math.nan,
-        scores={}, soup_score=None,
-        n_blind=len(chosen) * config.cv.repeats * config.cv.seeds, level=config.ensemble.level,
-        symmetric=config.ensemble.symmetric, symmetry=config.symmetry, layout=config.layout,
-        data_keys=(config.data.inputs.partition("::")[2], config.data.targets.partition("::")[2]),
-        input_shape=dataset.inputs.shape[1:], target_shape=dataset.targets.shape[1:],
-        wavelengths_nm=config.data.wavelengths_nm, model=config.model, split=reason, n_repeats=config.cv.repeats,
-        n_folds=config.cv.folds, n_seeds=config.cv.seeds, members=tuple(list_cards(task, chosen)),
-        splits_hash=task.splits.hash, data_hash=hash_arrays(dataset.inputs, dataset.targets),
-        weights_hash=hash_tensors(task.weights), versions=describe_environment()["versions"], files={},
+        format=FORMAT, version=VERSION, run=origin.name, license=choice.license, units=choice.units,
+        strategies=tuple(reduction.chosen), method=METHODS[0], weights=ordered, metric=problem.objective.name,
+        score=math.nan, scores={}, soup_score=None,
+        n_blind=len(reduction.chosen) * splits.n_repeats * problem.n_seeds, level=choice.level,
+        symmetric=choice.symmetric, symmetry=problem.symmetry, layout=origin.layout, data_keys=origin.data_keys,
+        input_shape=samples.inputs.shape[1:], target_shape=samples.targets.shape[1:],
+        wavelengths_nm=origin.wavelengths_nm, model=origin.model, split=reason, n_repeats=splits.n_repeats,
+        n_folds=splits.n_folds, n_seeds=problem.n_seeds, members=tuple(list_cards(reduction)),
+        splits_hash=splits.hash, data_hash=hash_arrays(samples.inputs, samples.targets),
+        weights_hash=pretrained.hash, versions=describe_environment()["versions"], files={},
     )  # fmt: skip
 
 
@@ -223,11 +292,10 @@ def order_weights(weights: Float[np.ndarray, "repeat fold column"], n_seeds: int
     return tuple(by_strategy.transpose(2, 0, 1, 3).ravel().tolist())
 
 
-def list_cards(task: Task, chosen: Mapping[str, StrategyScore]) -> Iterator[MemberCard]:
+def list_cards(reduction: Reduction) -> Iterator[MemberCard]:
     """Describe the members, strategy by strategy, in the order of their tensors."""
-    cv = task.config.cv
-    for strategy, score in chosen.items():
-        for key in list_members(cv.repeats, cv.folds, cv.seeds):
+    for strategy, score in reduction.chosen.items():
+        for key in reduction.problem.keys:
             place = key.repeat, key.fold
             yield MemberCard(
                 strategy=strategy, candidate=name_candidate(strategy, int(score.candidate[place])), repeat=key.repeat,
@@ -235,40 +303,39 @@ def list_cards(task: Task, chosen: Mapping[str, StrategyScore]) -> Iterator[Memb
             )  # fmt: skip
 
 
-def save(task: Task, ensemble: Ensemble) -> Ensemble:
+def save(run: RunFolder, ensemble: Ensemble, config_text: str) -> Ensemble:
     """Write an ensemble to its folder; return it with its files in the card."""
-    folder, calibration = task.run.ensemble, ensemble.calibration
+    folder, calibration = run.ensemble, ensemble.calibration
     density = {f"density.{f.name}": getattr(calibration.density, f.name) for f in fields(Density)}
     residuals = {f"residuals.{method}": array for method, array in calibration.residuals.items()}
     arrays = {**residuals, "fold_of": calibration.fold_of, **density}
     tensors: dict[Path, Mapping[str, Tensor]] = {
-        folder.backbone: ensemble.network.list_tensors(),
+        folder.backbone: list_tensors(ensemble.networks),
         folder.members: {f"{s}/{name}": tensor for s, own in ensemble.states.items() for name, tensor in own.items()},
         folder.calibration: {name: torch.as_tensor(array) for name, array in arrays.items()},
     }
-    config = yaml.safe_dump(task.config.model_dump(mode="json"), sort_keys=False)
-    texts = {folder.network: json.dumps(ensemble.network.as_dict()), folder.config: config}
-    hashes = write_files(folder, tensors, texts)
-    card = ensemble.card.model_copy(update={"files": hashes})
+    texts = {folder.network: json.dumps(describe_splits(ensemble.networks)), folder.config: config_text}
+    card = ensemble.card.model_copy(update={"files": write_files(folder, tensors, texts)})
     write_card(folder, card)
     return replace(ensemble, card=card)
 
 
-def score_by_strategy(columns: Columns, strategies: Sequence[str], task: Task) -> dict[str, tuple[float, float]]:
+def score_by_strategy(reduction: Reduction, columns: Columns) -> dict[str, tuple[float, float]]:
     """Mean score of a strategy's members, and the score of its uniform ensemble."""
-    scores = {}
-    for name, own in zip(strategies, np.split(columns, len(strategies)), strict=True):
-        members = [score_folds(column, task.dataset.targets, task.splits, task.config.cv.metric) for column in own]
-        scores[name] = (float(np.mean(members)), score_blind(own.mean(0), task))
+    problem, scores = reduction.problem, {}
+    for name, own in zip(reduction.chosen, np.split(columns, len(reduction.chosen)), strict=True):
+        members = [score_folds(column, reduction.targets, problem.splits, problem.objective.name) for column in own]
+        scores[name] = (float(np.mean(members)), score_blind(reduction, own.mean(0)))
     return scores
 
 
 def predict_blind(
-    task: Task, ensemble: Ensemble, symmetric: bool = False
+    reduction: Reduction, ensemble: Ensemble, symmetric: bool = False
 ) -> dict[str, Float[np.ndarray, "repeat sample *target"]]:
     """What the fold models, by each method, say of the training samples that they never saw."""
-    members = np.concatenate([part for part, _ in ensemble.walk_members(task.dataset.inputs, symmetric)], 4)
-    samples, fold_of = np.arange(len(task.dataset)), ensemble.calibration.fold_of
+    inputs = reduction.problem.samples.inputs
+    members = np.concatenate([part for part, _ in ensemble.walk_members(inputs, symmetric)], 4)
+    samples, fold_of = np.arange(len(inputs)), ensemble.calibration.fold_of
     blind = {}
     for method in ensemble.card.weights:
         folds = ensemble.use_method(method).average_folds(members)
@@ -276,7 +343,7 @@ def predict_blind(
     return blind
 
 
-def score_soup(task: Task, ensemble: Ensemble) -> float:
+def score_soup(reduction: Reduction, ensemble: Ensemble) -> float:
     """Score the blind members with the weights of each fold's seeds averaged, by strategy, to one network.
 
     References:
@@ -291,7 +358,7 @@ def score_soup(task: Task, ensemble: Ensemble) -> float:
     members = tuple(member for member in card.members if member.seed == 0)
     update = {"n_seeds": 1, "members": members, "weights": {card.method: tuple(weights.sum(-1).ravel().tolist())}}
     soup = replace(ensemble, card=card.model_copy(update=update), states=states)
-    return score_blind(predict_blind(task, soup, card.symmetric)[card.method], task)
+    return score_blind(reduction, predict_blind(reduction, soup, card.symmetric)[card.method])
 
 
 def average_seeds(

@@ -93,7 +93,7 @@ def suggest_samples(
     projected, disagreement, p_values = [], [], []
     projection: Any = None
     for members, found in ensemble.walk_members(inputs, ensemble.card.symmetric):
-        features = flatten_features(ensemble.network, ensemble.card.strategies[0], found)
+        features = flatten_features(ensemble.first, found)
         if projection is None:
             n_kept = min(N_PROJECTED, features.shape[1])
             projection = rng.standard_normal((features.shape[1], n_kept), dtype=np.float32) / np.sqrt(n_kept)

@@ -30,12 +30,14 @@ class FitSettings:
         n_noisy_views: Noisy copies of each view to draw from.
         precision: Of the products; auto: bf16 where the device gains from it.
         packing: Whether members train in one step or one after the other; auto times both.
+        checkpoint_every: Epochs between checkpoints of a candidate.
     """
 
     grad_clip: float = 1.0
     n_noisy_views: int = 4
     precision: Literal["auto", "float32", "bf16"] = "auto"
     packing: Packing = "auto"
+    checkpoint_every: int = 5
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ __all__ = ["Objective", "find_objective"]
 class Objective(Protocol):
     """What a task wants."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def losses(self, predicted: Tensor, targets: Tensor) -> Float[Tensor, " sample"]: ...
 

@@ -24,4 +24,5 @@ class Regression:
     def linear_residual(
         self, base: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
     ) -> Float[np.ndarray, "sample *target"]:
-        return targets - base
+        residual: np.ndarray = targets - base
+        return residual

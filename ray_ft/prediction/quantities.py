@@ -1,7 +1,7 @@
 """The quantities of a prediction that are asked for, chunk by chunk, and no work for the others."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,7 +18,6 @@ __all__ = ["QUANTITIES", "Request", "choose_chunk", "choose_quantities", "predic
 
 CHUNK_BYTES = 2**25  # of a chunk's prepared inputs
 BATCH_SIZE = 32
-SIDE_PX = 128
 
 
 @dataclass(frozen=True)
@@ -104,13 +103,9 @@ def try_first(ensemble: Ensemble, source: Source, request: Request) -> dict[str,
 
 def arrange(source: Source, ensemble: Ensemble) -> tuple[int, ...]:
     """Shape of a sample; where a column of Parquet has flattened ones, that of the layout with as many values."""
-    card = ensemble.card
     if not source.blocks[0].path.endswith(".parquet") or len(source.shape) > 1:
         return source.shape
-    packed = (SIDE_PX, SIDE_PX // 8)
-    shapes: Sequence[tuple[int, ...]] = [card.input_shape]
-    if card.layout == "diffraction" and source.dtype == "uint8":
-        shapes = [card.input_shape, packed]
+    shapes = ensemble.domain.list_shapes(ensemble.card.input_shape, source.dtype)
     return next((shape for shape in shapes if (math.prod(shape),) == source.shape), source.shape)
 
 

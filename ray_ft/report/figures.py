@@ -13,8 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from ray_ft.config import BASELINES
-from ray_ft.data.samples import TargetAxes
+from ray_ft.domains import TargetAxes
 from ray_ft.learning_curves import LearningCurve
+from ray_ft.report.candidates import list_columns
 from ray_ft.report.words import Unit, label
 from ray_ft.results.records import Verdict
 from ray_ft.results.summary import Summary
@@ -38,10 +39,6 @@ STYLE: Any = {
     "axes.titlesize": 9, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8, "axes.facecolor": "none",
     "figure.facecolor": "none", "lines.linewidth": 1.3,
-}  # fmt: skip
-HYPERPARAMETERS = {
-    "lr": "learning rate", "epochs": "epochs", "batch_size": "batch size", "weight_decay": "weight decay",
-    "head_dropout": "head dropout", "noise_std": "input noise",
 }  # fmt: skip
 MANY_CHANNELS = 8  # above which bars bear no names
 MANY_ROWS, MANY_SEEDS = 40, 5  # of a heat map, above which it grows no more and some bear no names
@@ -183,30 +180,29 @@ def draw_search(
 ) -> Figure | None:
     """Each candidate's lowest mean against each hyperparameter that was searched; None where none was."""
     seen = [spec for spec in plan if spec.name in curves]
-    varied = [
-        key
-        for key in HYPERPARAMETERS
+    varied = {
+        key: declared
+        for key, declared in list_columns(seen).items()
         if any(
-            len({getattr(spec.stages[0], key) for spec in seen if spec.strategy == name}) > 1
-            for name in summary.strategies
+            len({read_value(spec, key) for spec in seen if spec.strategy == name}) > 1 for name in summary.strategies
         )
-    ]
+    }
     if not varied:
         return None
     lowest = {spec.name: find_lowest(curves[spec.name], verdicts[spec.name]) for spec in seen}
     figure, panels = draw_grid(len(varied), 1.9)
-    for axes, key in zip(panels, varied, strict=True):
+    for axes, (key, declared) in zip(panels, varied.items(), strict=True):
         points: dict[tuple[str, str], list[tuple[float, float]]] = {}  # of one look each, as drawing costs by the call
         for spec in seen:
-            verdict, value = verdicts[spec.name], getattr(spec.stages[0], key)
+            verdict, value = verdicts[spec.name], read_value(spec, key)
             if value is not None:
                 points.setdefault((spec.strategy, verdict.state), []).append((value, unit.scale(lowest[spec.name])))
         for (name, state), own in points.items():
             axes.plot(*zip(*own, strict=True), markersize=6, **style_candidate(summary, name, state))
         use_log(axes)
-        if key == "lr":
+        if declared.log:
             use_log(axes, "x")
-        axes.set_xlabel(HYPERPARAMETERS[key])
+        axes.set_xlabel(declared.title)
     figure.supylabel(f"lowest mean {summary.metric}{unit.suffix}", fontsize="medium")
     handles = [Line2D([], [], label=name, **style_candidate(summary, name, "completed")) for name in summary.strategies]
     handles.append(Line2D([], [], color=MUTED, marker="o", linestyle="", fillstyle="none", label="stopped by ASHA"))
@@ -214,6 +210,11 @@ def draw_search(
         handles.append(Line2D([], [], color=MUTED, marker="x", linestyle="", label="failed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
+
+
+def read_value(spec: CandidateSpec, key: str) -> Any:
+    """A hyperparameter of the last stage that has it."""
+    return next((value for stage in reversed(spec.stages) if (value := getattr(stage, key, None)) is not None), None)
 
 
 def find_lowest(curves: Curves, verdict: Verdict) -> float:

@@ -18,15 +18,17 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from ray_ft.config import Config, reload_config
-from ray_ft.data.samples import TargetAxes, describe_targets
+from ray_ft.domains import TargetAxes, find_domain
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import replace_file, write_text
 from ray_ft.learning_curves import LearningCurve
 from ray_ft.objectives.metrics import score_predictions
 from ray_ft.report import figures
+from ray_ft.report.candidates import describe_candidate, list_columns
 from ray_ft.report.words import (
     Unit,
     describe_shape,
+    describe_trained,
     label,
     say_changes,
     say_sureness,
@@ -87,7 +89,8 @@ class Findings:
 
     @cached_property
     def axes(self) -> TargetAxes:
-        return describe_targets(self.config.layout, self.blind["targets"].shape[1:], self.config.data.wavelengths_nm)
+        domain = find_domain(self.config.layout)
+        return domain.name_axes(self.blind["targets"].shape[1:], self.config.data.wavelengths_nm)
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,7 @@ def fill_page(findings: Findings, plates: Sequence[Plate]) -> str:
     strategies = sorted(summary.strategies.items(), key=lambda item: (item[1].score_mean is None, item[1].score_mean))
     return template.render(
         summary=summary, unit=unit, label=label, plates=plates, strategies=strategies, plan=findings.plan,
+        columns=list_columns(findings.plan), describe_candidate=describe_candidate, describe_trained=describe_trained,
         baselines=sorted(summary.baselines.items(), key=lambda item: item[1].score_mean),
         shape=describe_shape(summary),
         which=say_winner(summary, unit),

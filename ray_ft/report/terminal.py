@@ -8,10 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_ft.learning_curves import Forecast, LearningCurve, StrategyCurve
+from ray_ft.report.candidates import describe_candidate, list_columns
 from ray_ft.report.words import (
     Unit,
     choose_unit,
     describe_shape,
+    describe_trained,
     label,
     say_corrected,
     say_pair,
@@ -68,10 +70,6 @@ def describe_row(row: StrategySummary, unit: Unit) -> tuple[str, ...]:
 def describe_hole(row: StrategySummary) -> tuple[str, ...]:
     hole = "no candidate completed"
     return (describe_trained(row), describe_states(row), "0", hole, "", "", "", f"{row.seconds:.0f} s")
-
-
-def describe_trained(row: StrategySummary) -> str:
-    return f"{row.n_trained_params:,} ({row.trained_share:.1%})"
 
 
 def describe_states(row: StrategySummary) -> str:
@@ -217,14 +215,12 @@ def render_plan(
     total = sum(count for _, count in next(iter(parts.values())).values())
     by_part.add_row("total", *(f"{n:,} ({n / total:.1%})" for n in totals), f"{total:,}", style="bold")
     candidates = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("candidate", "lr", "epochs", "batch", "decay", "dropout", "warm-up", "noise", "patience"):
-        candidates.add_column(column, justify="left" if column == "candidate" else "right")
+    candidates.add_column("candidate")
+    columns = list_columns(plan)
+    for declared in columns.values():
+        candidates.add_column(declared.column, justify="right")
     for spec in plan:
-        for hyper in spec.stages:
-            dropout = "" if hyper.head_dropout is None else f"{hyper.head_dropout:.3f}"
-            candidates.add_row(
-                spec.name, f"{hyper.lr:.2e}", str(hyper.epochs), str(hyper.batch_size), f"{hyper.weight_decay:.3f}",
-                dropout, str(hyper.warmup_epochs), f"{hyper.noise_std:.3f}", str(hyper.patience),
-            )  # fmt: skip
+        for row in describe_candidate(spec, columns):
+            candidates.add_row(spec.name, *row)
     count = f"{len(plan)} candidates × {n_members} members = {len(plan) * n_members} members in all"
     return Group(Text(shape, style="bold"), Text(), by_part, Text(), candidates, Text(), Text(count))

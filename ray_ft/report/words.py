@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_ft.config import BASELINES, Config, StageConfig
+from ray_ft.config import BASELINES, Config, Hyperparameters, StageConfig
 from ray_ft.learning_curves import LearningCurve
 from ray_ft.results.summary import StrategySummary, Summary
 from ray_ft.search.plan import CandidateSpec
@@ -16,6 +16,7 @@ __all__ = [
     "Unit",
     "choose_unit",
     "describe_shape",
+    "describe_trained",
     "label",
     "say_changes",
     "say_corrected",
@@ -87,6 +88,11 @@ def describe_shape(summary: Summary) -> str:
     if summary.n_train < 0.999 * summary.n_samples * (1 - 1 / summary.n_folds):
         shape += f", training parts of {summary.n_train:.4g}"
     return shape + (", nested" if summary.protocol == "nested" else "")
+
+
+def describe_trained(row: StrategySummary) -> str:
+    """How much of the network learns; nothing does where a closed form answers beside it."""
+    return f"{row.n_trained_params:,} ({row.trained_share:.1%})" if row.n_trained_params else "closed form"
 
 
 def say_pair(pair: Comparison, unit: Unit) -> str:
@@ -172,17 +178,14 @@ def say_spread(name: str, winner: StrategySummary, unit: Unit) -> Iterator[str]:
 
 def say_edges(summary: Summary, config: Config, plan: Sequence[CandidateSpec]) -> Iterator[str]:
     """Where the winner's candidates lie at the end of what was searched."""
-    winner, (ranges,) = summary.strategies[summary.winner], config.selected[summary.winner].stages
+    winner = summary.strategies[summary.winner]
     chosen = {index for repeat in winner.chosen_candidates for index in repeat}
     specs = {spec.index: spec for spec in plan if spec.strategy == summary.winner and spec.index in chosen}
-    low, high = np.log(ranges.lr)
     for spec in specs.values():
-        place = (np.log(spec.stages[0].lr) - low) / (high - low) if high > low else 0.5
-        if min(place, 1 - place) < EDGE:
-            end = "lower" if place < EDGE else "upper"
-            yield f"the lr of {spec.name}, {spec.stages[0].lr:.2g}, is at the {end} end of its range: widen it"
+        for stage, hyper in zip(config.selected[summary.winner].stages, spec.stages, strict=True):
+            yield from say_edge(spec.name, stage, hyper)
     last = [
-        epoch == specs[index].stages[0].epochs
+        epoch == specs[index].n_epochs > 1
         for epochs, indices in zip(winner.stop_epochs, winner.chosen_candidates, strict=True)
         for epoch, index in zip(epochs, indices, strict=True)
     ]
@@ -190,17 +193,22 @@ def say_edges(summary: Summary, config: Config, plan: Sequence[CandidateSpec]) -
         yield "every fold was best at the end of its schedule: more epochs may go lower"
 
 
+def say_edge(candidate: str, stage: StageConfig, hyper: Hyperparameters) -> Iterator[str]:
+    bounds, lr = stage.bounds("lr"), getattr(hyper, "lr", None)
+    if bounds is None or lr is None:
+        return
+    low, high = np.log(bounds)
+    place = (np.log(lr) - low) / (high - low) if high > low else 0.5
+    if min(place, 1 - place) < EDGE:
+        end = "lower" if place < EDGE else "upper"
+        yield f"the lr of {candidate}, {lr:.2g}, is at the {end} end of its range: widen it"
+
+
 def say_thinness(summary: Summary, config: Config) -> Iterator[str]:
     counts = {name: sum(strategy.candidates.values()) for name, strategy in summary.strategies.items()}
-    searched = [n for name, n in counts.items() if any(map(has_range, config.selected[name].stages))]
+    searched = [n for name, n in counts.items() if any(stage.varies for stage in config.selected[name].stages)]
     if searched and (fewest := min(searched)) < ENOUGH:
         yield f"{fewest} draws of the hyperparameters a strategy are a thin search: --candidates 8 looks further"
     failed = {name: n for name, strategy in summary.strategies.items() if (n := strategy.candidates["failed"])}
     for name, n in failed.items():
         yield f"{n} of {counts[name]} candidates of {name} failed: it may be better than it looks"
-
-
-def has_range(stage: StageConfig) -> bool:
-    """Whether there is anything to draw."""
-    values = stage.model_dump(exclude={"train", "freeze"}).values()
-    return any(isinstance(value, tuple) and value[0] < value[1] for value in values)

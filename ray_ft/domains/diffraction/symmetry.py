@@ -9,10 +9,11 @@ both.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from jaxtyping import Shaped
 
-__all__ = ["OPERATIONS", "Operation", "apply_operation", "generate_group"]
+from ray_ft.domains import Tensor
+
+__all__ = ["OPERATIONS", "Operation", "generate_group", "move"]
 
 
 @dataclass(frozen=True, order=True)
@@ -67,20 +68,19 @@ def generate_group(names: Sequence[str]) -> tuple[Operation, ...]:
     return tuple(sorted(group))
 
 
-def apply_operation(
-    operation: Operation, array: Shaped[np.ndarray, "..."], axes: tuple[int, int]
-) -> Shaped[np.ndarray, "..."]:
-    """Move an array by an operation along its (x, y) axes.
+def move(operation: Operation, tensor: Shaped[Tensor, "*axes"], axes: tuple[int, int]) -> Shaped[Tensor, "*moved"]:
+    """Move a tensor by an operation along its (x, y) axes, with operations that can be exported.
 
     Args:
         operation: One element of the group.
-        array: Any array whose two `axes` are of equal, even length.
+        tensor: Any tensor whose two `axes` are of equal, even length.
         axes: The x and the y axis, counted from the end: (-2, -1) for structures, (-3, -2) for quadrant spectra.
     """
     if operation.transpose:
-        array = np.swapaxes(array, *axes)
-    array = np.flip(array, tuple(axis for axis, flipped in zip(axes, operation.flip, strict=True) if flipped))
+        tensor = tensor.transpose(*axes)
+    flipped = [axis for axis, flip in zip(axes, operation.flip, strict=True) if flip]
+    tensor = tensor.flip(flipped) if flipped else tensor
     for axis, rolled in zip(axes, operation.roll, strict=True):
         if rolled:
-            array = np.roll(array, array.shape[axis] // 2, axis)
-    return array
+            tensor = tensor.roll(tensor.shape[axis] // 2, axis)
+    return tensor

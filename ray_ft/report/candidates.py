@@ -1,0 +1,19 @@
+"""Candidates as rows of a table: a column for each hyperparameter that one of them has."""
+
+from collections.abc import Sequence
+
+from ray_ft.config import Declaration, list_declared
+from ray_ft.search.plan import CandidateSpec
+
+__all__ = ["describe_candidate", "list_columns"]
+
+
+def list_columns(plan: Sequence[CandidateSpec]) -> dict[str, Declaration]:
+    """List the hyperparameters of all candidates by name, each once."""
+    kinds = dict.fromkeys(type(stage) for spec in plan for stage in spec.stages)
+    return {name: declared for kind in kinds for name, declared in list_declared(kind)}
+
+
+def describe_candidate(spec: CandidateSpec, columns: dict[str, Declaration]) -> list[list[str]]:
+    """Write the values of a candidate, a row a stage; nothing where a stage has no such hyperparameter."""
+    return [[declared.show(getattr(stage, name, None)) for name, declared in columns.items()] for stage in spec.stages]
