@@ -35,7 +35,8 @@ from ray_ft.errors import (
 )
 from ray_ft.fitting.task import Task
 from ray_ft.models import build_network, read_weights
-from ray_ft.objectives.baselines import score_baselines
+from ray_ft.objectives import Objective, find_objective
+from ray_ft.results.baselines import score_baselines
 from ray_ft.results.records import (
     Verdict,
     gather_losses,
@@ -74,7 +75,7 @@ class Prepared:
     plan: tuple[CandidateSpec, ...]
     trained: Mapping[str, tuple[str, ...]]
     parts: Mapping[str, Mapping[str, tuple[int, int]]]
-    zero_shot: Float[np.ndarray, "sample *target"]
+    zero_shot: Float[np.ndarray, "sample *response"]
 
     @property
     def n_trained(self) -> dict[str, int]:
@@ -125,6 +126,8 @@ def prepare(config: Config, out: Path | RunFolder) -> Prepared:
     """
     data, cv = config.data, config.cv
     dataset = load_samples(data.inputs, data.targets, find_domain(config.layout), data.groups, data.stratify, cv.folds)
+    objective = find_objective(cv.metric)
+    objective.check_targets(dataset.targets, data.targets)
     splits = deal_folds(dataset.groups, cv.folds, cv.repeats, cv.seed, dataset.strata)
     if cv.train_size is not None:
         splits = limit_training(splits, dataset.groups, cv.train_size)
@@ -134,12 +137,9 @@ def prepare(config: Config, out: Path | RunFolder) -> Prepared:
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
     network = build_network(config.model.factory, config.model.params, weights)
     trained, parts = match_strategies(config, network)
-    zero_shot = predict_zero_shot(network, dataset.inputs)
-    if zero_shot.shape != dataset.targets.shape:
-        raise DataError(
-            f"the network's outputs must have the shape of the targets, got {zero_shot.shape[1:]} for "
-            f"{dataset.targets.shape[1:]}; check data.targets and model.checkpoint"
-        )
+    zero_shot = predict_zero_shot(network, dataset.inputs, objective)
+    if misfit := objective.find_misfit(zero_shot.shape[1:], dataset.targets.shape[1:]):
+        raise DataError(f"{misfit}; check data.targets and model.checkpoint")
     if not np.isfinite(zero_shot).all():
         raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")
     run = out if isinstance(out, RunFolder) else RunFolder(out)
@@ -172,8 +172,8 @@ def match_strategies(
 
 @torch.no_grad()
 def predict_zero_shot(
-    network: nn.Module, inputs: Float[np.ndarray, "sample *input"]
-) -> Float[np.ndarray, "sample *target"]:
+    network: nn.Module, inputs: Float[np.ndarray, "sample *input"], objective: Objective
+) -> Float[np.ndarray, "_ *response"]:
     try:
         parts = [network(part.clone()) for part in torch.split(torch.from_numpy(inputs), 64)]  # it may change them
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -182,7 +182,7 @@ def predict_zero_shot(
     if not all(isinstance(part, torch.Tensor) for part in parts):
         kind = type(parts[0]).__name__
         raise DataError(f"the network must answer with one tensor, got {kind}; wrap it in a module that does")
-    predicted: np.ndarray = torch.cat(parts).numpy()
+    predicted: np.ndarray = objective.respond(torch.cat(parts)).numpy()
     return predicted
 
 
@@ -319,7 +319,7 @@ def reduce_run(
     if winner is None:
         raise RunError(describe_defeat(task.run, verdicts))
     complete = {name: score for name, score in scores.items() if score is not None}
-    baselines = score_baselines(prepared.zero_shot, task.dataset.targets, task.splits, cv.metric)
+    baselines = score_baselines(find_objective(cv.metric), prepared.zero_shot, task.dataset.targets, task.splits)
     losses = {name: gather_losses(task.run, plan, name, score, task.splits) for name, score in complete.items()}
     strategies = summarize_strategies(task, plan, verdicts, scores, prepared.parts)
     summary = Summary(

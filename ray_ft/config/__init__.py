@@ -3,7 +3,6 @@
 from ray_ft.config.loading import STRATEGIES_FILE, load_config, reload_config
 from ray_ft.config.sections import (
     AS_WRITTEN,
-    BASELINES,
     ComputeSection,
     Config,
     EnsembleSection,
@@ -16,7 +15,6 @@ from ray_ft.config.yaml_text import parse_yaml, read_yaml
 
 __all__ = [
     "AS_WRITTEN",
-    "BASELINES",
     "STRATEGIES_FILE",
     "ComputeSection",
     "Config",

@@ -15,9 +15,10 @@ from torch import Tensor
 from ray_ft.config import EnsembleSection
 from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, write_card, write_files
 from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
+from ray_ft.ensemble.weights import METHODS, blend, choose_weights, score_folds
 from ray_ft.errors import EnsembleError
 from ray_ft.fitting.task import Task
-from ray_ft.objectives.metrics import score_predictions
+from ray_ft.objectives import find_objective
 from ray_ft.results.records import load_members, load_predictions
 from ray_ft.results.summary import EnsembleSummary
 from ray_ft.runs.folder import write_arrays
@@ -27,7 +28,6 @@ from ray_ft.split.shared import SharedNetwork, WholeNetwork, share_backbone
 from ray_ft.statistics.comparison import Comparison, compare_all
 from ray_ft.statistics.novelty import Density, fit_density
 from ray_ft.statistics.scores import StrategyScore
-from ray_ft.statistics.weights import METHODS, blend, choose_weights, score_folds
 
 __all__ = ["reduce_members"]
 
@@ -56,9 +56,10 @@ def reduce_members(
         EnsembleError: A strategy that the config names has no completed candidate.
     """
     choice, cv, targets = task.config.ensemble, task.config.cv, task.dataset.targets
+    objective = find_objective(cv.metric)
     chosen = choose_strategies(choice, scores, winner)
     columns = np.concatenate([gather_columns(task, name, score) for name, score in chosen.items()])
-    weights = {name: choose_weights(name, columns, targets, task.splits, cv.metric) for name in METHODS}
+    weights = {name: choose_weights(name, columns, targets, task.splits, objective) for name in METHODS}
     blind = {method: blend(columns, own, task.splits) for method, own in weights.items()}
     members = {name: stack_members(task, name, score) for name, score in chosen.items()}
     network = share_backbone(task.build_network(), {name: list(own) for name, own in members.items()}, example(task))
@@ -145,15 +146,15 @@ def gather_columns(task: Task, strategy: str, score: StrategyScore) -> Columns:
 
 def score_blind(blind: Float[np.ndarray, "repeat sample *target"], task: Task) -> float:
     """Mean loss of the mean over repeats."""
-    return float(score_predictions(task.config.cv.metric, blind.mean(0), task.dataset.targets).mean())
+    return float(find_objective(task.config.cv.metric).score(blind.mean(0), task.dataset.targets).mean())
 
 
 def compare_methods(
     blended: Mapping[str, Float[np.ndarray, "repeat sample *target"]], task: Task
 ) -> tuple[Comparison, ...]:
     """Compare each method with the uniform one, by fold models on their held-out folds."""
-    cv = task.config.cv
-    scores = {name: score_folds(own, task.dataset.targets, task.splits, cv.metric) for name, own in blended.items()}
+    cv, objective = task.config.cv, find_objective(task.config.cv.metric)
+    scores = {name: score_folds(own, task.dataset.targets, task.splits, objective) for name, own in blended.items()}
     pairs = [(name, "uniform") for name in scores if name != "uniform"]
     return compare_all(scores, cv.rope, task.splits.test_share, pairs)
 
@@ -255,9 +256,9 @@ def save(task: Task, ensemble: Ensemble) -> Ensemble:
 
 def score_by_strategy(columns: Columns, strategies: Sequence[str], task: Task) -> dict[str, tuple[float, float]]:
     """Mean score of a strategy's members, and the score of its uniform ensemble."""
-    scores = {}
+    scores, objective = {}, find_objective(task.config.cv.metric)
     for name, own in zip(strategies, np.split(columns, len(strategies)), strict=True):
-        members = [score_folds(column, task.dataset.targets, task.splits, task.config.cv.metric) for column in own]
+        members = [score_folds(column, task.dataset.targets, task.splits, objective) for column in own]
         scores[name] = (float(np.mean(members)), score_blind(own.mean(0), task))
     return scores
 

@@ -18,7 +18,7 @@ from ray_ft.errors import DivergedError, FrozenDriftError
 from ray_ft.fitting.checkpoint import load_checkpoint, save_checkpoint
 from ray_ft.fitting.gradient import Squad
 from ray_ft.fitting.task import Task
-from ray_ft.objectives.metrics import score_predictions
+from ray_ft.objectives import find_objective
 from ray_ft.runs.folder import (
     CandidateFolder,
     hash_file,
@@ -138,11 +138,12 @@ def look(
 ) -> float:
     """Take the losses of all members, and snapshot those whose guide has improved; return the guides' mean."""
     splits, nested = task.splits, bool(task.splits.inner_of)
+    objective = find_objective(task.config.cv.metric)
     losses = np.empty(progress.predictions.shape[:3])
     inner = np.empty((*progress.lowest.shape, task.config.cv.seeds))
     for key, predicted in answers.items():
         watched, n_held_out = splits.watched(key.repeat, key.fold), len(splits.held_out(key.repeat, key.fold))
-        own = score_predictions(task.config.cv.metric, predicted, task.dataset.targets[watched])
+        own = objective.score(predicted, task.dataset.targets[watched])
         if not np.isfinite(own).all():
             raise DivergedError(
                 f"the held-out loss of {key} became {own.max()} in epoch {len(progress.losses) + 1}; lower the lr"

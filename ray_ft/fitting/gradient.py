@@ -23,6 +23,7 @@ from ray_ft.fitting.training import (
     step_within_memory,
     train_epoch,
 )
+from ray_ft.objectives import find_objective
 from ray_ft.runs.provenance import hash_tensors
 from ray_ft.search.plan import CandidateSpec, MemberKey
 
@@ -61,7 +62,7 @@ class Squad:
         (hyper,) = spec.stages
         training, splits = task.config.training, task.splits
         self.keys, self.n_threads, self.splits = tuple(keys), n_threads, splits
-        self.recipe = Recipe(hyper, task.config.cv.metric, training.grad_clip, part.dtype)
+        self.recipe = Recipe(hyper, find_objective(task.config.cv.metric), training.grad_clip, part.dtype)
         self.split = part.split.set_dropout(dict.fromkeys(part.head_dropouts, hyper.head_dropout or 0.0))
         inputs, targets = (torch.from_numpy(a).to(device) for a in task.dataset.build_views(task.config.symmetry))
         clean = ViewBank(tuple(feature.to(device) for feature in part.features), targets)

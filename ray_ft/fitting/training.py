@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ray_ft.errors import DivergedError
-from ray_ft.objectives.metrics import compute_losses
+from ray_ft.objectives import Objective
 from ray_ft.search.plan import Hyperparameters, MemberKey
 from ray_ft.split.network import SplitNetwork
 
@@ -60,13 +60,13 @@ class Recipe:
 
     Attributes:
         hyper: The candidate's hyperparameters.
-        metric: The loss, key of `metrics.METRICS`.
+        objective: It has the loss.
         grad_clip: Largest norm of a member's gradient.
         dtype: Of the products; weights and optimizer are float32 in any case.
     """
 
     hyper: Hyperparameters
-    metric: str
+    objective: Objective
     grad_clip: float
     dtype: torch.dtype = torch.float32
 
@@ -332,7 +332,7 @@ def compute_loss(
 ) -> Tensor:
     with recipe.autocast(targets.device):
         predicted = split.apply_tail(state, features, training=True, masks=masks)
-    return compute_losses(recipe.metric, predicted.float(), targets).mean()
+    return recipe.objective.losses(predicted.float(), targets).mean()
 
 
 @torch.no_grad()
@@ -358,8 +358,8 @@ def predict_watched(
     with recipe.autocast(device):
         if len(rows) > 1 and len({len(own) for own in rows}) == 1:
             features, axes = split.take_stacked(bank.features, torch.stack(rows))
-            return list(torch.vmap(predict, in_dims=(0, axes))(pack.state, features).float())
+            return list(recipe.objective.respond(torch.vmap(predict, in_dims=(0, axes))(pack.state, features).float()))
         return [
-            predict(member.state, split.take(bank.features, own)).float()
+            recipe.objective.respond(predict(member.state, split.take(bank.features, own)).float())
             for member, own in zip(pack.members, rows, strict=True)
         ]
