@@ -31,8 +31,8 @@ from ray_ft.errors import DataError, RunError, RunFolderError, WeightsError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.models import Pretrained, build_network, predict_all, read_weights
-from ray_ft.objectives import find_objective
-from ray_ft.objectives.baselines import score_baselines
+from ray_ft.objectives import Objective, find_objective
+from ray_ft.results.baselines import score_baselines
 from ray_ft.results.opening import Identity, open_run
 from ray_ft.results.records import Verdict, gather_losses, load_plan, load_provenance, load_verdicts, score_strategies
 from ray_ft.results.summarizing import (
@@ -133,14 +133,16 @@ def prepare(config: Config) -> Prepared:
     data, cv, model = config.data, config.cv, config.model
     domain = find_domain(config.layout)
     samples = load_samples(data.inputs, data.targets, domain, data.groups, data.stratify, cv.folds)
+    objective = find_objective(cv.metric)
+    objective.check_targets(samples.targets, data.targets)
     splits = deal_splits(config, samples)
     weights = read_weights(Path(config.checkpoint)) if config.checkpoint else None
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
     network = build_network(model.factory, model.params, weights)
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
-    zero_shot = predict_all(network, samples.inputs)
-    check_outputs(zero_shot, samples)
-    problem = Problem(samples, splits, find_objective(cv.metric), config.symmetry, cv.seeds, cv.seed)
+    zero_shot = objective.respond(predict_all(network, samples.inputs)).numpy()
+    check_outputs(zero_shot, samples, objective)
+    problem = Problem(samples, splits, objective, config.symmetry, cv.seeds, cv.seed)
     return Prepared(
         config, problem, Pretrained(model.factory, model.params, network.state_dict()), strategies, zero_shot
     )
@@ -155,12 +157,9 @@ def deal_splits(config: Config, samples: Samples) -> Splits:
     return deal_inner(splits, samples.groups, samples.strata) if cv.protocol == "nested" else splits
 
 
-def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Samples) -> None:
-    if zero_shot.shape != samples.targets.shape:
-        raise DataError(
-            f"the network's outputs must have the shape of the targets, got {zero_shot.shape[1:]} for "
-            f"{samples.targets.shape[1:]}; check data.targets and model.checkpoint"
-        )
+def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Samples, objective: Objective) -> None:
+    if misfit := objective.find_misfit(zero_shot.shape[1:], samples.targets.shape[1:]):
+        raise DataError(f"{misfit}; check data.targets and model.checkpoint")
     if not np.isfinite(zero_shot).all():
         raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")
 
@@ -175,7 +174,7 @@ def search(
         training.grad_clip, training.n_noisy_views, training.precision, compute.packing, training.checkpoint_every
     )
     cost = {name: strategy.n_trained for name, strategy in strategies.items()}  # of an epoch, roughly
-    with Display(console, len(problem.keys), problem.objective.name, cost) as display:
+    with Display(console, len(problem.keys), problem.objective.metric, cost) as display:
         monitor = open_monitor(strategies, config.search, compute, display, journal)
         open_loggers = None if inline else prepare_loggers(config.loggers, config.name, problem, run, display)
         shared = (problem, prepared.pretrained, run, strategies, settings, compute, open_loggers, monitor)
@@ -200,7 +199,7 @@ def reduce(
     if winner is None:
         raise RunError(describe_defeat(run, verdicts))
     complete = {name: score for name, score in scores.items() if score is not None}
-    baselines = score_baselines(prepared.zero_shot, samples.targets, splits, cv.metric)
+    baselines = score_baselines(problem.objective, prepared.zero_shot, samples.targets, splits)
     losses = {name: gather_losses(run, plan, name, score, splits) for name, score in complete.items()}
     _, n_again, n_interruptions = count_lost(run.log)
     here = inline or run.mirror is not None  # no other node has what was brought here from behind a URI

@@ -19,10 +19,11 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 
-from ray_ft.config import BASELINES, Config
+from ray_ft.config import Config
 from ray_ft.cross_validation import cross_validate, prepare
 from ray_ft.errors import ConfigError
 from ray_ft.files.writing import write_text
+from ray_ft.objectives import ZERO_SHOT, find_objective
 from ray_ft.results.opening import check_identity
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
 from ray_ft.runs.folder import CurveFolder, RunFolder
@@ -38,7 +39,6 @@ MORE = (25, 50, 100)
 COLUMNS = (
     "strategy", "size", "score_mean", "score_std", "forecast", "low", "high", "change", "change_low", "change_high",
 )  # fmt: skip
-LEARNED_BASELINES = tuple(name for name in BASELINES if name != "zero_shot")
 
 
 class Frozen(BaseModel):
@@ -196,7 +196,8 @@ def fit_curves(summaries: Sequence[Summary], more: Sequence[int], seed: int) -> 
     """Fit the strategies, and of the baselines that learn the best at the largest size, where scores allow for it."""
     sizes, largest = [summary.n_train for summary in summaries], summaries[-1]
     asked = [*sizes, *(sizes[-1] + extra for extra in more)]
-    baseline = min(LEARNED_BASELINES, key=lambda name: largest.baselines[name].score_mean)
+    learned = (name for name in find_objective(largest.metric).baselines if name != ZERO_SHOT)
+    baseline = min(learned, key=lambda name: largest.baselines[name].score_mean)
     curves, notes = {}, []
     for name in (*largest.strategies, baseline):
         rows = [(summary.strategies | summary.baselines)[name] for summary in summaries]

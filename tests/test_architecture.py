@@ -90,6 +90,11 @@ def test_help_loads_neither_torch_nor_ray() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_config_loads_without_torch() -> None:
+    code = "import sys; from ray_ft.config import load_config; load_config(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_no_module_is_longer_than_400_lines_and_no_function_than_60() -> None:
     for path in MODULES.values():
         source = path.read_text()

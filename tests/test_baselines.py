@@ -4,7 +4,9 @@ import numpy as np
 from sklearn.linear_model import Ridge
 
 from ray_ft.data.folds import deal_folds
-from ray_ft.objectives.baselines import fit_gain_offset, score_baselines
+from ray_ft.objectives import find_objective
+from ray_ft.objectives.regression import fit_gain_offset
+from ray_ft.results.baselines import score_baselines
 
 
 def test_gain_and_offset_are_ridge_regression() -> None:
@@ -26,7 +28,7 @@ def test_nothing_is_fitted_on_the_held_out_fold() -> None:
     rng = np.random.default_rng(2)
     zero_shot, targets = rng.normal(size=(12, 4)), rng.normal(size=(12, 4))
     splits = deal_folds(np.arange(12), 3, 1, 0)
-    scores = score_baselines(zero_shot, targets, splits, "mse")
+    scores = score_baselines(find_objective("mse"), zero_shot, targets, splits)
     train, held_out = splits.training(0, 1), splits.held_out(0, 1)
     expected = ((targets[held_out] - targets[train].mean(0)) ** 2).mean()
     np.testing.assert_allclose(scores["training_mean"][0, 1], expected)

@@ -17,6 +17,7 @@ from ray_ft.fitting.training import (
     draw_batches,
     scale_lr,
 )
+from ray_ft.objectives import find_objective
 from ray_ft.search.plan import Hyperparameters, MemberKey
 from ray_ft.split.network import split_network
 
@@ -80,5 +81,5 @@ def test_stacked_clipping_is_that_of_torch_for_each_member() -> None:
 def test_autocast_is_on_for_bf16_alone() -> None:
     device = torch.device("cpu")
     for dtype in (torch.float32, torch.bfloat16):
-        with Recipe(HYPER, "mse", 1.0, dtype).autocast(device):
+        with Recipe(HYPER, find_objective("mse"), 1.0, dtype).autocast(device):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype

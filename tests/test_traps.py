@@ -11,7 +11,9 @@ from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
 from ray_ft.data.folds import deal_folds
 from ray_ft.errors import RunFolderError
-from ray_ft.objectives.baselines import fit_gain_offset, score_baselines
+from ray_ft.objectives import find_objective
+from ray_ft.objectives.regression import fit_gain_offset
+from ray_ft.results.baselines import score_baselines
 from ray_ft.results.records import load_history, load_predictions
 from ray_ft.runs.folder import RunFolder
 
@@ -84,7 +86,7 @@ def test_a_scaler_fitted_on_all_data_would_be_seen() -> None:
     everything = np.arange(30)
     assert np.array_equal(predict_plain(zero_shot, train), predict_plain(changed, train))
     assert not np.allclose(predict_plain(zero_shot, everything), predict_plain(changed, everything))
-    scores = [score_baselines(x, targets, splits, "mse")["gain_offset"] for x in (zero_shot, changed)]
+    scores = [score_baselines(find_objective("mse"), x, targets, splits)["gain_offset"] for x in (zero_shot, changed)]
     gain, offset = fit_gain_offset(changed[train], targets[train])
     expected = ((gain * changed[held_out] + offset - targets[held_out]) ** 2).mean()
     assert scores[1][0, 2] == pytest.approx(expected)

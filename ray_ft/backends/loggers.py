@@ -175,7 +175,7 @@ class CandidateLogger(tune.Callback):
         self.specs = {spec.name: spec for spec in left}
         self.open: dict[str, Entry] = {}
         self.failed = False
-        self.loss = f"{'inner' if problem.splits.inner_of else 'held_out'}_{problem.objective.name}"
+        self.loss = f"{'inner' if problem.splits.inner_of else 'held_out'}_{problem.objective.metric}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks with its state, which is never restored here

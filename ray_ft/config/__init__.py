@@ -10,7 +10,6 @@ from ray_ft.config.hyperparameters import (
 from ray_ft.config.loading import STRATEGIES_FILE, load_config, reload_config
 from ray_ft.config.sections import (
     AS_WRITTEN,
-    BASELINES,
     ComputeSection,
     Config,
     EnsembleSection,
@@ -25,7 +24,6 @@ from ray_ft.config.yaml_text import parse_yaml, read_yaml
 
 __all__ = [
     "AS_WRITTEN",
-    "BASELINES",
     "STRATEGIES_FILE",
     "ComputeSection",
     "Config",

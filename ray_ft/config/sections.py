@@ -18,10 +18,10 @@ from ray_ft.config.hyperparameters import (
 )
 from ray_ft.domains import DomainName, find_domain
 from ray_ft.errors import suggest
+from ray_ft.objectives import METRICS, list_baselines
 
 __all__ = [
     "AS_WRITTEN",
-    "BASELINES",
     "ComputeSection",
     "Config",
     "EnsembleSection",
@@ -33,7 +33,6 @@ __all__ = [
 
 AS_WRITTEN = "as_written"  # the strategy that `training.freeze_encoder` and `freeze_decoder` describe
 DEFAULT_LAYOUT: DomainName = "diffraction"  # of the network that needs no factory
-BASELINES = ("zero_shot", "training_mean", "gain_offset")
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders
 
 
@@ -162,9 +161,16 @@ class CVSection(Section):
     repeats: int = Field(default=1, ge=1, le=999, description="re-deals of the folds")
     candidates: int = Field(default=2, ge=1, le=999, description="draws of the hyperparameters by strategy")
     strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
-    metric: Literal["mse", "mae"] = "mse"
+    metric: str = Field(default="mse", description="loss and score, which name the objective: mse or mae")
     rope: Share = Field(default=0.01, description="difference that is none in practice, as a share of the better mean")
     seed: int = Field(default=0, ge=0, lt=2**31, description="of the folds, the draws and the members")
+
+    @field_validator("metric")
+    @classmethod
+    def check_metric(cls, name: str) -> str:
+        if name not in METRICS:
+            raise ValueError(f"a metric is one of {', '.join(METRICS)}, got {name}{suggest(name, METRICS)}")
+        return name
 
 
 class TrainingBase(Section):
@@ -278,7 +284,7 @@ class Config(Section):
             yield "model.checkpoint: missing; name the file of the pretrained weights"
         if self.data.symmetry and not find_domain(self.layout).operations:
             yield f"data.symmetry: it needs layout: {DEFAULT_LAYOUT}, got layout: {self.layout}; leave it out"
-        for name in BASELINES:
+        for name in list_baselines():
             if name in self.strategies:
                 yield f"strategies.{name}: it is the name of a baseline; choose another"
         for name in self.cv.strategies or ():

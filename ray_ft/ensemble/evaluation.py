@@ -10,7 +10,7 @@ from ray_ft.data.samples import Samples, load_samples
 from ray_ft.ensemble import FALSE_ALARMS, Ensemble
 from ray_ft.errors import DataError
 from ray_ft.files.hashes import hash_arrays
-from ray_ft.objectives.metrics import score_predictions
+from ray_ft.objectives import find_objective
 from ray_ft.statistics.intervals import (
     build_pointwise,
     build_simultaneous,
@@ -179,8 +179,8 @@ def evaluate_method(
     )
     mean = folds.mean((0, 1))
     return MethodEvaluation(
-        mse=float(score_predictions("mse", mean, targets).mean()),
-        mae=float(score_predictions("mae", mean, targets).mean()),
+        mse=float(find_objective("mse").score(mean, targets).mean()),
+        mae=float(find_objective("mae").score(mean, targets).mean()),
         coverage=pointwise.values,
         width=pointwise.width,
         band_coverage=together.samples,

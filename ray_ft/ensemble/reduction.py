@@ -16,6 +16,7 @@ from ray_ft.data.folds import Splits
 from ray_ft.data.problem import Problem
 from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, write_card, write_files
 from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
+from ray_ft.ensemble.weights import METHODS, blend, choose_weights, score_folds
 from ray_ft.errors import EnsembleError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_arrays
@@ -33,7 +34,6 @@ from ray_ft.split.sharing import describe_obstacle, describe_splits, list_tensor
 from ray_ft.statistics.comparison import Comparison, compare_all
 from ray_ft.statistics.novelty import Density, fit_density
 from ray_ft.statistics.scores import StrategyScore
-from ray_ft.statistics.weights import METHODS, blend, choose_weights, score_folds
 
 __all__ = ["reduce_members"]
 
@@ -97,7 +97,7 @@ def reduce_members(
     targets = problem.samples.targets
     reduction = Reduction(problem, run, choose_strategies(choice, scores, winner))
     columns = np.concatenate([gather_columns(reduction, name) for name in reduction.chosen])
-    weights = {name: choose_weights(name, columns, targets, problem.splits, problem.objective.name) for name in METHODS}
+    weights = {name: choose_weights(name, columns, targets, problem.splits, problem.objective) for name in METHODS}
     blind = {method: blend(columns, own, problem.splits) for method, own in weights.items()}
     members = {name: stack_members(reduction, name) for name in reduction.chosen}
     networks = split_networks(reduction, pretrained, strategies, plan, members)
@@ -218,7 +218,7 @@ def compare_methods(
 ) -> tuple[Comparison, ...]:
     """Compare each method with the uniform one, by fold models on their held-out folds."""
     problem, targets = reduction.problem, reduction.targets
-    scores = {name: score_folds(own, targets, problem.splits, problem.objective.name) for name, own in blended.items()}
+    scores = {name: score_folds(own, targets, problem.splits, problem.objective) for name, own in blended.items()}
     pairs = [(name, "uniform") for name in scores if name != "uniform"]
     return compare_all(scores, rope, problem.splits.test_share, pairs)
 
@@ -274,7 +274,7 @@ def fill_card(
     ordered = {name: order_weights(own, problem.n_seeds) for name, own in weights.items()}
     return Card(
         format=FORMAT, version=VERSION, run=origin.name, license=choice.license, units=choice.units,
-        strategies=tuple(reduction.chosen), method=METHODS[0], weights=ordered, metric=problem.objective.name,
+        strategies=tuple(reduction.chosen), method=METHODS[0], weights=ordered, metric=problem.objective.metric,
         score=math.nan, scores={}, soup_score=None,
         n_blind=len(reduction.chosen) * splits.n_repeats * problem.n_seeds, level=choice.level,
         symmetric=choice.symmetric, symmetry=problem.symmetry, layout=origin.layout, data_keys=origin.data_keys,
@@ -324,7 +324,7 @@ def score_by_strategy(reduction: Reduction, columns: Columns) -> dict[str, tuple
     """Mean score of a strategy's members, and the score of its uniform ensemble."""
     problem, scores = reduction.problem, {}
     for name, own in zip(reduction.chosen, np.split(columns, len(reduction.chosen)), strict=True):
-        members = [score_folds(column, reduction.targets, problem.splits, problem.objective.name) for column in own]
+        members = [score_folds(column, reduction.targets, problem.splits, problem.objective) for column in own]
         scores[name] = (float(np.mean(members)), score_blind(reduction, own.mean(0)))
     return scores
 

@@ -212,7 +212,8 @@ class RidgeFitter:
         for key in self.keys:
             watched = torch.from_numpy(self.problem.splits.watched(key.repeat, key.fold))
             features = self.split.take(self.features, watched.to(self.split.device))
-            found[key] = self.split.apply_tail(self.states[key], features).cpu().numpy()
+            outputs = self.split.apply_tail(self.states[key], features)
+            found[key] = self.problem.objective.respond(outputs).cpu().numpy()
         return found
 
     def take_snapshots(self, improved: Bool[np.ndarray, "repeat fold"]) -> None:

@@ -362,8 +362,8 @@ def predict_watched(
     with recipe.autocast(device):
         if len(rows) > 1 and len({len(own) for own in rows}) == 1:
             features, axes = split.take_stacked(bank.features, torch.stack(rows))
-            return list(torch.vmap(predict, in_dims=(0, axes))(pack.state, features).float())
+            return list(recipe.objective.respond(torch.vmap(predict, in_dims=(0, axes))(pack.state, features).float()))
         return [
-            predict(member.state, split.take(bank.features, own)).float()
+            recipe.objective.respond(predict(member.state, split.take(bank.features, own)).float())
             for member, own in zip(pack.members, rows, strict=True)
         ]

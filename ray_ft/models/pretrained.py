@@ -41,7 +41,7 @@ class Pretrained:
 
 
 @torch.no_grad()
-def predict_all(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> Float[np.ndarray, "sample ..."]:
+def predict_all(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> Float[Tensor, "_ *output"]:
     """Predict with a network as it is.
 
     Raises:
@@ -55,5 +55,4 @@ def predict_all(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) 
     if not all(isinstance(part, torch.Tensor) for part in parts):
         kind = type(parts[0]).__name__
         raise DataError(f"the network must answer with one tensor, got {kind}; wrap it in a module that does")
-    predicted: np.ndarray = torch.cat(parts).numpy()
-    return predicted
+    return torch.cat(parts)

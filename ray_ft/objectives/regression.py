@@ -1,28 +1,109 @@
-"""Regression."""
+"""Regression: numbers that should be near the truth, by squared or by absolute error."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Shaped
 
-from ray_ft.objectives.metrics import compute_losses, score_predictions
+from ray_ft.domains import Tensor
+from ray_ft.objectives import ZERO_SHOT, Objective
+
+__all__ = ["Regression", "build_objective", "fit_gain_offset"]
+
+PENALTIES = np.concatenate([[0.0], np.logspace(-2, 4, 25)])
 
 
 @dataclass(frozen=True)
 class Regression:
-    name: str
+    """The mean error over a sample's target values: `mse` squared, in the target's unit squared, or `mae` absolute."""
 
-    def losses(self, predicted: Tensor, targets: Tensor) -> Float[Tensor, " sample"]:
-        return compute_losses(self.name, predicted, targets)
+    metric: str
+    baselines: tuple[str, ...] = (ZERO_SHOT, "training_mean", "gain_offset")
 
-    def score(
-        self, predicted: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
-    ) -> Float[np.ndarray, " sample"]:
-        return score_predictions(self.name, predicted, targets)
+    def check_targets(self, targets: Shaped[np.ndarray, "sample *target"], source: str) -> None:
+        """Take any finite numbers."""
+
+    def find_misfit(self, response_shape: tuple[int, ...], target_shape: tuple[int, ...]) -> str:
+        if response_shape == target_shape:
+            return ""
+        return f"the network's outputs must have the shape of the targets, got {response_shape} for {target_shape}"
+
+    def losses(
+        self, outputs: Float[Tensor, "sample *target"], targets: Float[Tensor, "sample *target"]
+    ) -> Float[Tensor, " sample"]:
+        error = outputs - targets
+        return (error.square() if self.metric == "mse" else error.abs()).flatten(1).mean(1)
+
+    def respond(self, outputs: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+        return outputs
 
     def linear_residual(
         self, base: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
     ) -> Float[np.ndarray, "sample *target"]:
         residual: np.ndarray = targets - base
         return residual
+
+    def score(
+        self, predicted: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
+    ) -> Float[np.ndarray, " sample"]:
+        import torch
+
+        pair = (torch.from_numpy(np.array(array, np.float64)) for array in (predicted, targets))
+        losses: np.ndarray = self.losses(*pair).numpy()
+        return losses
+
+    def predict_baselines(
+        self,
+        zero_shot: Float[np.ndarray, "training *target"],
+        targets: Float[np.ndarray, "training *target"],
+        new: Float[np.ndarray, "sample *target"],
+    ) -> dict[str, Float[np.ndarray, "sample *target"]]:
+        """Predict by the network as it is, the mean target of the training part, and `fit_gain_offset`."""
+        gain, offset = fit_gain_offset(zero_shot, targets)
+        mean = np.broadcast_to(targets.mean(0), new.shape)
+        return dict(zip(self.baselines, (new, mean, gain * new + offset), strict=True))
+
+    def stack(
+        self, columns: Float[np.ndarray, "column sample *target"], targets: Float[np.ndarray, "sample *target"]
+    ) -> Float[np.ndarray, " column"]:
+        """Fit non-negative least squares, whatever the metric.
+
+        References:
+            Breiman, "Stacked regressions", Machine Learning 24 (1996).
+        """
+        from scipy.optimize import nnls
+
+        flat = columns.reshape(len(columns), -1).T
+        weights, _ = nnls(flat.astype(np.float64), targets.ravel().astype(np.float64))
+        found: np.ndarray = weights
+        return found
+
+
+def build_objective(metric: str) -> Objective:
+    """Build the objective of a metric, `mse` or `mae`."""
+    assert metric in ("mse", "mae")
+    return Regression(metric)
+
+
+def fit_gain_offset(
+    predicted: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
+) -> tuple[Float[np.ndarray, "*target"], Float[np.ndarray, "*target"]]:
+    """Fit `targets = gain * predicted + offset` for each target value, the gain shrunk towards 1.
+
+    It is ridge regression of the residual on the standardised prediction; one penalty, for all target values
+    together, is chosen by leave-one-out error in closed form. A constant prediction gets gain 1.
+    """
+    x, residual = np.asarray(predicted, np.float64), np.asarray(targets - predicted, np.float64)
+    centre, scale = x.mean(0), x.std(0)
+    z = np.divide(x - centre, scale, out=np.zeros_like(x), where=scale > 0)
+    mean, n = residual.mean(0), len(x)
+    moment = (z * (residual - mean)).sum(0)
+
+    def leave_one_out(penalty: float) -> float:
+        leverage = 1 / n + z**2 / (n + penalty)
+        error = residual - mean - z * (moment / (n + penalty))
+        return float(((error / np.maximum(1 - leverage, 1e-9)) ** 2).mean())
+
+    penalty = min(PENALTIES, key=leave_one_out)
+    slope = np.divide(moment / (n + penalty), scale, out=np.zeros_like(scale), where=scale > 0)
+    return 1 + slope, mean - slope * centre

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
-from ray_ft.config import BASELINES
 from ray_ft.domains import TargetAxes
 from ray_ft.learning_curves import LearningCurve
+from ray_ft.objectives import ZERO_SHOT, list_baselines
 from ray_ft.report.candidates import list_columns
 from ray_ft.report.words import Unit, label
 from ray_ft.results.records import Verdict
@@ -137,7 +137,7 @@ def draw_folds(summary: Summary, unit: Unit) -> Figure:
 def draw_curves(summary: Summary, plan: Sequence[CandidateSpec], curves: Mapping[str, Curves], unit: Unit) -> Figure:
     """Held-out loss by epoch: a line a candidate, the range of its folds, where folds and ASHA stopped it."""
     figure, panels = draw_grid(len(summary.strategies), 2.1)
-    zero_shot = unit.scale(summary.baselines["zero_shot"].score_mean)
+    zero_shot = unit.scale(summary.baselines[ZERO_SHOT].score_mean)
     for axes, (name, strategy) in zip(panels, summary.strategies.items(), strict=True):
         color = color_of(summary)[name]
         specs = [spec for spec in plan if spec.strategy == name and spec.name in curves]
@@ -297,7 +297,7 @@ def draw_learning_curve(curve: LearningCurve, unit: Unit) -> Figure:
     """Scores by size of the training parts with the fitted power laws, and the band of their draws."""
     figure, (axes,) = draw_grid(1, 3.4)
     for i, (name, each) in enumerate(curve.curves.items()):
-        color = COLORS[i % len(COLORS)] if name not in BASELINES else MUTED
+        color = COLORS[i % len(COLORS)] if name not in list_baselines() else MUTED
         sizes = [forecast.size for forecast in each.forecasts]
         fine = np.geomspace(sizes[0], sizes[-1], 100)
         low, high = (unit.factor * np.array([f.interval[end] for f in each.forecasts]) for end in (0, 1))

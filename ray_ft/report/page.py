@@ -22,7 +22,7 @@ from ray_ft.domains import TargetAxes, find_domain
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import replace_file, write_text
 from ray_ft.learning_curves import LearningCurve
-from ray_ft.objectives.metrics import score_predictions
+from ray_ft.objectives import find_objective
 from ray_ft.report import figures
 from ray_ft.report.candidates import describe_candidate, list_columns
 from ray_ft.report.words import (
@@ -169,7 +169,7 @@ def draw_plates(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
 
 def draw_samples(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
     blind, metric = findings.blind, findings.summary.metric
-    losses = score_predictions(metric, blind["mean"], blind["targets"])
+    losses = find_objective(metric).score(blind["mean"], blind["targets"])
     order = np.argsort(losses)
     places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     n_blind = findings.summary.ensemble.n_blind
@@ -195,7 +195,7 @@ def average_errors(
 ) -> Float[np.ndarray, "channel value"]:  # fmt: skip
     """Mean loss of each target value over the samples."""
     flat_predicted, flat_targets = (axes.flatten(values).reshape(len(values), -1).T for values in (predicted, targets))
-    errors: np.ndarray = score_predictions(metric, flat_predicted, flat_targets)
+    errors: np.ndarray = find_objective(metric).score(flat_predicted, flat_targets)
     return errors.reshape(len(axes.channels), len(axes.x))
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_ft.config import BASELINES, Config, Hyperparameters, StageConfig
+from ray_ft.config import Config, Hyperparameters, StageConfig
 from ray_ft.learning_curves import LearningCurve
+from ray_ft.objectives import list_baselines
 from ray_ft.results.summary import StrategySummary, Summary
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.comparison import Comparison
@@ -72,13 +73,13 @@ def unit_of(summary: Summary) -> Unit:
 
 def unit_of_curve(curve: LearningCurve) -> Unit:
     scores = {name: each.score_mean for name, each in curve.curves.items()}
-    own = [score for name, each in scores.items() if name not in BASELINES for score in each]
+    own = [score for name, each in scores.items() if name not in list_baselines() for score in each]
     return choose_unit(own or [score for each in scores.values() for score in each])
 
 
 def label(name: str) -> str:
     """Baselines are written with hyphens, so that none is taken for a strategy."""
-    return name.replace("_", "-") if name in BASELINES else name
+    return name.replace("_", "-") if name in list_baselines() else name
 
 
 def describe_shape(summary: Summary) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import read_record
-from ray_ft.objectives.metrics import METRICS
+from ray_ft.objectives import METRICS, ZERO_SHOT
 from ray_ft.results.records import Verdict
 from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import name_candidate
@@ -199,7 +199,7 @@ class Summary(Frozen):
             raise ValueError("the scores must be by repeat and fold, and the winner have some")
         pairs = [{pair.first, pair.second} for pair in self.comparisons]
         known = self.strategies.keys() | self.baselines.keys()
-        if "zero_shot" not in self.baselines or pairs.count({self.winner, self.best_baseline}) != 1:
+        if ZERO_SHOT not in self.baselines or pairs.count({self.winner, self.best_baseline}) != 1:
             raise ValueError("the winner must be compared with the best baseline")
         if self.metric not in METRICS or not all(pair <= known for pair in pairs):
             raise ValueError("comparisons must be of strategies and baselines, by a metric")
