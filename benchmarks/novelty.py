@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ray_ft.split.shared import share_backbone
 from sklearn.model_selection import RepeatedKFold
 
 from ray_ft.config import load_config
@@ -18,7 +19,6 @@ from ray_ft.domains import find_domain
 from ray_ft.ensemble import FALSE_ALARMS, flatten_features
 from ray_ft.models import load_network
 from ray_ft.search.strategies import select_trained
-from ray_ft.split.shared import share_backbone
 from ray_ft.statistics.novelty import fit_density
 
 DATA = Path(__file__).parents[1] / "examples" / "color_router"

@@ -11,21 +11,25 @@ from safetensors.torch import load_file
 from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
 from ray_ft.data.folds import Splits
-from ray_ft.fitting.candidate import command, run_candidate
-from ray_ft.fitting.gradient import Squad
-from ray_ft.fitting.task import prepare_part
-from ray_ft.search.plan import list_members
+from ray_ft.data.problem import list_members
+from ray_ft.fitting.candidate import run_candidate
+from ray_ft.fitting.fitter import FitSettings, JoinedFitter
+from ray_ft.fitting.preparation import prepare_strategy
+from ray_ft.fitting.starting import start_fitter
+from ray_ft.runs.folder import RunFolder
 
 CPU = torch.device("cpu")
 KEYS = list_members(1, 3, 2)
 
 
-def run(folder: Path, out: str, n_squads: int = 1, stop_after: int = 99, **overrides: object) -> tuple[list, Path]:
+def run(folder: Path, out: str, n_fitters: int = 1, stop_after: int = 99, **overrides: object) -> tuple[list, Path]:
     """Run the first candidate of `top`; return what it reported and its folder."""
     values = {"cv.strategies": ["top"], "cv.candidates": 1} | {k.replace("__", "."): v for k, v in overrides.items()}
-    prepared = prepare(load_config(folder / "toy.yaml", values), folder / out)
-    part, spec = prepare_part(prepared.task, "top", CPU), prepared.plan[0]
-    squads = [Squad(prepared.task, part, spec, KEYS[i::n_squads], CPU, 1, "looped") for i in range(n_squads)]
+    prepared = prepare(load_config(folder / "toy.yaml", values))
+    problem, spec = prepared.problem, prepared.proposer.ask()[0]
+    own = prepare_strategy(problem, prepared.pretrained, prepared.strategies["top"], "float32", CPU)
+    settings = FitSettings(packing="looped")
+    fitters = [start_fitter(problem, own, spec, KEYS[i::n_fitters], settings, CPU) for i in range(n_fitters)]
     reports = []
 
     def report(epoch: int, mean: float, final: bool) -> None:
@@ -34,20 +38,18 @@ def run(folder: Path, out: str, n_squads: int = 1, stop_after: int = 99, **overr
             raise KeyboardInterrupt
 
     with suppress(KeyboardInterrupt):
-        run_candidate(prepared.task, spec, report, command(squads))
+        run_candidate(problem, RunFolder(folder / out), spec, JoinedFitter(fitters), report, checkpoint_every=2)
     return reports, folder / out / "candidates" / "top-000"
 
 
 def deal(folder: Path) -> Splits:
-    return prepare(load_config(folder / "toy.yaml", {"cv.strategies": ["top"]}), folder / "other").task.splits
+    return prepare(load_config(folder / "toy.yaml", {"cv.strategies": ["top"]})).problem.splits
 
 
 def test_snapshots_stand_where_the_other_folds_are_best(toy_folder: Path) -> None:
     reports, folder = run(toy_folder, "run")
     losses = np.load(folder / "history.npz")["losses"]
-    fold_of = np.array(
-        prepare(load_config(Path("toy.yaml"), {"cv.strategies": ["top"]}), toy_folder / "x").task.splits.fold_of[0]
-    )
+    fold_of = np.array(prepare(load_config(Path("toy.yaml"), {"cv.strategies": ["top"]})).problem.splits.fold_of[0])
     by_fold = np.stack([losses[:, 0][:, :, fold_of == k].mean((1, 2)) for k in range(3)], 1)  # (epoch, fold)
     expected = [int(np.delete(by_fold, k, 1).mean(1).argmin()) + 1 for k in range(3)]
     result = json.loads((folder / "result.json").read_text())
@@ -69,11 +71,11 @@ def test_out_of_fold_predictions_are_those_of_the_snapshots(toy_folder: Path) ->
         np.testing.assert_allclose(found[:, held_out], losses[stop - 1, 0][:, held_out], rtol=1e-5)
 
 
-def test_squads_together_and_an_interruption_leave_the_same_files(toy_folder: Path) -> None:
+def test_fitters_together_and_an_interruption_leave_the_same_files(toy_folder: Path) -> None:
     _, whole = run(toy_folder, "whole")
-    run(toy_folder, "cut", n_squads=2, stop_after=5)
+    run(toy_folder, "cut", n_fitters=2, stop_after=5)
     assert not (toy_folder / "cut/candidates/top-000/result.json").exists()
-    reports, cut = run(toy_folder, "cut", n_squads=3)
+    reports, cut = run(toy_folder, "cut", n_fitters=3)
     assert reports[0][0] == 5, "it goes on behind the checkpoint of epoch 4"
     for name in ("history.npz", "oof.npz"):
         with np.load(whole / name) as one, np.load(cut / name) as other:

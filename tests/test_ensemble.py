@@ -22,7 +22,7 @@ from ray_ft.statistics.intervals import build_pointwise
 def predict_whole(ensemble: Ensemble, x: np.ndarray) -> np.ndarray:
     """What the members say, each as a whole network: (strategy, repeat, fold, seed, sample, target)."""
     card = ensemble.card
-    network = prepare(load_config(Path("toy.yaml"), {"cv.strategies": ["top"]}), Path("unused")).task.build_network()
+    network = prepare(load_config(Path("toy.yaml"), {"cv.strategies": ["top"]})).pretrained.build()
     rows = []
     for own in ensemble.states.values():
         n_members = len(next(iter(own.values())))
@@ -111,7 +111,7 @@ def test_a_network_that_cannot_be_split_runs_whole_by_code_that_is_trusted(toy_f
         Ensemble.load(run)
     ensemble, x = Ensemble.load(run, trust=True), np.load("x.npy")
     assert "each member runs the whole network" in ensemble.card.split
-    network = prepare(load_config("toy.yaml", {"cv.strategies": ["last"]}), Path("unused")).task.build_network().eval()
+    network = prepare(load_config("toy.yaml", {"cv.strategies": ["last"]})).pretrained.build()
     state = {name: tensor[3] for name, tensor in ensemble.states["last"].items()}
     expected = functional_call(network, state, (torch.from_numpy(x),)).detach()
     np.testing.assert_allclose(ensemble.predict_members(x, False)[0].reshape(-1, 30, 3)[3], expected, atol=1e-6)

@@ -24,6 +24,7 @@ import yaml
 from hostile import JUNK, mutate, mutate_tree, refusing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ray_ft.split.shared import read_shared
 from safetensors.torch import save as save_tensors
 
 from ray_ft import Summary
@@ -52,7 +53,6 @@ from ray_ft.results.records import (
 )
 from ray_ft.runs.folder import RunFolder
 from ray_ft.serving.requests import JSON, read_query
-from ray_ft.split.shared import read_shared
 
 DEPTH = int(os.environ.get("RAY_FT_FUZZ", "1"))
 CONFIGS = (

@@ -7,40 +7,37 @@ import torch
 
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate, prepare
-from ray_ft.fitting.gradient import Squad
-from ray_ft.fitting.task import prepare_part
-from ray_ft.search.plan import list_members
+from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.gradient import GradientFitter
+from ray_ft.fitting.preparation import prepare_strategy
+from ray_ft.fitting.starting import start_fitter
 
 pytestmark = pytest.mark.gpu
 
 
+def train_epoch(toy_folder: Path, device: torch.device, packing: str, **overrides: object) -> dict[str, torch.Tensor]:
+    values = {"cv.strategies": ["top"], "training.precision": "float32", **overrides}
+    prepared = prepare(load_config(toy_folder / "toy.yaml", values))
+    problem, (spec, *_) = prepared.problem, prepared.proposer.ask()
+    own = prepare_strategy(problem, prepared.pretrained, prepared.strategies["top"], "float32", device)
+    fitter = start_fitter(problem, own, spec, problem.keys, FitSettings(packing=packing), device)
+    assert isinstance(fitter, GradientFitter)
+    fitter.run_epoch(0)
+    return fitter.whole.state
+
+
 @pytest.mark.parametrize("packing", ["looped", "packed"])
 def test_members_without_dropout_are_those_of_the_cpu(toy_folder: Path, packing: str) -> None:
-    overrides = {"cv.strategies": ["top"], "training.head_dropout": 0.0, "training.precision": "float32"}
-    prepared = prepare(load_config(toy_folder / "toy.yaml", overrides), toy_folder / "run")
-    states = []
-    for device in (torch.device("cpu"), torch.device("cuda")):
-        part = prepare_part(prepared.task, "top", device)
-        squad = Squad(prepared.task, part, prepared.plan[0], list_members(1, 3, 2), device, 1, packing)
-        squad.train(0)
-        states.append(squad.whole.state)
+    devices = (torch.device("cpu"), torch.device("cuda"))
+    states = [train_epoch(toy_folder, device, packing, **{"training.head_dropout": 0.0}) for device in devices]
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name].cpu(), tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_packed_members_are_the_looped_ones_with_dropout(toy_folder: Path) -> None:
-    overrides = {"cv.strategies": ["top"], "training.precision": "float32"}
-    prepared = prepare(load_config(toy_folder / "toy.yaml", overrides), toy_folder / "run")
-    device = torch.device("cuda")
-    part = prepare_part(prepared.task, "top", device)
-    packed, looped = (
-        Squad(prepared.task, part, prepared.plan[0], list_members(1, 3, 2), device, 1, how)
-        for how in ("packed", "looped")
-    )
-    packed.train(0)
-    looped.train(0)
-    for name, tensor in looped.whole.state.items():
-        torch.testing.assert_close(packed.whole.state[name], tensor, rtol=1e-3, atol=1e-4)
+    packed, looped = (train_epoch(toy_folder, torch.device("cuda"), how) for how in ("packed", "looped"))
+    for name, tensor in looped.items():
+        torch.testing.assert_close(packed[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.ray

@@ -83,8 +83,10 @@ def test_mlflow_has_a_run_a_candidate(logged: Path, monkeypatch: pytest.MonkeyPa
 def goes_on(folder: Path, run_id: str) -> None:
     """A second call of a run finds what the first began."""
     values = {"loggers.mlflow": "sqlite:///mlflow.db", "cv.strategies": ["last"], "cv.candidates": 1}
-    prepared = prepare(load_config(folder / "toy.yaml", values), folder / "run")
-    (logger,) = build_loggers(prepared.task, prepared.plan, quiet(prepared.plan))
+    config = load_config(folder / "toy.yaml", values)
+    prepared, run = prepare(config), RunFolder(folder / "run")
+    plan = prepared.proposer.ask()
+    (logger,) = build_loggers(config.loggers, config.name, prepared.problem, run, plan, quiet(plan))
     assert isinstance(logger, CandidateLogger)
     logger.on_trial_start(0, [], SimpleNamespace(config={"candidate": "last-000"}))
     assert list(logger.logger._trial_runs.values()) == [run_id]
@@ -112,7 +114,9 @@ def test_tensorboard_has_a_curve_a_candidate(logged: Path) -> None:
 
 
 def quiet(plan: tuple) -> Display:
-    return Display(Console(quiet=True), plan, 1, "mse", {"top": 1, "last": 1})
+    display = Display(Console(quiet=True), 1, "mse", {"top": 1, "last": 1})
+    display.add(plan)
+    return display
 
 
 def test_loggers_are_no_part_of_what_a_run_is(toy_config: Config) -> None:
@@ -165,11 +169,13 @@ class Broken(LoggerCallback):
 
 
 def test_a_logger_that_fails_in_between_is_left_alone(toy_config: Config, tmp_path: Path) -> None:
-    prepared = prepare(toy_config, tmp_path / "run")
-    write_text(prepared.task.run.provenance, "{}")
+    prepared, run = prepare(toy_config), RunFolder(tmp_path / "run")
+    plan = prepared.proposer.ask()
+    write_text(run.provenance, "{}")
     text, trial = io.StringIO(), SimpleNamespace(config={"candidate": "top-000"})
-    display = Display(Console(file=text, width=200), prepared.plan, 1, "mse", {"top": 1, "last": 1})
-    logger = CandidateLogger("mlflow", Broken(), prepared.task, prepared.plan, display)
+    display = Display(Console(file=text, width=200), 1, "mse", {"top": 1, "last": 1})
+    display.add(plan)
+    logger = CandidateLogger("mlflow", Broken(), "toy", prepared.problem, run, plan, display)
     logger.on_trial_error(0, [], trial)  # it never began
     logger.on_trial_start(0, [], trial)
     logger.on_trial_result(0, [], trial, {"epoch": 1, "loss": 0.5})

@@ -11,8 +11,7 @@ from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
 from ray_ft.errors import ConfigError
 from ray_ft.files import memory
-from ray_ft.fitting.task import BYTES_PER_MEMBER, BYTES_PER_WEIGHT, estimate_bytes
-from ray_ft.runs.folder import RunFolder
+from ray_ft.fitting.memory_need import BYTES_PER_MEMBER, BYTES_PER_WEIGHT, estimate_bytes
 
 
 @pytest.fixture
@@ -61,10 +60,12 @@ def test_numbers_are_said(machine: Path) -> None:
 
 
 def test_an_estimate_has_members_views_and_predictions(toy_config: Config, tmp_path: Path) -> None:
-    task = prepare(toy_config, tmp_path / "run").task
+    prepared = prepare(toy_config)
     n_trained = 8 * 8 + 8 + 8 * 3 + 3
     members = 6 * (n_trained * BYTES_PER_WEIGHT + BYTES_PER_MEMBER)
-    assert estimate_bytes(task, "top") == members + 30 * (6 + 3) * 4 + 2 * 30 * 3 * 4
+    assert (
+        estimate_bytes(prepared.problem, prepared.strategies["top"], 4) == members + 30 * (6 + 3) * 4 + 2 * 30 * 3 * 4
+    )
 
 
 def test_a_run_larger_than_memory_is_refused_before_it_trains(
@@ -80,12 +81,10 @@ def test_a_run_larger_than_memory_is_refused_before_it_trains(
 
 
 def test_candidates_that_train_at_a_time_count_together(toy_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = prepare(toy_config, RunFolder(Path("run")))
-    task, left = prepared.task, prepared.plan
-    monkeypatch.setattr(memory, "find_available", lambda: estimate_bytes(task, "top"))
+    prepared = prepare(toy_config)
+    own = (prepared.problem, prepared.strategies, {"top": 1000})
+    monkeypatch.setattr(memory, "find_available", lambda: 1000)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    check_memory(task, left, inline=True)
+    check_memory(*own, 1, toy_config.compute)
     with pytest.raises(ConfigError, match="4 candidates at a time must fit into memory"):
-        check_memory(task, left, inline=False)
-    check_memory(task, left[:1], inline=False)
-    check_memory(task, (), inline=False)
+        check_memory(*own, 6, toy_config.compute)

@@ -1,14 +1,25 @@
-"""The plan: candidates are drawn from the ranges, each for itself."""
+"""Random draws: candidates come from the ranges, each for itself."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_ft.backends.running import find_grace
 from ray_ft.config import SearchSection, StrategyConfig
-from ray_ft.search.plan import build_plan, list_members, resolve_grace
+from ray_ft.data.problem import list_members
+from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.proposer import RandomProposer
+from ray_ft.search.strategies import Stage, Strategy
 
 STRATEGY = StrategyConfig.model_validate(
     {"train": ["*"], "lr": [1e-4, 1e-2], "epochs": [10, 20], "batch_size": [8, 16], "warmup_ratio": 0.9}
 )
+
+
+def build_plan(strategies: dict, n_candidates: int, seed: int) -> tuple[CandidateSpec, ...]:
+    proposer = RandomProposer(strategies, n_candidates, seed)
+    plan = proposer.ask()
+    assert proposer.ask() == (), "one round has all"
+    return plan
 
 
 def test_candidate_0_is_the_middle_of_the_ranges() -> None:
@@ -36,5 +47,11 @@ def test_members_are_all_folds_and_seeds_of_all_repeats() -> None:
 
 
 def test_candidates_are_first_compared_after_a_quarter() -> None:
-    assert resolve_grace(SearchSection(), STRATEGY) == 5
-    assert resolve_grace(SearchSection(grace_epochs=2), STRATEGY) == 2
+    strategy = Strategy("a", (Stage("gradient", (), longest=20),), {})
+    assert find_grace(SearchSection(), strategy) == 5
+    assert find_grace(SearchSection(grace_epochs=2), strategy) == 2
+
+
+def test_a_closed_form_without_ranges_is_one_candidate() -> None:
+    ridge = StrategyConfig.model_validate({"fit": "ridge", "train": ["*"]})
+    assert [spec.name for spec in build_plan({"ridge": ridge, "a": STRATEGY}, 2, 0)] == ["ridge-000", "a-000", "a-001"]

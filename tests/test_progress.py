@@ -6,15 +6,16 @@ from rich.console import Console
 
 from ray_ft.backends.progress import Display
 from ray_ft.config import StrategyConfig
-from ray_ft.search.plan import build_plan
+from ray_ft.search.proposer import RandomProposer
 
 STRATEGY = StrategyConfig.model_validate({"train": ["*"], "lr": 1e-3, "epochs": 10})
+PLAN = RandomProposer({"head": STRATEGY, "full": STRATEGY}, 1, 0).ask()
 
 
 def test_lines_name_candidate_epoch_and_best() -> None:
     text = io.StringIO()
-    plan = build_plan({"head": STRATEGY, "full": STRATEGY}, 1, 0)
-    with Display(Console(file=text, width=200), plan, 15, "mse", {"head": 1, "full": 100}) as display:
+    with Display(Console(file=text, width=200), 15, "mse", {"head": 1, "full": 100}) as display:
+        display.add(PLAN)
         display.show_epoch("head-000", 3, 0.5)
         display.show_epoch("head-000", 4, 0.75)
         display.show_end("head-000", "completed")
@@ -22,8 +23,8 @@ def test_lines_name_candidate_epoch_and_best() -> None:
 
 
 def test_the_time_left_weighs_epochs_by_their_cost() -> None:
-    plan = build_plan({"head": STRATEGY, "full": STRATEGY}, 1, 0)
-    display = Display(Console(quiet=True), plan, 15, "mse", {"head": 1, "full": 4})
+    display = Display(Console(quiet=True), 15, "mse", {"head": 1, "full": 4})
+    display.add(PLAN)
     display.show_epoch("full-000", 5, 0.5)
     assert display.estimate_left(60.0) == 60 * (4 * 5 + 10) / 20
     display.show_end("full-000", "stopped")

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from ray_ft.config import GradientHyperparameters
+from ray_ft.data.problem import MemberKey
 from ray_ft.fitting.training import (
     Recipe,
     ViewBank,
@@ -18,10 +20,9 @@ from ray_ft.fitting.training import (
     scale_lr,
 )
 from ray_ft.objectives import find_objective
-from ray_ft.search.plan import Hyperparameters, MemberKey
 from ray_ft.split.network import split_network
 
-HYPER = Hyperparameters(0.1, 4, 3, 0.0, None, 1, 0.0, 10)
+HYPER = GradientHyperparameters(0.1, 4, 3, 0.0, 0.0, None, 1, 10)
 
 
 def build_bank(n_views: int = 2, n_samples: int = 5) -> tuple:

@@ -26,7 +26,7 @@ def load(folder: Path, **options: object):
 @pytest.mark.parametrize("options", [{"cv__protocol": "nested"}, {"training__epochs": 1}], ids=["nested", "one_epoch"])
 def test_held_out_labels_reach_nothing_that_predicts_them(toy_folder: Path, options: dict) -> None:
     config = load(toy_folder, **options)
-    splits = prepare(config, toy_folder / "a").task.splits
+    splits = prepare(config).problem.splits
     cross_validate(config, toy_folder / "a", inline=True)
     y = np.load("y.npy")
     held_out = splits.held_out(0, 1)
@@ -41,10 +41,10 @@ def test_held_out_labels_reach_nothing_that_predicts_them(toy_folder: Path, opti
 def test_a_fold_that_is_missing_is_named(toy_folder: Path) -> None:
     run = RunFolder(toy_folder / "run")
     cross_validate(load(toy_folder), run.root, inline=True)
-    config = prepare(load(toy_folder), run.root)
-    history = load_history(run, config.plan[0], config.task.splits)
+    prepared = prepare(load(toy_folder))
+    history = load_history(run, prepared.proposer.ask()[0], prepared.problem.splits)
     assert history is not None
-    history.losses[:, 0, 1, config.task.splits.held_out(0, 2)] = np.nan
+    history.losses[:, 0, 1, prepared.problem.splits.held_out(0, 2)] = np.nan
     np.savez(run.candidate("top-000").history, losses=history.losses)
     with pytest.raises(RunFolderError, match=r"without those of repeat 0, fold 2, seed 1; remove .*top-000"):
         rebuild_ensemble(run.root)
@@ -60,10 +60,10 @@ def test_an_image_of_a_sample_stays_on_its_side(tmp_path: Path) -> None:
     turned = np.packbits(np.unpackbits(structures[:3], axis=-1)[:, ::-1, ::-1], axis=-1)
     np.savez(tmp_path / "d.npz", x=np.concatenate([structures, turned]), y=np.concatenate([spectra, spectra[:3]]))
     config = load_config(None, {"data.inputs": f"{tmp_path}/d.npz::x", "data.targets": f"{tmp_path}/d.npz::y"})
-    prepared = prepare(config, tmp_path / "run")
-    fold_of = prepared.task.splits.fold_of[0]
+    prepared = prepare(config)
+    fold_of = prepared.problem.splits.fold_of[0]
     assert fold_of[:3] == fold_of[20:]
-    assert any("3 samples are images of another" in note for note in prepared.task.dataset.notes)
+    assert any("3 samples are images of another" in note for note in prepared.problem.samples.notes)
 
 
 def test_a_scaler_fitted_on_all_data_would_be_seen() -> None:

@@ -51,7 +51,7 @@ class StageConfig(Section):
     def hyperparameters(self) -> type[GradientHyperparameters] | type[RidgeHyperparameters]:
         return FITS[self.fit]
 
-    def bounds(self, name: str) -> tuple[float, float] | None:
+    def bounds(self, name: str) -> tuple[int | float, int | float] | None:
         """Range of a hyperparameter; None where it has none."""
         bounds = getattr(self, name, None)
         return bounds if isinstance(bounds, tuple) else None

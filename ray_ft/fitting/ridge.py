@@ -64,7 +64,7 @@ class RidgeTail(nn.Module):
         for name, tensor in (split.tensors | split.state).items():
             self.register_buffer(self.own[name], tensor)
 
-    def forward(self, *features: Tensor) -> Float[Tensor, "sample *target"]:
+    def forward(self, features: Features) -> Float[Tensor, "sample *target"]:
         kernel = compute_kernel(flatten_features(self.split, features), self.rows, self.sharpness, self.hyper.kernel)
         added = kernel @ self.coefficients + self.offset
         added = added.reshape(added.shape[0], *self.target_shape)
@@ -128,7 +128,7 @@ def attach_ridge(
     known = {id(tensor): own for own, tensor in (split.tensors | split.state).items()} | {id(tail.rows): name}
     axes = [split.batch_axes[i] for i in split.reads]
     example = [
-        feature if axis is None else feature.narrow(axis, 0, min(4, feature.shape[axis]))
+        feature if axis is None else feature.narrow(axis, 0, min(4, feature.shape[axis])).contiguous()
         for feature, axis in zip(split.take(features), axes, strict=True)
     ]
     with silence():

@@ -17,7 +17,7 @@ from ray_ft.runs.provenance import describe_environment
 
 __all__ = ["Identity", "check_identity", "open_run"]
 
-FORMER = "0.1."  # releases whose runs are read, and not gone on with
+FORMAT = 2  # of a run folder; one of an older format is read, and not gone on with
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def check_identity(run: RunFolder, identity: Identity) -> None:
             )
         return
     old, new = load_provenance(run), identity.as_dict()
-    release = str(old["environment"]["versions"].get("ray-ft"))
-    if release.startswith(FORMER):
+    if old["format"] != FORMAT:
+        release = old["environment"]["versions"].get("ray-ft")
         raise RunFolderError(
             f"a run goes on with the release that began it, got {run.place} by ray-ft {release}; choose another --out "
             "(report, predict and evaluate read it as it is)"
@@ -128,7 +128,7 @@ def write_identity(run: RunFolder, identity: Identity, known: bool) -> None:
     if not known or is_damaged(lambda: load_splits(run)):
         write_record(run.splits, {"hash": identity.splits.hash, **asdict(identity.splits)})
     if not known:
-        write_record(run.provenance, identity.as_dict() | {"environment": describe_environment()})
+        write_record(run.provenance, identity.as_dict() | {"format": FORMAT, "environment": describe_environment()})
 
 
 def is_damaged(load: Callable[[], object]) -> bool:

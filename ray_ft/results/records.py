@@ -53,6 +53,7 @@ class Environment(BaseModel):
 class Provenance(BaseModel):
     """What a run came from, as `provenance.json` has it."""
 
+    format: int = 1
     config: dict[str, Any]
     splits_hash: str
     data_hash: str
@@ -130,8 +131,7 @@ def load_provenance(run: RunFolder) -> dict[str, Any]:
     """
     try:
         provenance = read_record(run.provenance)
-        Provenance.model_validate(provenance)
-        return {key: provenance[key] for key in Provenance.model_fields}
+        return Provenance.model_validate(provenance).model_dump()
     except (OSError, ValueError) as error:
         raise RunFolderError(say_damaged("its provenance", run.provenance)) from error
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ray_ft.files.hashes import hash_tensors
 from ray_ft.split.dropout import SWITCHES, DropoutSite, arguments, draws, mask_dropouts
@@ -67,7 +68,7 @@ def cut_network(network: nn.Module, state: Collection[str], trained: set[str], e
     Raises:
         ValueError: It cannot be cut, and why; export itself may raise anything.
     """
-    trace = trace_network(network, state, (example,), (0,))
+    trace = trace_network(network, state, example, 0)
     reached = find_reached(trace, trained)
     axes, tail = find_features(trace, reached)
     check_writes(trace, tail)
@@ -89,7 +90,7 @@ def trace_tail(
     """Write a tail of one's own down: a module from features to outputs, whose parameters are the member's.
 
     Args:
-        module: It takes the features one by one.
+        module: It takes the features as a tuple.
         names: Of the buffers that it reads, by the tensors' `id`.
         features: Of two samples or more.
         batch_axes: The axis of the samples in each.
@@ -117,15 +118,19 @@ class Trace:
 
 
 def trace_network(
-    network: nn.Module, state: Collection[str], example: tuple[Tensor, ...], axes: tuple[int | None, ...]
+    network: nn.Module,
+    state: Collection[str],
+    example: Tensor | tuple[Tensor, ...],
+    axes: int | tuple[int | None, ...],
 ) -> Trace:
+    """Export a network of one argument, a tensor or a tuple of them, whose axes of samples are given."""
     # Where no parameter wants a gradient, attention takes a fused path that has no derivative.
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     batch = Dim("batch")
-    shapes = tuple(None if axis is None else {axis: batch} for axis in axes)
+    shapes = tree_map(lambda axis: {axis: batch} if isinstance(axis, int) else None, axes)
     with torch.enable_grad():
-        program = export(network, example, dynamic_shapes=shapes, strict=False)
+        program = export(network, (example,), dynamic_shapes=(shapes,), strict=False)
     graph, signature = program.graph, program.graph_signature
     if len(signature.output_specs) != 1:
         raise ValueError("it returns more than one tensor")
@@ -142,7 +147,8 @@ def trace_network(
     own = {id(tensor): name for name, tensor in (*network.named_parameters(), *network.named_buffers())}
     names = {node: own.get(id(tensor)) or name_constant(tensor) for node, tensor in tensors.items()}
     members = {node: name for node, name in names.items() if name in set(state)}
-    symbol = next(node.meta["val"].shape[axis] for node, axis in zip(inputs, axes, strict=True) if axis is not None)
+    pairs = zip(inputs, tree_leaves(axes), strict=True)
+    symbol = next(node.meta["val"].shape[axis] for node, axis in pairs if axis is not None)
     return Trace(graph, inputs, tensors, names, members, symbol.node.expr)
 
 

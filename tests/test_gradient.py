@@ -1,4 +1,4 @@
-"""A member is the same whatever stands beside it: packed or looped, alone or among others, on one squad or three."""
+"""A member is the same whatever stands beside it: packed or looped, alone or among others, in one fitter or three."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -10,17 +10,20 @@ import torch
 
 from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
-from ray_ft.fitting.gradient import Squad
-from ray_ft.fitting.task import Part, Task, choose_dtype, prepare_part
+from ray_ft.data.problem import MemberKey, Problem, list_members
+from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.gradient import GradientFitter
+from ray_ft.fitting.preparation import PreparedStrategy, choose_dtype, prepare_strategy
+from ray_ft.fitting.starting import start_fitter
 from ray_ft.fitting.training import draw_batches
-from ray_ft.search.plan import CandidateSpec, MemberKey, list_members
+from ray_ft.search.plan import CandidateSpec
 from ray_ft.split.network import SplitNetwork
 
 CPU = torch.device("cpu")
 KEYS = list_members(1, 4, 2)
 NO_GRADIENT = "body.0.bias"  # before batch norm, so that it would have but rounding, which Adam blows up
 
-Parts = tuple[Task, Part, CandidateSpec]
+Parts = tuple[Problem, PreparedStrategy, CandidateSpec]
 
 
 def build_parts(folder: Path, strategy: str, **overrides: object) -> Parts:
@@ -28,16 +31,28 @@ def build_parts(folder: Path, strategy: str, **overrides: object) -> Parts:
     own = {"train": ["*"], "freeze": [NO_GRADIENT], "lr": 1e-2, "epochs": 6, "batch_size": 5, "head_dropout": 0.3}
     values = {"strategies.all": own, "cv.folds": 4, "cv.strategies": [strategy], "cv.candidates": 1}
     config = load_config(folder / "toy.yaml", values | {key.replace("__", "."): v for key, v in overrides.items()})
-    prepared = prepare(config, folder / "run")
-    return prepared.task, prepare_part(prepared.task, strategy, CPU), prepared.plan[0]
+    prepared = prepare(config)
+    own = (prepared.problem, prepared.pretrained, prepared.strategies[strategy], config.training.precision, CPU)
+    return prepared.problem, prepare_strategy(*own), prepared.proposer.ask()[0]
+
+
+def start(parts: Parts, keys: tuple[MemberKey, ...], packing: str, n_threads: int = 1) -> GradientFitter:
+    fitter = start_fitter(*parts, keys, FitSettings(packing=packing), CPU, n_threads)
+    assert isinstance(fitter, GradientFitter)
+    return fitter
+
+
+def run_epoch(fitter: GradientFitter, epoch: int) -> dict:
+    fitter.run_epoch(epoch)
+    return fitter.predict()
 
 
 def train(parts: Parts, keys: tuple[MemberKey, ...], packing: str, n_threads: int = 1) -> dict:
-    squad = Squad(*parts, keys, CPU, n_threads, packing)
+    fitter = start(parts, keys, packing, n_threads)
     for epoch in range(3):
-        predicted = squad.train(epoch)
-    assert not squad.has_drifted()
-    states = {member.key: {n: t.detach() for n, t in member.state.items()} for member in squad.whole.members}
+        predicted = run_epoch(fitter, epoch)
+    assert not fitter.has_drifted()
+    states = {member.key: {n: t.detach() for n, t in member.state.items()} for member in fitter.whole.members}
     return {key: (predicted[key], states[key]) for key in keys}
 
 
@@ -56,7 +71,7 @@ def test_packed_members_equal_looped_ones_with_dropout_and_batch_norm(toy_folder
     assert_same(train(parts, KEYS, "packed"), train(parts, KEYS, "looped"), 1e-5)
 
 
-def test_a_member_is_bit_identical_alone_in_squads_and_in_threads(toy_folder: Path) -> None:
+def test_a_member_is_bit_identical_alone_in_fitters_and_in_threads(toy_folder: Path) -> None:
     parts = build_parts(toy_folder, "all")
     together = train(parts, KEYS, "looped")
     dealt = {key: value for i in range(3) for key, value in train(parts, KEYS[i::3], "looped").items()}
@@ -65,15 +80,15 @@ def test_a_member_is_bit_identical_alone_in_squads_and_in_threads(toy_folder: Pa
     assert_same(train(parts, KEYS[5:6], "looped"), {KEYS[5]: together[KEYS[5]]}, 0)
 
 
-def test_a_squad_goes_on_from_what_another_saved(toy_folder: Path) -> None:
+def test_a_fitter_goes_on_from_what_another_saved(toy_folder: Path) -> None:
     parts = build_parts(toy_folder, "all")
-    whole = Squad(*parts, KEYS, CPU, 1, "looped")
-    whole.train(0)
-    late = Squad(*parts, KEYS[1::2], CPU, 1, "packed")
+    whole = start(parts, KEYS, "looped")
+    whole.run_epoch(0)
+    late = start(parts, KEYS[1::2], "packed")
     late.load(deepcopy(whole.save()))
     assert late.pack_size == 1, "it goes on as it was begun"
-    expected = whole.train(1)
-    for key, predicted in late.train(1).items():
+    expected = run_epoch(whole, 1)
+    for key, predicted in run_epoch(late, 1).items():
         np.testing.assert_array_equal(predicted, expected[key])
 
 
@@ -87,27 +102,28 @@ class Tight(SplitNetwork):
 
 
 def test_a_pack_that_does_not_fit_is_halved_until_it_does(toy_folder: Path) -> None:
-    task, part, spec = build_parts(toy_folder, "all")
-    squad = Squad(task, part, spec, KEYS, CPU, 1, "packed")
-    squad.split = Tight(**vars(squad.split))
-    squad.train(0)
-    assert squad.pack_size == 2
-    calm = Squad(task, part, spec, KEYS, CPU, 1, "looped")
-    calm.train(0)
-    for found, expected in zip(squad.whole.members, calm.whole.members, strict=True):
+    parts = build_parts(toy_folder, "all")
+    fitter = start(parts, KEYS, "packed")
+    fitter.split = Tight(**vars(fitter.split))
+    fitter.run_epoch(0)
+    assert fitter.pack_size == 2
+    calm = start(parts, KEYS, "looped")
+    calm.run_epoch(0)
+    for found, expected in zip(fitter.whole.members, calm.whole.members, strict=True):
         for name, tensor in expected.state.items():
             torch.testing.assert_close(found.state[name], tensor, rtol=1e-5, atol=1e-5)
 
 
 def test_a_last_batch_of_one_joins_the_one_before_it_where_there_is_batch_norm(toy_folder: Path) -> None:
-    task, part, spec = build_parts(toy_folder, "all")  # 22 and 23 samples for training
-    squad = Squad(task, part, replace(spec, stages=(replace(spec.stages[0], batch_size=7),)), KEYS, CPU, 1, "looped")
+    problem, prepared, spec = build_parts(toy_folder, "all")  # 22 and 23 samples for training
+    spec = replace(spec, stages=(replace(spec.stages[0], batch_size=7),))
+    fitter = start((problem, prepared, spec), KEYS, "looped")
     sizes = [
-        [len(batch.rows) for batch in draw_batches(member, squad.split, squad.bank, squad.recipe.hyper, 0)]
-        for member in squad.whole.members
+        [len(batch.rows) for batch in draw_batches(member, fitter.split, fitter.bank, fitter.recipe.hyper, 0)]
+        for member in fitter.whole.members
     ]
     assert sorted(map(tuple, sizes)) == [(7, 7, 7, 2)] * 4 + [(7, 7, 8)] * 4
-    assert all(np.isfinite(predicted).all() for predicted in squad.train(0).values())
+    assert all(np.isfinite(predicted).all() for predicted in run_epoch(fitter, 0).values())
 
 
 def test_bf16_keeps_float32_weights_and_nearly_the_predictions(toy_folder: Path) -> None:
@@ -124,8 +140,8 @@ def test_bf16_keeps_float32_weights_and_nearly_the_predictions(toy_folder: Path)
 
 
 def test_small_products_stay_in_float32_on_a_cpu(toy_folder: Path) -> None:
-    task, part, _ = build_parts(toy_folder, "all")
-    assert choose_dtype("auto", part.split, torch.from_numpy(task.dataset.inputs)) == torch.float32
+    problem, prepared, _ = build_parts(toy_folder, "all")
+    assert choose_dtype("auto", prepared.split, torch.from_numpy(problem.samples.inputs)) == torch.float32
 
 
 class Unpackable(SplitNetwork):
@@ -136,18 +152,18 @@ class Unpackable(SplitNetwork):
 
 
 def test_members_that_cannot_be_packed_are_looped_and_say_why(toy_folder: Path) -> None:
-    task, part, spec = build_parts(toy_folder, "top")
-    part = replace(part, split=Unpackable(**vars(part.split)))
-    how = Squad(task, part, spec, KEYS, CPU, 1, "auto").describe()[1]
+    problem, prepared, spec = build_parts(toy_folder, "top")
+    prepared = replace(prepared, split=Unpackable(**vars(prepared.split)))
+    how = start((problem, prepared, spec), KEYS, "auto").describe().training
     assert how == "looped, float32 (cannot be packed: vmap: no rule for frobnicate)"
     with pytest.raises(RuntimeError, match="frobnicate"):
-        Squad(task, part, spec, KEYS, CPU, 1, "packed").train(0)
+        start((problem, prepared, spec), KEYS, "packed").run_epoch(0)
 
 
 def test_a_network_that_runs_whole_is_looped_and_says_why(toy_folder: Path) -> None:
     module = toy_folder / "toy_network.py"
     module.write_text(module.read_text().replace("self.body(x))", "self.body(x)) * (x.mean().item() > -9)"))
-    how = Squad(*build_parts(toy_folder, "top"), KEYS, CPU, 1, "packed").describe()[1]
+    how = start(build_parts(toy_folder, "top"), KEYS, "packed").describe().training
     assert how == "looped, float32 (cannot be packed: the network may draw random numbers itself)"
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_ft.backends.successive_halving import Judge
+from ray_ft.backends.successive_halving import SuccessiveHalving
 from ray_ft.search.plan import CandidateSpec
 
 PLAN = [CandidateSpec("s", i, ()) for i in range(4)]
@@ -11,13 +11,14 @@ N_EPOCHS = 9
 
 
 def judge_in_order(curves: list[list[float]], order: list[int]) -> dict[str, int | None]:
-    judge, heard = Judge(PLAN, {"s": (2, N_EPOCHS)}, 2.0), [0] * len(PLAN)
+    halving, heard = SuccessiveHalving({"s": (2, N_EPOCHS)}, 2.0), [0] * len(PLAN)
+    halving.add(PLAN)
     for i in [*order, *(i for i in range(4) for _ in range(N_EPOCHS))]:
         name = PLAN[i].name
-        if heard[i] < N_EPOCHS and judge.stopped_at(name) is None:
+        if heard[i] < N_EPOCHS and halving.stopped_at(name) is None:
             heard[i] += 1
-            judge.hear(name, heard[i], curves[i][heard[i] - 1], final=heard[i] == N_EPOCHS)
-    return {spec.name: judge.stopped_at(spec.name) for spec in PLAN}
+            halving.record(name, heard[i], curves[i][heard[i] - 1], final=heard[i] == N_EPOCHS)
+    return {spec.name: halving.stopped_at(spec.name) for spec in PLAN}
 
 
 @settings(max_examples=60, deadline=None)
