@@ -1,0 +1,171 @@
+"""Ridge regression against scikit-learn, and as a strategy like any other from training to export."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import LeaveOneGroupOut
+
+from ray_ft.config import RidgeHyperparameters, load_config
+from ray_ft.cross_validation import cross_validate, prepare
+from ray_ft.data.problem import list_members
+from ray_ft.ensemble import Ensemble
+from ray_ft.ensemble.export import EnsembleModule
+from ray_ft.errors import RunError
+from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.preparation import prepare_strategy
+from ray_ft.fitting.ridge import MAX_VALUES, PENALTIES, RidgeFitter, fit_kernel, fit_rows, shrink
+from ray_ft.fitting.starting import start_fitter
+from ray_ft.results.records import load_predictions
+from ray_ft.runs.folder import RunFolder
+
+CPU = torch.device("cpu")
+
+
+def draw_rows(n_groups: int = 8, n_views: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(n_groups * n_views, 5)) + 3
+    wanted = np.tanh(rows @ rng.normal(size=(5, 2))) + 0.3 * rng.normal(size=(len(rows), 2))
+    return rows, wanted, np.tile(np.arange(n_groups), n_views)
+
+
+def leave_groups_out(rows: np.ndarray, wanted: np.ndarray, groups: np.ndarray, penalty: float) -> float:
+    """The plain loop: fit again without each group."""
+    total = 0.0
+    for kept, left in LeaveOneGroupOut().split(rows, groups=groups):
+        found = Ridge(penalty).fit(rows[kept], wanted[kept]).predict(rows[left])
+        total += float(((found - wanted[left]) ** 2).sum())
+    return total
+
+
+def test_penalty_and_error_are_those_of_scikit_learn_in_a_plain_loop() -> None:
+    rows, wanted, groups = draw_rows()
+    centred = rows - rows.mean(0)
+    penalties = PENALTIES * np.linalg.eigvalsh(centred @ centred.T).clip(min=0).mean()
+    errors = [leave_groups_out(rows, wanted, groups, penalty) for penalty in penalties]
+    found = fit_kernel(rows @ rows.T, wanted, groups, 1.0)
+    assert found.error == pytest.approx(min(errors), rel=1e-6)
+    reference = Ridge(penalties[int(np.argmin(errors))]).fit(rows, wanted)
+    new = np.random.default_rng(1).normal(size=(7, 5)) + 3
+    np.testing.assert_allclose(new @ rows.T @ found.coefficients + found.offset, reference.predict(new), rtol=1e-6)
+
+
+def test_a_gaussian_kernel_is_that_of_scikit_learn() -> None:
+    rows, wanted, groups = draw_rows()
+    found = fit_rows(torch.from_numpy(rows), wanted, groups, "rbf")
+    distances = ((rows[:, None] - rows) ** 2).sum(-1)
+    middle = np.median(distances[distances > 0])
+    assert found.sharpness in [pytest.approx(1 / (2 * width**2 * middle), rel=0.1) for width in (0.3, 1.0, 3.0)]
+    kernel = np.exp(-found.sharpness * distances)
+    centred = kernel - kernel.mean(0) - kernel.mean(1, keepdims=True) + kernel.mean()
+    penalties = PENALTIES * np.linalg.eigvalsh(centred).clip(min=0).mean()
+    says = kernel @ found.coefficients + found.offset
+    candidates = [
+        KernelRidge(alpha=penalty, kernel="precomputed").fit(centred, wanted - wanted.mean(0)).predict(centred)
+        for penalty in penalties
+    ]
+    assert min(np.abs(each + wanted.mean(0) - says).max() for each in candidates) < 1e-6
+
+
+def start(folder: Path, **options: object) -> tuple[RidgeFitter, Path]:
+    own = {"fit": "ridge", "train": ["head.*"], **options}
+    prepared = prepare(load_config(folder / "toy.yaml", {"strategies.closed": own, "cv.strategies": ["closed"]}))
+    problem, (spec,) = prepared.problem, prepared.proposer.ask()
+    shared = prepare_strategy(problem, prepared.pretrained, prepared.strategies["closed"], "auto", CPU)
+    fitter = start_fitter(problem, shared, spec, problem.keys, FitSettings(), CPU)
+    assert isinstance(fitter, RidgeFitter)
+    return fitter, prepared
+
+
+@pytest.mark.parametrize("onto", ["residual", "targets"])
+def test_members_are_fits_to_the_training_part_of_their_fold(toy_folder: Path, onto: str) -> None:
+    fitter, prepared = start(toy_folder, onto=onto)
+    fitter.run_epoch(0)
+    predicted, splits = fitter.predict(), prepared.problem.splits
+    network, x, y = prepared.pretrained.build(), torch.from_numpy(np.load("x.npy")), np.load("y.npy")
+    with torch.no_grad():
+        features, zero_shot = network.body(x).double().numpy(), network(x).double().numpy()
+    base = zero_shot if onto == "residual" else 0 * zero_shot
+    for key in prepared.problem.keys:
+        train, held_out = splits.training(key.repeat, key.fold), splits.held_out(key.repeat, key.fold)
+        centred = features[train] - features[train].mean(0)
+        penalties = PENALTIES * np.linalg.eigvalsh(centred @ centred.T).clip(min=0).mean()
+        wanted = y[train] - base[train]
+        errors = [leave_groups_out(features[train], wanted, train, penalty) for penalty in penalties]
+        fit = Ridge(penalties[int(np.argmin(errors))]).fit(features[train], wanted)
+        expected = fit.predict(features[held_out]) + base[held_out]
+        np.testing.assert_allclose(predicted[key], expected, atol=2e-5)
+        unseen = fitter.states[key]["coefficients"][torch.from_numpy(held_out)]
+        assert not unseen.any(), "a member has nothing of the samples that it never saw"
+
+
+def test_it_is_a_strategy_like_any_other_up_to_the_export(toy_folder: Path) -> None:
+    values = {
+        "strategies.closed": {"fit": "ridge", "train": ["head.*"]},
+        "cv.strategies": ["closed", "last"],
+        "cv.candidates": 1,
+        "ensemble.strategies": ["closed", "last"],
+        "ensemble.method": "uniform",
+    }
+    summary = cross_validate(load_config("toy.yaml", values), "run", inline=True)
+    row = summary.strategies["closed"]
+    assert (row.n_trained_params, row.n_members, row.stop_epochs) == (0, 6, [[1, 1, 1]])
+    assert not any("closed" in note for note in summary.notes), "that its seeds are alike is no surprise"
+    assert summary.ensemble.notes == ()
+    ensemble, x, y = Ensemble.load("run"), np.load("x.npy"), np.load("y.npy")
+    members = ensemble.predict_members(x, symmetric=False)[0]
+    blind = load_predictions(RunFolder(Path("run")), "closed-000")[0]
+    fold_of = ensemble.calibration.fold_of[0]
+    for seed in range(2):
+        found = members[0, 0, fold_of, seed, np.arange(30)]
+        np.testing.assert_allclose(found, blind[seed], atol=1e-5)
+        assert ((found - y) ** 2).mean() == pytest.approx(np.mean(row.scores, (0, 1))[seed], rel=1e-4)
+    prediction = ensemble.predict(x)
+    exported = torch.export.export(EnsembleModule(ensemble), (torch.from_numpy(x),)).module()(torch.from_numpy(x))
+    np.testing.assert_allclose(exported[0], prediction.mean, atol=1e-5)
+    np.testing.assert_allclose(exported[2], prediction.lower, atol=1e-5)
+
+
+def test_it_goes_on_from_what_was_saved(toy_folder: Path) -> None:
+    first, late = start(toy_folder)[0], start(toy_folder)[0]
+    first.run_epoch(0)
+    late.load(first.save())
+    expected = first.predict()
+    assert expected.keys() == set(list_members(1, 3, 2))
+    for key, predicted in late.predict().items():
+        np.testing.assert_array_equal(predicted, expected[key])
+    assert not late.has_drifted()
+
+
+def test_a_network_that_runs_whole_has_no_features_to_fit(toy_folder: Path) -> None:
+    module = toy_folder / "toy_network.py"
+    module.write_text(module.read_text().replace("self.body(x))", "self.body(x)) * (x.mean().item() > -9)"))
+    values = {"strategies.closed": {"fit": "ridge", "train": ["head.*"]}, "cv.strategies": ["closed"]}
+    with pytest.raises(RunError, match="fit: ridge needs a network that can be split at what it trains, but"):
+        cross_validate(load_config("toy.yaml", values), "run", inline=True)
+
+
+def test_large_features_are_averages_of_neighbours() -> None:
+    feature = torch.arange(2.0 * 64 * 1024).view(2, 64, 1024)
+    small = shrink(feature)
+    assert small.shape == (2, 64, 512)
+    assert small[0].numel() == MAX_VALUES
+    torch.testing.assert_close(small, feature.view(2, 64, 512, 2).mean(-1))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"lr": 0.1}, r"strategies\.closed\.lr: unknown key"),
+        ({"kernel": "cubic"}, r"strategies\.closed\.kernel: it should be 'linear' or 'rbf', got 'cubic'"),
+        ({"fit": "lasso"}, r"strategies\.closed\.fit: it should be gradient or ridge, got 'lasso'"),
+    ],
+)
+def test_its_keys_are_its_own(toy_folder: Path, options: dict, text: str) -> None:
+    own = {"fit": "ridge", "train": ["head.*"], **options}
+    with pytest.raises(Exception, match=text):
+        load_config("toy.yaml", {"strategies.closed": own})
+    assert RidgeHyperparameters("linear", "residual").n_epochs == 1
