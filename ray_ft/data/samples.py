@@ -75,12 +75,13 @@ def load_dataset(
                 f"a column must have one value a sample, {len(x)} in all, got shape {column.shape} in {name}"
             )
     y, kept = convert_targets(y, layout, targets)
+    n_dropped = len(x) - len(kept)
     x, y = x[kept], y[kept].astype(np.float32)
     group_column, strata = (column if column is None else column[kept] for column in columns)
     orbits = label_orbits(x, list(OPERATIONS) if layout == "diffraction" else [])
     joined = join_groups([orbits] if group_column is None else [orbits, group_column])
     binned = None if strata is None else bin_strata(strata, stratify or "", n_folds)
-    return Dataset(x, y, joined, binned, describe_changes(kept, orbits))
+    return Dataset(x, y, joined, binned, describe_changes(n_dropped, orbits))
 
 
 def read_array(source: str) -> Shaped[np.ndarray, "..."]:
@@ -212,9 +213,8 @@ def bin_strata(column: Shaped[np.ndarray, " sample"], source: str, n_folds: int)
     return np.unique(column, return_inverse=True)[1]
 
 
-def describe_changes(kept: Int[np.ndarray, " kept"], orbits: Int[np.ndarray, " sample"]) -> tuple[str, ...]:
+def describe_changes(n_dropped: int, orbits: Int[np.ndarray, " sample"]) -> tuple[str, ...]:
     notes = []
-    n_dropped = kept.max() + 1 - len(kept) if len(kept) else 0
     if n_dropped:
         notes.append(f"{n_dropped} samples with an empty row of spectra are left out")
     n_images = len(orbits) - len(np.unique(orbits))
