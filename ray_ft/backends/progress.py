@@ -42,11 +42,9 @@ class Display:
         self.states: dict[str, str] = {}
         self.best: dict[str, float] = {}
         self.started = self.printed = time.monotonic()
-        self.replayed = 0
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "Display":
-        self.started = self.printed = time.monotonic()
         if self.console.is_terminal:
             self.live.start()
         return self
