@@ -21,7 +21,7 @@ from rich.console import Console
 
 from ray_ft.config import Config
 from ray_ft.cross_validation import cross_validate, prepare
-from ray_ft.errors import ConfigError
+from ray_ft.errors import ConfigError, RunFolderError, first_few
 from ray_ft.files.writing import write_text
 from ray_ft.objectives import ZERO_SHOT, find_objective
 from ray_ft.results.opening import check_identity
@@ -172,6 +172,7 @@ def sort_counts(counts: Sequence[int | float], least: int, rule: str) -> list[in
 
 def check_runs(config: Config, folder: CurveFolder, sizes: Sequence[int]) -> None:
     """Make sure that nothing starts that could not end."""
+    check_own(folder)
     actual = []
     for size in sizes:
         prepared = prepare(limit(config, size))
@@ -181,6 +182,21 @@ def check_runs(config: Config, folder: CurveFolder, sizes: Sequence[int]) -> Non
         raise ConfigError(
             f"the sizes of a learning curve (--sizes) must differ where groups stay whole, got {write_sizes(sizes)}, "
             f"which are {write_sizes(actual)} samples on average; set them further apart"
+        )
+
+
+def check_own(folder: CurveFolder) -> None:
+    """Refuse to write over results that no learning curve wrote: one that did left its runs beside them.
+
+    Raises:
+        RunFolderError: There are such files.
+    """
+    files = (folder.result, folder.table, folder.figure("png"), folder.figure("svg"))
+    found = [path.name for path in files if path.exists()]
+    if found and not any(RunFolder(path).provenance.exists() for path in folder.root.glob("train_*")):
+        raise RunFolderError(
+            f"a learning curve needs a folder of its own, got {folder.root} with {first_few(found)}; "
+            "choose another --out"
         )
 
 

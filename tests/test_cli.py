@@ -1,5 +1,6 @@
 """The command as a user types it: what it prints, and errors of one screen with exit code 2."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -80,21 +81,23 @@ def test_bad_input_states_the_rule_and_leaves_nothing(
     assert not (toy_folder / "runs" / "toy").exists()
 
 
-def test_a_run_then_predict_and_ensemble(toy_folder: Path) -> None:
+def test_a_run_and_the_commands_that_it_suggests(toy_folder: Path) -> None:
     words = ["cv", "-c", "toy.yaml", "--strategies", "top,last", "--inline"]
     first = ray_ft(*words)
     assert first.returncode == 0, first.stderr
     assert "winner    top" in first.stdout
     again = ray_ft(*words)  # a finished run shows its table
     assert first.stdout.endswith(again.stdout)
-    predicted = ray_ft("predict", "runs/toy", "--inputs", "x.npy", "--output", "y.npz")
-    assert predicted.returncode == 0, predicted.stderr
-    with np.load("y.npz") as archive:
-        assert archive["mean"].shape == archive["std"].shape == (30, 3)
-        assert (archive["std"] > 0).all()
     card = (toy_folder / "runs/toy/ensemble/card.json").read_text()
     summary = (toy_folder / "runs/toy/summary.json").read_text()
-    assert ray_ft("ensemble", "runs/toy").returncode == 0
+    suggested = first.stdout.partition("next:\n")[2].splitlines()
+    assert [line.split()[:2] for line in suggested] == [["ray-ft", "predict"], ["ray-ft", "ensemble"]]
+    for line in suggested:  # as a user would copy it
+        followed = ray_ft(*shlex.split(line)[1:])
+        assert followed.returncode == 0, followed.stderr
+    with np.load("runs/toy-predictions.npz") as archive:
+        assert archive["mean"].shape == archive["std"].shape == (30, 3)
+        assert (archive["std"] > 0).all()
     assert (toy_folder / "runs/toy/summary.json").read_text() == summary, "with the time that the run took"
     assert (toy_folder / "runs/toy/ensemble/card.json").read_text() == card
 

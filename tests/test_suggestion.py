@@ -91,4 +91,5 @@ def test_a_pool_is_chosen_from_by_an_ensemble(run: Path, ray_ft: Callable[..., A
     assert [int(row.split(",")[1]) for row in rows[1:]] == found.indices.tolist()
     assert Path("suggestion.png").stat().st_size > 1000
     assert "give its folder with --run" in ray_ft("suggest", "pool.npy").stderr
-    assert "at most the pool's 70, got 71" in ray_ft("suggest", "pool.npy", "--n", "71", "--run", "run").stderr
+    many = ray_ft("suggest", "pool.npy", "--n", "71", "--run", "run", "--out", "many")
+    assert "at most the pool's 70, got 71" in many.stderr

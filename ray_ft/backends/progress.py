@@ -42,7 +42,6 @@ class Display:
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "Display":
-        self.started = self.printed = time.monotonic()
         if self.console.is_terminal:
             self.live.start()
         return self

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ray_ft.cli.outputs import ForceOption, check_output
 from ray_ft.cli.show import resumable, show
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(help="Where to draw the calibration: .png, .svg or .pdf.", show_default=False)
     ] = None,
+    force: ForceOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     trust: TrustOption = False,
 ) -> None:
@@ -84,6 +86,8 @@ def evaluate(
     from ray_ft.ensemble.evaluation import evaluate_ensemble, read_labelled
     from ray_ft.report.ensembles import render_evaluation, write_calibration
 
+    if plot is not None:
+        check_output("--plot", plot, force, source, data, inputs, targets)
     loaded = Ensemble.load(source, trust=trust)
     found = evaluate_ensemble(loaded, read_labelled(loaded, data, inputs, targets), level)
     if plot is not None:
@@ -112,6 +116,7 @@ def predict(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join; a local one where left out.", show_default=False)
     ] = None,
+    force: ForceOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Predict with an ensemble: mean, intervals, and whether an input is unlike the training samples.
@@ -124,7 +129,9 @@ def predict(
     from ray_ft.ensemble import Ensemble
     from ray_ft.prediction.streams import open_source, predict_to_archive, predict_to_folder
 
-    check_output(device, output, on_ray)
+    check_kinds(device, output, on_ray)
+    if output.suffix:  # a folder is gone on with, or refused
+        check_output("--output", output, force, source, inputs)
     opened = open_source(inputs, column)
     asked: dict[str, Any] = {
         "quantities": quantities.split(",") if quantities else None,
@@ -146,7 +153,7 @@ def predict(
     typer.echo(describe_stream(found, len(loaded.card.members), output))
 
 
-def check_output(device: str, output: Path, on_ray: bool) -> None:
+def check_kinds(device: str, output: Path, on_ray: bool) -> None:
     from ray_ft.errors import ConfigError, DataError
 
     if device not in ("auto", "cpu", "cuda"):
@@ -180,14 +187,18 @@ def export(
     soup: Annotated[
         bool, typer.Option("--soup", help="Average all members to one network, without intervals.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="A soup also where its score is worse.")] = False,
+    allow_worse: Annotated[
+        bool, typer.Option("--allow-worse", help="Write a soup also where its score is worse, or there is none.")
+    ] = False,
+    force: ForceOption = False,
 ) -> None:
     """Write an ensemble to one file that runs without this package."""
     from ray_ft.ensemble import Ensemble
     from ray_ft.ensemble.export import OUTPUTS, check_soup, export_ensemble
 
+    check_output("an export", output, force, source)
     loaded = Ensemble.load(source)
-    if soup and not force:
+    if soup and not allow_worse:
         check_soup(loaded)
     path = export_ensemble(loaded, output, soup)
     what = "one network, the mean" if soup else f"{len(loaded.card.members)} members; {', '.join(OUTPUTS)}"
@@ -207,16 +218,19 @@ def suggest(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to write: NAME.csv and NAME.png.")] = Path("suggestion"),
+    force: ForceOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Choose which samples of a pool to measure next: where the members disagree, and far from one another."""
     from ray_ft.data.samples import read_array
     from ray_ft.ensemble import Ensemble
     from ray_ft.ensemble.suggestion import suggest_samples
-    from ray_ft.report.ensembles import write_suggestion
+    from ray_ft.report.ensembles import name_suggestion, write_suggestion
     from ray_ft.runs.folder import find_newest_run
 
     source = run or find_newest_run(Path("runs"))
+    for path in name_suggestion(out):
+        check_output("--out", path, force, source, pool)
     found = suggest_samples(Ensemble.load(source, trust=trust), read_array(pool), n, pool)
     files = write_suggestion(found, out)
     typer.echo(f"measure next, in this order, of {len(found.disagreement)} in {pool}, by {source}:")

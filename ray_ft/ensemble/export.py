@@ -128,8 +128,8 @@ def check_soup(ensemble: Ensemble) -> None:
     if card.soup_score is None or card.soup_score > (1 + TOLERATED) * card.score:
         seen = "no score, with one seed" if card.soup_score is None else f"{card.soup_score:.4g} for {card.score:.4g}"
         raise EnsembleError(
-            f"a soup must score within {TOLERATED:.0%} of the ensemble, got {seen}; export without "
-            "--soup, or with --force"
+            f"a soup must score within {TOLERATED:.0%} of the ensemble, got {seen}; export without --soup, or with "
+            "--allow-worse (--force said so before; it now replaces a file that exists)"
         )
 
 

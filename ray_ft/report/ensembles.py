@@ -17,7 +17,7 @@ from ray_ft.report.page import save_figure
 from ray_ft.report.words import Unit, choose_unit, say_pair
 from ray_ft.results.summary import EnsembleSummary
 
-__all__ = ["render_ensemble", "render_evaluation", "write_calibration", "write_suggestion"]
+__all__ = ["name_suggestion", "render_ensemble", "render_evaluation", "write_calibration", "write_suggestion"]
 
 LABELS = {"single": "best member alone"}
 
@@ -116,19 +116,28 @@ def draw_suggestion(found: Suggestion) -> Figure:
     return figure
 
 
+def name_suggestion(name: Path) -> tuple[Path, Path]:
+    """Name the table and the picture of a suggestion.
+
+    Raises:
+        DataError: It is no name.
+    """
+    if not name.name:
+        raise DataError(f"--out is the name of two files, without their endings, got {name}")
+    return name.with_name(f"{name.name}.csv"), name.with_name(f"{name.name}.png")
+
+
 def write_suggestion(found: Suggestion, name: Path) -> tuple[Path, Path]:
     """Write the chosen samples as a table, and draw them.
 
     Raises:
         DataError: The path cannot be written.
     """
-    if not name.name:
-        raise DataError(f"--out is the name of two files, without their endings, got {name}")
     rows = [
         f"{rank},{index},{found.disagreement[index]:.6g},{found.p_value[index]:.4g}"
         for rank, index in enumerate(found.indices, start=1)
     ]
-    table, picture = (name.with_name(name.name + suffix) for suffix in (".csv", ".png"))
+    table, picture = name_suggestion(name)
     try:
         write_text(table, "\n".join(["rank,index,disagreement,p_value_of_novelty", *rows]) + "\n")
         with use_style():

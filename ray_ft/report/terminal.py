@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Group
 from rich.table import Table
@@ -86,7 +87,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
     pairs = summary.of(summary.winner)
     (against_baseline,) = (pair for pair in pairs if pair.second == summary.best_baseline)
     below = "below" if against_baseline.difference < 0 else "NOT below"
-    ensemble, folder = summary.ensemble, shlex.quote("runs/" + summary.name if run.mirror else str(run.root))
+    ensemble = summary.ensemble
     return [
         "* mean over folds × seeds of each one's best epoch: what most tools print; optimism is what it leaves out",
         *(f"note: {note}" for note in (*summary.notes, *summary.ensemble.notes)),
@@ -103,9 +104,19 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         f"time      {summary.wall_s:.0f} s; members trained {describe_training(summary)}",
         "",
         "next:",
-        *([f"  ray-ft fetch {shlex.quote(run.place)} {folder}"] if run.mirror else []),
-        f"  ray-ft predict {folder} --inputs x.npy --output y.npz",
-        f"  ray-ft ensemble {folder}",
+        *(f"  ray-ft {shlex.join(words)}" for words in suggest_commands(summary, run)),
+    ]
+
+
+def suggest_commands(summary: Summary, run: RunFolder) -> list[tuple[str, ...]]:
+    """Write what can follow; its output has a name of the run's own, so that it takes the place of no other file."""
+    folder = Path("runs") / summary.name if run.mirror else run.root
+    named = folder if folder.name.strip(".") else folder.resolve()
+    output = named.with_name(f"{named.name}-predictions.npz")
+    return [
+        *([("fetch", run.place, str(folder))] if run.mirror else []),
+        ("predict", str(folder), "--inputs", "x.npy", "--output", str(output)),
+        ("ensemble", str(folder)),
     ]
 
 

@@ -276,7 +276,7 @@ def fetch_run(uri: str, folder: Path) -> None:
         RunFolderError: There is none, or the folder holds something.
         StorageError: It cannot be read.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise RunFolderError(f"a run is copied into a new folder, got {folder}, which holds something; name another")
     with keep_files(uri):
         mirror = Mirror(uri, folder)

@@ -1,0 +1,74 @@
+"""What a command may write over: nothing that it did not make, unless it is asked to, and never what it reads."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ray_ft.errors import ConfigError
+
+__all__ = ["ForceOption", "check_output"]
+
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Replace a file of that name; what this command or the run reads is never replaced."),
+]
+
+
+def check_output(option: str, path: Path, force: bool, source: Path, *inputs: str | None) -> None:
+    """Refuse a file that exists, before any work, unless it may be replaced.
+
+    Args:
+        option: How the command line names the file, for the message.
+        path: File to write.
+        force: Whether it may replace a file that nobody reads.
+        source: Folder of the run or ensemble at work.
+        inputs: Files that the command reads, with or without `::key`.
+
+    Raises:
+        ConfigError: The file exists, and may not be replaced; or the run's config, which names its files, is damaged.
+        EnsembleError: There is no ensemble in the folder.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_dir():
+        raise ConfigError(f"{option} must be a file, got {path}, which is a folder; name another")
+    if is_read(path, [Path(text.partition("::")[0]) for text in inputs if text], source):
+        raise ConfigError(
+            f"{option} must be another file than the inputs and the files of the run, got {path}; name another"
+        )
+    if not force:
+        raise ConfigError(f"{option} must be a new file, got {path}, which exists; name another, or add --force")
+
+
+def is_read(path: Path, inputs: list[Path], source: Path) -> bool:
+    """Whether a path leads to a file that the command or the run reads, or into the run's folder."""
+    real = path.resolve()
+    kept = {real, *real.parents, *(path.parent.resolve() / path.name).parents}  # also where it is a link to elsewhere
+    read = [*(place for place in inputs if place.is_file()), *list_files(source)]
+    return any(place.samefile(each) for place in read for each in kept if each.exists())
+
+
+def list_files(source: Path) -> Iterator[Path]:
+    """List the folder of a run, or of an ensemble without one, and each file that its config names."""
+    from ray_ft.config import read_yaml
+    from ray_ft.ensemble.artefact import find_folder
+    from ray_ft.runs.folder import RunFolder
+
+    folder = find_folder(source)
+    run = RunFolder(folder.root.resolve().parent)
+    yield run.root if run.provenance.exists() else folder.root
+    for text in list_texts(read_yaml(folder.config)):
+        name = text.partition("::")[0]
+        if os.path.isfile(name):  # of a text that is no path, `Path.is_file` would raise
+            yield Path(name)
+
+
+def list_texts(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict | list):
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from list_texts(part)
