@@ -10,7 +10,7 @@ from ray_ft.config.sections import AS_WRITTEN, Config, StageConfig, StrategyConf
 from ray_ft.config.yaml_text import read_yaml
 from ray_ft.errors import ConfigError, first_line, shorten, show_value, suggest
 
-__all__ = ["STRATEGIES_FILE", "load_config", "reload_config"]
+__all__ = ["STRATEGIES_FILE", "describe_problems", "load_config", "reload_config"]
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 STRATEGIES_FILE = Path(__file__).parents[1] / "strategies.yaml"
@@ -116,7 +116,8 @@ def describe_flags(shipped: dict[str, Any], freeze_encoder: bool, freeze_decoder
     return base | {"description": "what the freeze flags leave", "train": ("*",), "freeze": freeze}
 
 
-def describe_problems(error: ValidationError) -> Iterator[str]:
+def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -> Iterator[str]:
+    """Say what is wrong with each key that a model refused."""
     places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors():
         if problem["type"] == "too_short" and any(is_below(place, problem["loc"]) for place in places):
@@ -124,7 +125,7 @@ def describe_problems(error: ValidationError) -> Iterator[str]:
         place = [part for part in problem["loc"] if part != "stages" and not isinstance(part, int)]
         key = ".".join(map(str, place))
         if problem["type"] == "extra_forbidden":
-            yield f"{key}: unknown key{suggest(str(place[-1]), list_keys(place[:-1]))}"
+            yield f"{key}: unknown key{suggest(str(place[-1]), list_keys(model, place[:-1]))}"
         elif problem["type"] == "missing":
             yield f"{key}: missing"
         elif problem["type"] == "value_error":
@@ -138,9 +139,8 @@ def is_below(place: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return len(place) > len(other) and place[: len(other)] == other
 
 
-def list_keys(place: Sequence[Any]) -> list[str]:
+def list_keys(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
     """List the keys that a section knows, by its path."""
-    model: type[BaseModel] = Config
     for part in place:
         if part == "strategies":
             return list(StageConfig.model_fields) + list(StrategyConfig.model_fields)

@@ -20,7 +20,7 @@ from ray_ft.ensemble.artefact import Card
 from ray_ft.errors import DataError, first_few, first_line
 from ray_ft.files.arrays import map_array
 from ray_ft.files.json_text import read_json
-from ray_ft.prediction.quantities import Request
+from ray_ft.prediction.quantities import PredictionSpec
 from ray_ft.prediction.sources import Source, read_chunks
 from ray_ft.runs.folder import write_json
 
@@ -74,14 +74,14 @@ class Progress:
 
 
 def build_plan(
-    card: Card, source: Source, request: Request, first: Mapping[str, Shaped[np.ndarray, "1 ..."]], form: str
+    card: Card, source: Source, spec: PredictionSpec, first: Mapping[str, Shaped[np.ndarray, "1 ..."]], form: str
 ) -> dict[str, Any]:
     """Write down what is predicted, as `plan.json` has it.
 
     Args:
         card: Of the ensemble.
         source: The inputs.
-        request: What is asked of them.
+        spec: What is asked of them.
         first: Predictions of the first sample.
         form: `npy` or `parquet`.
     """
@@ -89,7 +89,7 @@ def build_plan(
         "ensemble": hashlib.sha256(card.model_dump_json().encode()).hexdigest(),
         "run": card.run,
         "form": form,
-        "level": request.level,
+        "level": spec.level,
         "arrays": {
             name: {"shape": (len(source), *array.shape[1:]), "dtype": array.dtype.str} for name, array in first.items()
         },

@@ -34,7 +34,7 @@ from ray_ft.prediction.folder import (
     write_progress,
 )
 from ray_ft.prediction.pace import Pace
-from ray_ft.prediction.quantities import Request, choose_chunk, choose_quantities, predict_chunks, try_first
+from ray_ft.prediction.quantities import PredictionSpec, choose_chunk, choose_quantities, predict_chunks, try_first
 from ray_ft.prediction.sources import read_chunks
 from ray_ft.prediction.streams import Source, Streamed
 from ray_ft.runs.folder import replace_file
@@ -77,10 +77,10 @@ def predict_on_ray(
     """
     started = time.monotonic()
     set_up_ray(compute.address if compute else None)
-    request = choose_quantities(ensemble, quantities, level)
-    plan = build_plan(ensemble.card, source, request, try_first(ensemble, source, request), "parquet")
+    spec = choose_quantities(ensemble, quantities, level)
+    plan = build_plan(ensemble.card, source, spec, try_first(ensemble, source, spec), "parquet")
     folder = OutputFolder(output)
-    worker = {"path": path.absolute(), "method": ensemble.card.method, "source": source, "request": request}
+    worker = {"path": path.absolute(), "method": ensemble.card.method, "source": source, "spec": spec}
     with open_folder(output, plan, source):
         known = {span: read_flagged(folder, span, source) for span in cut_parts(source, part_size)}
         left = [span for span, flagged in known.items() if flagged is None]
@@ -90,7 +90,7 @@ def predict_on_ray(
             check_space(output, plan, n_before)
             rows = run_parts({**worker, "output": output.absolute()}, left, compute or ComputeSection())
             known |= collect_parts(rows, Pace(console or Console(quiet=True), len(source), n_before))
-        n_flagged = sum(flagged or 0 for flagged in known.values()) if "flag" in request.quantities else None
+        n_flagged = sum(flagged or 0 for flagged in known.values()) if "flag" in spec.quantities else None
         write_progress(folder.done, Progress(len(source), n_flagged))
     return Streamed(len(source), n_before, n_flagged, time.monotonic() - started)
 
@@ -196,15 +196,17 @@ class PartPredictor:
         path: Of the ensemble.
         method: Weights of its members.
         source: The inputs.
-        request: What is asked of them.
+        spec: What is asked of them.
         output: Folder of the parts.
         device: Where it computes.
     """
 
-    def __init__(self, path: Path, method: str, source: Source, request: Request, output: Path, device: str) -> None:
+    def __init__(
+        self, path: Path, method: str, source: Source, spec: PredictionSpec, output: Path, device: str
+    ) -> None:
         torch.set_num_threads(1)
         self.ensemble = Ensemble.load(path, device, trust=True).use_method(method)  # the command has asked
-        self.source, self.request, self.folder = source, request, OutputFolder(output)
+        self.source, self.spec, self.folder = source, spec, OutputFolder(output)
 
     def __call__(self, batch: dict[str, Int[np.ndarray, " part"]]) -> dict[str, Shaped[np.ndarray, " part"]]:
         ((start, stop),) = zip(batch["start"].tolist(), batch["stop"].tolist(), strict=True)
@@ -247,7 +249,7 @@ class PartPredictor:
         record: dict[str, Any] = {"stop": stop, "flagged": 0, "checksum": 0, "files": hash_files(self.source)}
         writer, first = None, start
         with replace_file(path) as partial:
-            for chunk, found in predict_chunks(self.ensemble, self.source, self.request, start, stop, size):
+            for chunk, found in predict_chunks(self.ensemble, self.source, self.spec, start, stop, size):
                 table = build_table(first, found)
                 writer = writer or parquet.ParquetWriter(partial, table.schema)
                 writer.write_table(table)

@@ -74,8 +74,8 @@ def predict_to_folder(
         DataError: The inputs are not as the run's were (what was done before is kept), or the folder cannot be used.
     """
     started = time.monotonic()
-    request = choose_quantities(ensemble, quantities, level)
-    plan = build_plan(ensemble.card, source, request, try_first(ensemble, source, request), "npy")
+    spec = choose_quantities(ensemble, quantities, level)
+    plan = build_plan(ensemble.card, source, spec, try_first(ensemble, source, spec), "npy")
     folder, size = OutputFolder(output), chunk_size or choose_chunk(ensemble)
     with open_folder(output, plan, source) as begun:
         progress = begun
@@ -83,7 +83,7 @@ def predict_to_folder(
             check_space(output, plan, begun.n_done)
         make_arrays(folder, plan, begun.n_done)
         if not folder.done.exists():
-            chunks = predict_chunks(ensemble, source, request, begun.n_done, len(source), size, n_threads)
+            chunks = predict_chunks(ensemble, source, spec, begun.n_done, len(source), size, n_threads)
             progress = write_chunks(folder, chunks, begun, Pace(console or quiet(), len(source), begun.n_done))
     return Streamed(len(source), begun.n_done, progress.n_flagged, time.monotonic() - started)
 
@@ -151,8 +151,8 @@ def predict_to_archive(
     started = time.monotonic()
     if output.resolve() in [Path(block.path).resolve() for block in source.blocks]:
         raise DataError(f"--output must be another file than the inputs, got {output}")
-    request = choose_quantities(ensemble, quantities, level)
-    of_sample = sum(array.nbytes for array in try_first(ensemble, source, request).values())
+    spec = choose_quantities(ensemble, quantities, level)
+    of_sample = sum(array.nbytes for array in try_first(ensemble, source, spec).values())
     if excess := describe_excess(2 * len(source) * of_sample):  # in parts, and whole
         raise DataError(
             f"what goes into one file must fit into memory, got {len(source):,} samples: {excess}; "
@@ -160,10 +160,10 @@ def predict_to_archive(
         )
     size, parts = choose_chunk(ensemble), []
     with Pace(console or quiet(), len(source)) as pace:
-        for chunk, found in predict_chunks(ensemble, source, request, 0, len(source), size, n_threads):
+        for chunk, found in predict_chunks(ensemble, source, spec, 0, len(source), size, n_threads):
             parts.append(found)
             pace.advance(len(chunk))
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in request.quantities}
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in spec.quantities}
     try:
         write_arrays(output, **whole)
     except OSError as error:
