@@ -32,10 +32,10 @@ from ray_ft.serving.server import check_free
 from ray_ft.serving.shared_pass import PreparedRequest, predict_together
 
 pytest.importorskip("ray.serve")
-from fastapi import FastAPI, HTTPException  # it comes with Serve
+from fastapi import FastAPI  # it comes with Serve
 
 from ray_ft.serving import app as served
-from ray_ft.serving.app import JSON, NPZ, Limits, WaitingBodies, build_app
+from ray_ft.serving.app import JSON, NPZ, Limits, build_app
 
 X = np.random.default_rng(3).normal(size=(5, 6)).astype(np.float32)
 NPY = {"content-type": "application/x-npy"}
@@ -352,8 +352,10 @@ def test_a_failure_of_the_server_is_logged_and_not_shown(
     assert asyncio.run(ask(app, json.dumps({"inputs": [[1] * 6]}).encode()))[0] == 200
 
 
-def test_a_full_server_says_so(ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "MAX_WAITING", 2)
+@pytest.mark.parametrize("limit", ["MAX_WAITING", "MAX_WAITING_BODIES"])
+def test_a_full_server_says_so(limit: str, ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of requests, or of bodies, of which a chunked one counts as the largest that there may be."""
+    monkeypatch.setattr(served, limit, 2)
     body = json.dumps({"inputs": X.tolist()}).encode()
 
     async def crowd() -> list[tuple[int, Mapping[str, str], bytes]]:
@@ -364,7 +366,7 @@ def test_a_full_server_says_so(ensemble: Ensemble, monkeypatch: pytest.MonkeyPat
             return predict_together(ensemble, [request])[0]
 
         app = build_app(ensemble, Limits(), predict)
-        first = [asyncio.create_task(ask(app, body, {"content-length": str(len(body))})) for _ in range(2)]
+        first = [asyncio.create_task(ask(app, body)) for _ in range(2)]
         while json.loads((await ask(app, target="/health", method="GET"))[2])["waiting"] < 2:
             await asyncio.sleep(0.01)
         third = await ask(app, body)
@@ -375,16 +377,6 @@ def test_a_full_server_says_so(ensemble: Ensemble, monkeypatch: pytest.MonkeyPat
     assert [status for status, _, _ in answers] == [200, 200, 503, 200]
     assert answers[2][1]["retry-after"] == "1"
     assert "the server is busy with 2 requests" in json.loads(answers[2][2])["error"]
-
-
-def test_bodies_that_wait_have_a_size_together() -> None:
-    waiting = WaitingBodies(2, 100)
-    with waiting.hold(60):
-        with pytest.raises(HTTPException, match="busy"), waiting.hold(60):
-            pass
-        with waiting.hold(40):
-            assert (waiting.n_requests, waiting.n_bytes) == (2, 100)
-    assert (waiting.n_requests, waiting.n_bytes) == (0, 0)
 
 
 def test_a_slow_body_is_refused(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:

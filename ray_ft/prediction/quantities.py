@@ -1,7 +1,7 @@
 """The quantities of a prediction that are asked for, chunk by chunk, and no work for the others."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Shaped
 
 from ray_ft.ensemble import QUANTITIES, Ensemble, limit_blas
-from ray_ft.errors import ConfigError, DataError, suggest
+from ray_ft.errors import ConfigError, DataError, show_value, suggest
 from ray_ft.prediction.sources import Source, read_chunks
 from ray_ft.statistics.intervals import check_level
 
-__all__ = ["QUANTITIES", "PredictionSpec", "choose_chunk", "choose_quantities", "predict_chunks", "try_first"]
+__all__ = ["PredictionSpec", "choose_chunk", "choose_quantities", "predict_chunks", "try_first"]
 
 CHUNK_BYTES = 2**25  # of a chunk's prepared inputs
 BATCH_SIZE = 32
@@ -26,7 +26,7 @@ class PredictionSpec:
     """What to predict.
 
     Attributes:
-        quantities: Some of `QUANTITIES`, in their order.
+        quantities: Some of those that an ensemble answers with, in their order.
         level: Of the intervals.
     """
 
@@ -39,21 +39,22 @@ def choose_quantities(ensemble: Ensemble, quantities: Collection[str] | None, le
 
     Args:
         ensemble: Its card has the level where none is given.
-        quantities: Fields of `Prediction`; all where left out.
+        quantities: Some of those that it answers with; all where left out.
         level: Of the intervals.
 
     Raises:
         ConfigError: There is no such quantity, or the level is not one.
     """
-    asked = QUANTITIES if quantities is None else quantities
+    known = QUANTITIES
+    asked = known if quantities is None else quantities
     for name in asked:
-        if name not in QUANTITIES:
-            raise ConfigError(f"quantities are {', '.join(QUANTITIES)}; got {name!r}{suggest(name, QUANTITIES)}")
+        if name not in known:
+            raise ConfigError(f"quantities are {', '.join(known)}; got {show_value(name)}{suggest(name, known)}")
     if not asked:
-        raise ConfigError(f"some quantity must be asked for: {', '.join(QUANTITIES)}")
+        raise ConfigError(f"some quantity must be asked for: {', '.join(known)}")
     level = ensemble.card.level if level is None else level
     check_level(1 - level, len(ensemble.residuals))
-    return PredictionSpec(tuple(name for name in QUANTITIES if name in asked), level)
+    return PredictionSpec(tuple(name for name in known if name in asked), level)
 
 
 def choose_chunk(ensemble: Ensemble) -> int:
@@ -105,13 +106,10 @@ def try_first(ensemble: Ensemble, source: Source, spec: PredictionSpec) -> dict[
 def arrange(source: Source, ensemble: Ensemble) -> tuple[int, ...]:
     """Shape of a sample; where a column of Parquet has flattened ones, that of the layout with as many values."""
     card = ensemble.card
-    if not source.blocks[0].path.endswith(".parquet") or len(source.shape) > 1:
-        return source.shape
-    packed = (SIDE_PX, SIDE_PX // 8)
-    shapes: Sequence[tuple[int, ...]] = [card.input_shape]
-    if card.layout == "diffraction" and source.dtype == "uint8":
-        shapes = [card.input_shape, packed]
-    return next((shape for shape in shapes if (math.prod(shape),) == source.shape), source.shape)
+    flattened = source.blocks[0].path.endswith(".parquet") and len(source.shape) == 1
+    packed = [(SIDE_PX, SIDE_PX // 8)] if card.layout == "diffraction" and source.dtype == "uint8" else []
+    known = [card.input_shape, *packed] if flattened else []
+    return next((shape for shape in known if math.prod(shape) == source.shape[0]), source.shape)
 
 
 def find_bad(

@@ -4,10 +4,9 @@ A body is JSON or `.npy`. Nothing of it is unpickled or evaluated, and no header
 """
 
 import asyncio
-import contextlib
 import io
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -27,7 +26,7 @@ from ray_ft.files.arrays import parse_array
 from ray_ft.prediction.quantities import PredictionSpec, choose_quantities
 from ray_ft.serving.shared_pass import PreparedRequest
 
-__all__ = ["JSON", "NPZ", "Limits", "WaitingBodies", "build_app"]
+__all__ = ["JSON", "NPZ", "Limits", "build_app"]
 
 JSON, NPZ = "application/json", "application/x-npz"
 NPY_TYPES = ("application/x-npy", "application/octet-stream")
@@ -80,32 +79,6 @@ class PredictionRequest(BaseModel):
     quantities: Annotated[tuple[str, ...] | None, BeforeValidator(split_names)] = None
 
 
-class WaitingBodies:
-    """The requests that wait for an answer, and the bytes of their bodies; there is a limit to both."""
-
-    def __init__(self, max_requests: int, max_bytes: int) -> None:
-        self.max_requests, self.max_bytes = max_requests, max_bytes
-        self.n_requests, self.n_bytes = 0, 0
-
-    @contextlib.contextmanager
-    def hold(self, n_bytes: int) -> Iterator[None]:
-        """Count a request while it is answered.
-
-        Raises:
-            HTTPException: There are too many already.
-        """
-        if self.n_requests >= self.max_requests or self.n_bytes + n_bytes > self.max_bytes:
-            text = f"the server is busy with {self.n_requests} requests, as many as may wait; send it again later"
-            raise HTTPException(503, text, {"Retry-After": "1"})
-        self.n_requests += 1
-        self.n_bytes += n_bytes
-        try:
-            yield
-        finally:
-            self.n_requests -= 1
-            self.n_bytes -= n_bytes
-
-
 def build_app(
     ensemble: Ensemble, limits: Limits, predict: Callable[[PreparedRequest], Awaitable[Prediction | Exception]]
 ) -> FastAPI:
@@ -117,32 +90,35 @@ def build_app(
         predict: Says what the ensemble predicts for a request that is checked.
     """
     app = FastAPI(title="ray-ft", openapi_url=None, redirect_slashes=False)
-    waiting = WaitingBodies(MAX_WAITING, MAX_WAITING_BODIES * limits.max_bytes)
+    waiting: dict[Request, int] = {}  # and the bytes of its body
     one_at_a_time = ThreadPoolExecutor(1)  # a body that becomes an array takes much memory
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def describe_server() -> Response:
-        return answer(200, describe_ensemble(ensemble) | {"max_samples": limits.max_samples,
-                      "max_body_mb": limits.max_body_mb, "waiting": waiting.n_requests})  # fmt: skip
+        own = {"max_samples": limits.max_samples, "max_body_mb": limits.max_body_mb, "waiting": len(waiting)}
+        return answer(200, describe_ensemble(ensemble) | own)
 
     @app.post("/predict")
     async def predict_inputs(request: Request) -> Response:
         content_type = read_content_type(request.headers)
         kind = choose_answer(request.headers.get("accept", ""), JSON if content_type == JSON else NPZ)
         run = asyncio.get_running_loop().run_in_executor
-        with waiting.hold(read_length(request.headers, limits)):
+        n_bytes = read_length(request.headers, limits)
+        if len(waiting) >= MAX_WAITING or n_bytes + sum(waiting.values()) > MAX_WAITING_BODIES * limits.max_bytes:
+            text = f"the server is busy with {len(waiting)} requests, as many as may wait; send it again later"
+            raise HTTPException(503, text, {"Retry-After": "1"})
+        waiting[request] = n_bytes
+        try:
             body = await read_body(request, limits)
-            parameters = dict(request.query_params)
-            prepared, spec = await run(
-                one_at_a_time, parse_request, body, content_type, parameters, ensemble, limits.max_samples
-            )
-            del body
+            asked = (body, content_type, dict(request.query_params), ensemble, limits.max_samples)
+            prepared, spec = await run(one_at_a_time, parse_request, *asked)
             found = await predict(prepared)
             if isinstance(found, Exception):
                 raise found
             arrays = {name: getattr(found, name) for name in spec.quantities}
-            content = await run(one_at_a_time, format_answer, arrays, kind)
-        return Response(content, media_type=kind)
+            return Response(await run(one_at_a_time, format_answer, arrays, kind), media_type=kind)
+        finally:
+            del waiting[request]
 
     app.add_exception_handler(StarletteHTTPException, answer_refusal)
     app.add_exception_handler(UserError, lambda _, error: answer(422, {"error": str(error)}))
