@@ -7,8 +7,7 @@ RayFTError
 │   ├── WeightsError     a file of weights, or a network that does not fit it
 │   ├── StrategyError    a strategy that does not fit the network
 │   ├── RunFolderError   a run folder: of another config, in use, unwritable, incomplete
-│   ├── EnsembleError    an ensemble folder: foreign, damaged, of a newer version
-│   └── RequestError     a request over HTTP (in `requests`, with its status)
+│   └── EnsembleError    an ensemble folder: foreign, damaged, of a newer version
 └── RunError             the run itself failed: exit code 1
     ├── StorageError     a file of the run cannot be written
     ├── FrozenDriftError a frozen parameter or buffer moved

@@ -52,7 +52,6 @@ from ray_ft.results.records import (
     load_verdicts,
 )
 from ray_ft.runs.folder import RunFolder
-from ray_ft.serving.requests import JSON, read_query
 
 DEPTH = int(os.environ.get("RAY_FT_FUZZ", "1"))
 CONFIGS = (
@@ -577,20 +576,30 @@ def test_programs_nested_without_end_are_refused() -> None:
 # ---- requests and folders of predictions
 
 
+@pytest.fixture(scope="module")
+def toy_ensemble(toy_run: Path) -> Ensemble:
+    return Ensemble.load(toy_run)
+
+
 @tries(150)
 @given(
-    st.one_of(
+    body=st.one_of(
         mutate(json.dumps({"inputs": [[1, 2.5], [3, 4]], "level": 0.9, "quantities": ["mean"]}).encode()),
         nested.map(lambda tree: json.dumps({"inputs": tree}).encode()),
         st.sampled_from(ARRAYS[:3]).flatmap(mutate),
         st.binary(),
     ),
-    st.sampled_from((JSON, "application/x-npy", "text/plain", "")),
-    st.dictionaries(st.sampled_from(("level", "quantities", "x")), st.text(max_size=5)),
+    kind=st.sampled_from(("application/json", "application/x-npy", "text/plain", "")),
+    parameters=st.dictionaries(st.sampled_from(("level", "quantities", "x")), st.text(max_size=5)),
 )
-def test_bodies_of_requests(body: bytes, kind: str, parameters: dict[str, str]) -> None:
-    with refusing():
-        read_query(body, {"content-type": kind}, parameters, ("mean", "std"))
+def test_bodies_of_requests(body: bytes, kind: str, parameters: dict[str, str], toy_ensemble: Ensemble) -> None:
+    pytest.importorskip("fastapi")
+    from fastapi import HTTPException
+
+    from ray_ft.serving.app import parse_request, read_content_type
+
+    with refusing(), contextlib.suppress(HTTPException):
+        parse_request(body, read_content_type({"content-type": kind}), parameters, toy_ensemble, 8)
 
 
 @tries(40)

@@ -253,7 +253,6 @@ def serve(
     trust: TrustOption = False,
 ) -> None:
     """Serve an ensemble over HTTP until Ctrl-C: POST /predict, GET /health."""
-    from ray_ft.serving.requests import Limits
     from ray_ft.serving.server import serve as serve_ensemble
 
-    serve_ensemble(source, host, port, Limits(max_samples, max_body_mb), replicas, address, trust)
+    serve_ensemble(source, host, port, max_samples, max_body_mb, replicas, address, trust)

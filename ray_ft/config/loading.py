@@ -12,7 +12,7 @@ from ray_ft.config.yaml_text import read_yaml
 from ray_ft.domains.diffraction import DECODER_PATTERNS, ENCODER_PATTERNS, STRATEGIES_FILE
 from ray_ft.errors import ConfigError, first_line, shorten, show_value, suggest
 
-__all__ = ["STRATEGIES_FILE", "load_config", "reload_config"]
+__all__ = ["STRATEGIES_FILE", "describe_problems", "load_config", "reload_config"]
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 MAX_PROBLEMS, MAX_LINE = 30, 400
@@ -114,7 +114,8 @@ def describe_flags(shipped: dict[str, Any], freeze_encoder: bool, freeze_decoder
     return base | {"description": "what the freeze flags leave", "train": ("*",), "freeze": freeze}
 
 
-def describe_problems(error: ValidationError) -> Iterator[str]:
+def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -> Iterator[str]:
+    """Say what is wrong with each key that a model refused."""
     places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors():
         if problem["type"] == "too_short" and any(is_below(place, problem["loc"]) for place in places):
@@ -122,7 +123,7 @@ def describe_problems(error: ValidationError) -> Iterator[str]:
         place = name_place(problem["loc"])
         key = ".".join(map(str, place))
         if problem["type"] == "extra_forbidden":
-            yield f"{key}: unknown key{suggest(str(place[-1]), list_keys(place[:-1]))}"
+            yield f"{key}: unknown key{suggest(str(place[-1]), list_keys(model, place[:-1]))}"
         elif problem["type"] == "missing":
             yield f"{key}: missing"
         elif problem["type"] == "union_tag_invalid":
@@ -148,9 +149,8 @@ def is_below(place: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return len(place) > len(other) and place[: len(other)] == other
 
 
-def list_keys(place: Sequence[Any]) -> list[str]:
+def list_keys(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
     """List the keys that a section knows, by its path."""
-    model: type[BaseModel] = Config
     for part in place:
         if part == "strategies":
             stages = (GradientStage, RidgeStage, StrategyConfig)

@@ -1,9 +1,10 @@
-"""Arrays out of .npy and .npz files that nobody vouches for.
+"""Arrays out of .npy and .npz files, or their bytes, that nobody vouches for.
 
 Nothing is unpickled, and nothing is allocated for what a header claims before that is compared with the file and with
 the memory that there is.
 """
 
+import io
 import math
 import os
 import zipfile
@@ -18,7 +19,7 @@ from jaxtyping import Shaped
 from ray_ft.errors import first_line
 from ray_ft.files.memory import describe_excess
 
-__all__ = ["list_arrays", "map_array", "read_arrays", "read_one"]
+__all__ = ["list_arrays", "map_array", "parse_array", "read_arrays", "read_one"]
 
 SUFFIX = ".npy"  # of the members of an archive
 
@@ -59,10 +60,30 @@ def read_one(path: Path, key: str = "") -> Shaped[np.ndarray, "..."]:
         with parsing(), zipfile.ZipFile(path) as archive:
             return read_member(archive, key)
     with parsing(), path.open("rb") as file:
-        check_fits(*check_whole(file))
-        file.seek(0)
-        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-        return array
+        return read_whole(file)
+
+
+def parse_array(content: bytes) -> Shaped[np.ndarray, "..."]:
+    """Read an array from the bytes of a `.npy`.
+
+    Raises:
+        ValueError: It is damaged, holds objects, or does not fit into memory.
+    """
+    with parsing():
+        return read_whole(io.BytesIO(content))
+
+
+def read_whole(file: Any) -> Shaped[np.ndarray, "..."]:
+    """Read the array of a `.npy`, once its header is known to agree with the bytes that follow."""
+    shape, dtype = read_header(file)
+    n_bytes, start = math.prod(shape) * dtype.itemsize, file.tell()
+    n_given = file.seek(0, os.SEEK_END) - start
+    if n_bytes > n_given:
+        raise ValueError(f"its header says {shape} of {dtype}, {n_bytes} bytes, and {n_given} follow")
+    check_fits(shape, dtype)
+    file.seek(0)
+    array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -114,15 +135,6 @@ def read_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
         raise ValueError("it holds Python objects, which only unpickling would read")
     if min(shape, default=0) < 0:
         raise ValueError(f"it has the shape {shape}")
-    return shape, dtype
-
-
-def check_whole(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read shape and type of an array, and compare them with the bytes that follow."""
-    shape, dtype = read_header(file)
-    n_bytes, n_given = math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size - file.tell()
-    if n_bytes > n_given:
-        raise ValueError(f"its header says {shape} of {dtype}, {n_bytes} bytes, and {n_given} follow")
     return shape, dtype
 
 

@@ -4,8 +4,6 @@ Files of inputs, the ensemble and the output must have the same paths on all nod
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
 import time
@@ -23,25 +21,25 @@ from ray_ft.backends.running import set_up_ray
 from ray_ft.config import ComputeSection
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import DataError
-from ray_ft.files.json_text import parse_json
 from ray_ft.files.writing import replace_file
 from ray_ft.prediction.folder import (
-    OutputFolder,
-    Progress,
-    build_plan,
+    DONE,
+    StreamPosition,
     check_space,
     extend_sum,
     open_folder,
-    write_progress,
+    plan_output,
+    sum_inputs,
+    write_model,
 )
-from ray_ft.prediction.pace import Pace
-from ray_ft.prediction.quantities import Request, choose_chunk, choose_quantities, predict_chunks, try_first
-from ray_ft.prediction.sources import read_chunks
-from ray_ft.prediction.streams import Source, Streamed
+from ray_ft.prediction.pace import show_pace
+from ray_ft.prediction.quantities import PredictionSpec, choose_chunk, choose_quantities, predict_chunks, try_first
+from ray_ft.prediction.streams import Source, Streamed, count_flagged
 
 __all__ = ["PartPredictor", "cut_parts", "predict_on_ray"]
 
 PART_SIZE = 2048  # samples of a part, the most that a worker loses
+Span = tuple[int, int]
 
 
 def predict_on_ray(
@@ -55,10 +53,9 @@ def predict_on_ray(
     console: Console | None = None,
     part_size: int = PART_SIZE,
 ) -> Streamed:
-    """Predict into a folder of Parquet parts, in order by their names; the same call goes on where one was cut off.
+    """Predict into a folder of Parquet parts, in order by their names; the same call makes the parts that are missing.
 
-    A part has the number of each sample in the column `sample`, and each quantity flattened; its shape is in the
-    file's metadata.
+    A part has the number of each sample in the column `sample`, and each quantity flattened.
 
     Args:
         ensemble: What `path` holds.
@@ -73,51 +70,39 @@ def predict_on_ray(
 
     Raises:
         ConfigError: A quantity or the level is not one, or the cluster cannot be reached.
-        DataError: The inputs are not as the run's were (what was done before is kept), or the folder cannot be used.
+        DataError: The inputs are not as the run's were (other parts are kept), or the folder cannot be used.
     """
-    started = time.monotonic()
-    set_up_ray(compute.address if compute else None)
-    request = choose_quantities(ensemble, quantities, level)
-    plan = build_plan(ensemble.card, source, request, try_first(ensemble, source, request), "parquet")
-    folder = OutputFolder(output)
-    worker = {"path": path.absolute(), "method": ensemble.card.method, "source": source, "request": request}
-    with open_folder(output, plan, source):
-        known = {span: read_flagged(folder, span, source) for span in cut_parts(source, part_size)}
-        left = [span for span, flagged in known.items() if flagged is None]
-        n_before = len(source) - sum(stop - start for start, stop in left)
-        clear_partial(output)
+    started, compute = time.monotonic(), compute or ComputeSection()
+    set_up_ray(compute.address)
+    spec = choose_quantities(ensemble, quantities, level)
+    plan = plan_output(ensemble.card, source, spec, try_first(ensemble, source, spec), "parquet")
+    spans = cut_parts(source, part_size)
+    done = {span: record for span in spans if (record := read_record(output, span))}
+
+    def are_same(_: StreamPosition) -> bool:
+        return all(sum_inputs(source, *span) == record.checksum for span, record in done.items())
+
+    with open_folder(output, plan, are_same):
+        left = [span for span in spans if span not in done]
+        n_left = sum(stop - start for start, stop in left)
+        for partial in output.glob(".part-*"):  # of workers that were killed
+            partial.unlink()
         if left:
-            check_space(output, plan, n_before)
-            rows = run_parts({**worker, "output": output.absolute()}, left, compute or ComputeSection())
-            known |= collect_parts(rows, Pace(console or Console(quiet=True), len(source), n_before))
-        n_flagged = sum(flagged or 0 for flagged in known.values()) if "flag" in request.quantities else None
-        write_progress(folder.done, Progress(len(source), n_flagged))
-    return Streamed(len(source), n_before, n_flagged, time.monotonic() - started)
+            check_space(output, plan, n_left)
+            worker = {"path": path.absolute(), "method": ensemble.card.method, "source": source, "spec": spec}
+            rows = run_parts({**worker, "output": output.absolute()}, left, compute)
+            with show_pace(console, len(source), len(source) - n_left) as advance, contextlib.closing(rows):
+                for row in rows:
+                    if row["error"]:
+                        raise DataError(row["error"])
+                    advance(row["n_samples"])
+        records = [read_record(output, span) for span in spans]
+        n_flagged = sum(record.n_flagged for record in records if record) if "flag" in spec.quantities else None
+        write_model(output / DONE, StreamPosition(n_done=len(source), n_flagged=n_flagged))
+    return Streamed(len(source), len(source) - n_left, n_flagged, time.monotonic() - started)
 
 
-def clear_partial(output: Path) -> None:
-    """Remove what workers that were killed have left."""
-    for path in output.glob(".part-*"):
-        path.unlink()
-
-
-def collect_parts(rows: Generator[dict[str, Any], None, None], pace: Pace) -> dict[tuple[int, int], int]:
-    """Take note of each part that is done.
-
-    Raises:
-        DataError: A worker refuses one.
-    """
-    known = {}
-    with pace, contextlib.closing(rows):
-        for row in rows:
-            if row["error"]:
-                raise DataError(row["error"])
-            known[row["start"], row["stop"]] = row["flagged"]
-            pace.advance(row["stop"] - row["start"])
-    return known
-
-
-def cut_parts(source: Source, size: int) -> list[tuple[int, int]]:
+def cut_parts(source: Source, size: int) -> list[Span]:
     """Cut all samples into parts of `size`, or of whole groups of rows of Parquet, as many as reach it."""
     if not source.blocks[0].path.endswith(".parquet"):
         return [(start, min(start + size, len(source))) for start in range(0, len(source), size)]
@@ -130,41 +115,32 @@ def cut_parts(source: Source, size: int) -> list[tuple[int, int]]:
     return [*parts, (start, stop)] if stop > start else parts
 
 
-def read_flagged(folder: OutputFolder, span: tuple[int, int], source: Source) -> int | None:
-    """Read how many samples of a part are flagged; None where it is not done, or the files have changed since."""
-    record = read_record(folder.part(span[0]))
-    if record is None or record["files"] != hash_files(source) or record["stop"] != span[1]:
-        return None
-    return int(record["flagged"])
+def locate_part(output: Path, span: Span) -> Path:
+    """Sorted by name, parts are in order."""
+    return output / f"part-{span[0]:012d}.parquet"
 
 
-class Record(BaseModel):
-    """What of a part's own record is read back."""
+class PartRecord(BaseModel):
+    """What the metadata of a part say: how many samples are flagged, and a checksum of the inputs."""
 
-    stop: int
-    flagged: int
+    n_flagged: int
     checksum: int
-    files: str
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Read what a part says of itself; None where it is missing or damaged, and so to be made."""
+def read_record(output: Path, span: Span) -> PartRecord | None:
+    """Read a part's record; None where the part is missing, damaged or of other samples, and so to be made."""
     from pyarrow import parquet
 
     try:
-        record = parse_json(parquet.read_metadata(path).metadata[b"ray_ft"])
-        Record.model_validate(record)
-    except (OSError, ValueError, KeyError, TypeError):
+        found = parquet.read_metadata(locate_part(output, span))
+        record = PartRecord.model_validate({key.decode(): value.decode() for key, value in found.metadata.items()})
+    except (OSError, ValueError, AttributeError):  # the last where there are no metadata
         return None
-    return dict(record)
-
-
-def hash_files(source: Source) -> str:
-    return hashlib.sha256(json.dumps(source.files).encode()).hexdigest()
+    return record if found.num_rows == span[1] - span[0] else None
 
 
 def run_parts(
-    worker: Mapping[str, Any], parts: Sequence[tuple[int, int]], compute: ComputeSection
+    worker: Mapping[str, Any], parts: Sequence[Span], compute: ComputeSection
 ) -> Generator[dict[str, Any], None, None]:
     """Let Ray Data spread the parts over actors, one a CPU or a GPU; yield what each says."""
     import ray
@@ -196,78 +172,53 @@ class PartPredictor:
         path: Of the ensemble.
         method: Weights of its members.
         source: The inputs.
-        request: What is asked of them.
+        spec: What is asked of them.
         output: Folder of the parts.
         device: Where it computes.
     """
 
-    def __init__(self, path: Path, method: str, source: Source, request: Request, output: Path, device: str) -> None:
+    def __init__(
+        self, path: Path, method: str, source: Source, spec: PredictionSpec, output: Path, device: str
+    ) -> None:
         torch.set_num_threads(1)
         self.ensemble = Ensemble.load(path, device, trust=True).use_method(method)  # the command has asked
-        self.source, self.request, self.folder = source, request, OutputFolder(output)
+        self.source, self.spec, self.output = source, spec, output
 
     def __call__(self, batch: dict[str, Int[np.ndarray, " part"]]) -> dict[str, Shaped[np.ndarray, " part"]]:
-        ((start, stop),) = zip(batch["start"].tolist(), batch["stop"].tolist(), strict=True)
-        flagged, error = 0, ""
+        start, stop = int(batch["start"][0]), int(batch["stop"][0])
+        error = ""
         try:
-            flagged = self.make_part(start, stop)
+            self.write_part(start, stop)
         except DataError as problem:  # as text, because Ray would wrap it
-            error = str(problem)
+            error = f"{problem}; other parts are kept, and the same command does the rest"
         except OSError as problem:
-            error = f"--output must be writable from every node, got {self.folder.root}: {problem.strerror}"
-        said = {"start": start, "stop": stop, "flagged": flagged, "error": error}
-        return {key: np.array([value]) for key, value in said.items()}
+            error = f"--output must be writable from every node, got {self.output}: {problem.strerror}"
+        return {"n_samples": np.array([stop - start]), "error": np.array([error])}
 
-    def make_part(self, start: int, stop: int) -> int:
-        """Write a part, or check that one of before the files changed is of these inputs; return how many are flagged.
+    def write_part(self, start: int, stop: int) -> None:
+        """Write the predictions of a part, in one step.
 
         Raises:
-            DataError: A sample is refused, or the part is one of other inputs.
+            DataError: A sample is refused.
         """
-        path, size = self.folder.part(start), choose_chunk(self.ensemble)
-        record = read_record(path)
-        if record is None or record["stop"] != stop:
-            try:
-                return self.write_part(path, start, stop, size)
-            except DataError as error:
-                raise DataError(f"{error}; other parts are kept, and the same command does the rest") from error
-        checksum = 0
-        for chunk in read_chunks(self.source, start, stop, size):
-            checksum = extend_sum(chunk, checksum)
-        if checksum != record["checksum"]:
-            raise DataError(
-                f"predictions go on as they began, but samples {start} to {stop - 1} are not those of {path}; give the "
-                "same inputs again, or another --output"
-            )
-        return int(record["flagged"])
-
-    def write_part(self, path: Path, start: int, stop: int, size: int) -> int:
+        import pyarrow as pa
         from pyarrow import parquet
 
-        record: dict[str, Any] = {"stop": stop, "flagged": 0, "checksum": 0, "files": hash_files(self.source)}
-        writer, first = None, start
-        with replace_file(path) as partial:
-            for chunk, found in predict_chunks(self.ensemble, self.source, self.request, start, stop, size):
-                table = build_table(first, found)
-                writer = writer or parquet.ParquetWriter(partial, table.schema)
-                writer.write_table(table)
-                record["checksum"] = extend_sum(chunk, record["checksum"])
-                record["flagged"] += int(found["flag"].sum()) if "flag" in found else 0
-                record["shapes"] = {name: array.shape[1:] for name, array in found.items()}
-                first += len(chunk)
-            assert writer is not None
-            writer.add_key_value_metadata({"ray_ft": json.dumps(record)})
-            writer.close()
-        return int(record["flagged"])
+        parts, n_flagged, checksum = [], 0, 0
+        for chunk, found in predict_chunks(
+            self.ensemble, self.source, self.spec, start, stop, choose_chunk(self.ensemble)
+        ):
+            parts.append(pa.table({name: flatten_rows(rows) for name, rows in found.items()}))
+            n_flagged, checksum = n_flagged + (count_flagged(found) or 0), extend_sum(chunk, checksum)
+        table = pa.concat_tables(parts).add_column(0, "sample", pa.array(np.arange(start, stop)))
+        table = table.replace_schema_metadata({"n_flagged": str(n_flagged), "checksum": str(checksum)})
+        with replace_file(locate_part(self.output, (start, stop))) as partial:
+            parquet.write_table(table, partial)
 
 
-def build_table(first: int, found: Mapping[str, Shaped[np.ndarray, "sample ..."]]) -> Any:
-    """Lay out predictions as columns, those of several values flattened."""
+def flatten_rows(rows: Shaped[np.ndarray, "sample ..."]) -> Any:
+    """Lay predictions out as a column, those of several values a sample as lists of one length."""
     import pyarrow as pa
 
-    n_samples = len(next(iter(found.values())))
-    table: dict[str, Any] = {"sample": np.arange(first, first + n_samples)}
-    for name, array in found.items():
-        flat = pa.array(array.ravel())
-        table[name] = pa.FixedSizeListArray.from_arrays(flat, math.prod(array.shape[1:])) if array.ndim > 1 else flat
-    return pa.table(table)
+    flat = pa.array(rows.ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, math.prod(rows.shape[1:])) if rows.ndim > 1 else flat

@@ -10,22 +10,22 @@ import torch
 from jaxtyping import Shaped
 
 from ray_ft.ensemble import QUANTITIES, Ensemble, limit_blas
-from ray_ft.errors import ConfigError, DataError, suggest
+from ray_ft.errors import ConfigError, DataError, show_value, suggest
 from ray_ft.prediction.sources import Source, read_chunks
 from ray_ft.statistics.intervals import check_level
 
-__all__ = ["QUANTITIES", "Request", "choose_chunk", "choose_quantities", "predict_chunks", "try_first"]
+__all__ = ["PredictionSpec", "choose_chunk", "choose_quantities", "predict_chunks", "try_first"]
 
 CHUNK_BYTES = 2**25  # of a chunk's prepared inputs
 BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
-class Request:
+class PredictionSpec:
     """What to predict.
 
     Attributes:
-        quantities: Some of `QUANTITIES`, in their order.
+        quantities: Some of those that an ensemble answers with, in their order.
         level: Of the intervals.
     """
 
@@ -33,26 +33,27 @@ class Request:
     level: float
 
 
-def choose_quantities(ensemble: Ensemble, quantities: Collection[str] | None, level: float | None) -> Request:
+def choose_quantities(ensemble: Ensemble, quantities: Collection[str] | None, level: float | None) -> PredictionSpec:
     """Check what is asked for.
 
     Args:
         ensemble: Its card has the level where none is given.
-        quantities: Fields of `Prediction`; all where left out.
+        quantities: Some of those that it answers with; all where left out.
         level: Of the intervals.
 
     Raises:
         ConfigError: There is no such quantity, or the level is not one.
     """
-    asked = QUANTITIES if quantities is None else quantities
+    known = QUANTITIES
+    asked = known if quantities is None else quantities
     for name in asked:
-        if name not in QUANTITIES:
-            raise ConfigError(f"quantities are {', '.join(QUANTITIES)}; got {name!r}{suggest(name, QUANTITIES)}")
+        if name not in known:
+            raise ConfigError(f"quantities are {', '.join(known)}; got {show_value(name)}{suggest(name, known)}")
     if not asked:
-        raise ConfigError(f"some quantity must be asked for: {', '.join(QUANTITIES)}")
+        raise ConfigError(f"some quantity must be asked for: {', '.join(known)}")
     level = ensemble.card.level if level is None else level
     check_level(1 - level, len(ensemble.residuals))
-    return Request(tuple(name for name in QUANTITIES if name in asked), level)
+    return PredictionSpec(tuple(name for name in known if name in asked), level)
 
 
 def choose_chunk(ensemble: Ensemble) -> int:
@@ -62,7 +63,7 @@ def choose_chunk(ensemble: Ensemble) -> int:
 
 
 def predict_chunks(
-    ensemble: Ensemble, source: Source, request: Request, start: int, stop: int, size: int, n_threads: int = 1
+    ensemble: Ensemble, source: Source, spec: PredictionSpec, start: int, stop: int, size: int, n_threads: int = 1
 ) -> Iterator[tuple[Shaped[np.ndarray, "sample ..."], dict[str, np.ndarray]]]:
     """Yield the samples from `start` to `stop`, `size` at a time, with their predictions.
 
@@ -81,23 +82,23 @@ def predict_chunks(
 
             def compute(i: int, own: np.ndarray = inputs) -> dict[str, np.ndarray]:
                 prepared = ensemble.prepare(own[i : i + BATCH_SIZE])
-                return ensemble.compute(prepared, request.level, request.quantities)
+                return ensemble.compute(prepared, spec.level, spec.quantities)
 
             try:
                 parts = list(pool.map(compute, starts))
             except DataError as error:
                 raise find_bad(ensemble, inputs, source, first) or error from error
-            yield chunk, {name: np.concatenate([part[name] for part in parts]) for name in request.quantities}
+            yield chunk, {name: np.concatenate([part[name] for part in parts]) for name in spec.quantities}
             first += len(chunk)
 
 
-def try_first(ensemble: Ensemble, source: Source, request: Request) -> dict[str, Shaped[np.ndarray, "1 ..."]]:
+def try_first(ensemble: Ensemble, source: Source, spec: PredictionSpec) -> dict[str, Shaped[np.ndarray, "1 ..."]]:
     """Predict the first sample, for the shapes and types of the quantities.
 
     Raises:
         DataError: Its shape is not that of the run's samples, or it is not one in another way.
     """
-    ((_, found),) = predict_chunks(ensemble, source, request, 0, 1, 1)
+    ((_, found),) = predict_chunks(ensemble, source, spec, 0, 1, 1)
     return found
 
 

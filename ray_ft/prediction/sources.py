@@ -1,6 +1,8 @@
 """Inputs on disk, read a few samples at a time: `.npy`, `.npz`, a folder of `.npy`, Parquet, zarr."""
 
+import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from jaxtyping import Shaped
 from ray_ft.data.samples import read_array
 from ray_ft.errors import DataError, first_line, shorten
 from ray_ft.files.arrays import map_array
-from ray_ft.prediction import columns
+from ray_ft.prediction import tables
 
 __all__ = ["Block", "Source", "open_source", "read_chunks"]
 
@@ -87,18 +89,25 @@ def open_source(name: str, column: str | None = None) -> Source:
     """
     text, _, key = name.partition("::")
     path = Path(text)
-    try:
+    with reading(f"inputs must be whole files of numbers, got {shorten(name)}"):
         if not path.exists():
             raise DataError(f"inputs must exist, got {text}; check the path")
         paths = list_files(path)
         blocks = tuple(block for own in paths for block in open_file(own, key or column or ""))
         files = tuple(stamp_file(own) for own in paths)
-    except DataError:
-        raise
-    except Exception as error:  # of any class, from whichever package reads such a file
-        raise DataError(f"inputs must be whole files of numbers, got {shorten(name)}: {first_line(error)}") from error
     check_blocks(blocks, name)
     return Source(name, blocks, files)
+
+
+@contextmanager
+def reading(rule: str) -> Iterator[None]:
+    """Turn whatever the packages that read files raise on damaged ones into a `DataError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # of any class
+        raise DataError(f"{rule}: {first_line(error)}") from error
 
 
 def list_files(path: Path) -> list[Path]:
@@ -113,26 +122,27 @@ def list_files(path: Path) -> list[Path]:
 
 
 def open_file(path: Path, key: str) -> Iterator[Block]:
-    match path.suffix:
-        case ".npy":
-            yield Block(str(path), *describe(map_array(path), path))
-        case ".npz":
-            yield Block(str(path), *describe(read_array(f"{path}::{key}" if key else str(path)), path), key)
-        case ".parquet":
-            for group, (n_samples, shape, dtype, column) in enumerate(columns.open_parquet(path, key)):
-                yield Block(str(path), n_samples, shape, dtype, column, group)
-        case ".zarr":
-            yield Block(str(path), *describe(columns.open_zarr(path, key), path), key)
-        case _:
-            raise DataError(f"inputs must be {KINDS}, got {path}")
-
-
-def describe(array: Shaped[np.ndarray, "..."] | columns.Zarr, path: Path) -> tuple[int, tuple[int, ...], str]:
+    if path.suffix == ".parquet":
+        for group, (n_samples, shape, dtype, column) in enumerate(tables.open_parquet(path, key)):
+            yield Block(str(path), n_samples, shape, dtype, column, group)
+        return
+    array = open_array(path, key)
     if array.ndim < 2:
         raise DataError(f"inputs must have a sample axis and at least one more, got shape {array.shape} in {path}")
-    if 0 in array.shape[1:]:
-        raise DataError(f"inputs must not be empty, got shape {array.shape} in {path}")
-    return int(array.shape[0]), tuple(map(int, array.shape[1:])), str(array.dtype)
+    own_key = "" if path.suffix == ".npy" else key
+    yield Block(str(path), int(array.shape[0]), tuple(map(int, array.shape[1:])), str(array.dtype), own_key)
+
+
+def open_array(path: Path, key: str) -> Shaped[np.ndarray, "..."] | tables.Zarr:
+    """Open what holds one array; only a `.npz` is read whole."""
+    match path.suffix:
+        case ".npy":
+            return map_array(path)
+        case ".npz":
+            return read_array(f"{path}::{key}" if key else str(path))
+        case ".zarr":
+            return tables.open_zarr(path, key)
+    raise DataError(f"inputs must be {KINDS}, got {path}")
 
 
 def stamp_file(path: Path) -> tuple[str, int, int]:
@@ -142,8 +152,8 @@ def stamp_file(path: Path) -> tuple[str, int, int]:
 
 
 def check_blocks(blocks: tuple[Block, ...], name: str) -> None:
-    if sum(block.n_samples for block in blocks) == 0:
-        raise DataError(f"inputs must have samples, got none in {name}")
+    if sum(block.n_samples * math.prod(block.shape) for block in blocks) == 0:
+        raise DataError(f"inputs must not be empty, got none in {name}")
     first = blocks[0]
     for block in blocks:
         if (block.shape, block.dtype) != (first.shape, first.dtype):
@@ -170,16 +180,12 @@ def read_chunks(source: Source, start: int, stop: int, size: int) -> Iterator[Sh
         DataError: A file can no longer be read.
     """
     waiting: list[np.ndarray] = []
-    n_waiting = 0
     for array in read_blocks(source, start, stop, size):
-        while len(array):
-            taken = array[: size - n_waiting]
-            array = array[len(taken) :]
-            waiting.append(taken)
-            n_waiting += len(taken)
-            if n_waiting == size:
-                yield np.concatenate(waiting)
-                waiting, n_waiting = [], 0
+        waiting.append(array)
+        if sum(map(len, waiting)) >= size:
+            joined = np.concatenate(waiting)  # of less than two chunks, as each array is one at most
+            yield joined[:size]
+            waiting = [joined[size:]] if len(joined) > size else []
     if waiting:
         yield np.concatenate(waiting)
 
@@ -188,30 +194,16 @@ def read_blocks(source: Source, start: int, stop: int, size: int) -> Iterator[Sh
     for first, block in walk_blocks(source.blocks):
         low, high = max(start - first, 0), min(stop - first, block.n_samples)
         if low < high:
-            try:
+            with reading(f"inputs must be whole, and stay as they are while they are read, got {block.path}"):
                 yield from read_block(block, low, high, size)
-            except DataError:
-                raise
-            except Exception as error:  # of any class, from whichever package reads such a file
-                raise DataError(
-                    f"inputs must be whole, and stay as they are while they are read, got {block.path}: "
-                    f"{first_line(error)}"
-                ) from error
 
 
 def read_block(block: Block, start: int, stop: int, size: int) -> Iterator[Shaped[np.ndarray, "sample ..."]]:
     path = Path(block.path)
     if path.suffix == ".parquet":
-        yield from columns.read_parquet(path, block.key, block.group, start, stop, size, block.shape)
+        yield from tables.read_parquet(path, block.key, block.group, start, stop, size, block.shape)
         return
-    whole = None
-    if path.suffix == ".npz":
-        whole = read_array(f"{path}::{block.key}" if block.key else str(path))
-    elif path.suffix == ".zarr":
-        whole = columns.open_zarr(path, block.key)
-    for low in range(start, stop, size):
+    whole = None if path.suffix == ".npy" else open_array(path, block.key)
+    for low in range(start, stop, size):  # a .npy is mapped anew: pages once read would count as this process's memory
         part = slice(low, min(low + size, stop))
-        if whole is None:  # mapped anew each time: pages once read would count as this process's memory
-            yield np.array(map_array(path)[part])
-        else:
-            yield np.asarray(whole[part])
+        yield np.array((map_array(path) if whole is None else whole)[part])

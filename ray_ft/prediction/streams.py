@@ -1,7 +1,7 @@
 """Predictions of more samples than fit in memory: read, predicted and written a chunk at a time, and gone on with."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +13,24 @@ from ray_ft.errors import DataError
 from ray_ft.files.memory import describe_excess
 from ray_ft.files.writing import write_arrays
 from ray_ft.prediction.folder import (
-    OutputFolder,
-    Progress,
-    build_plan,
+    DONE,
+    PROGRESS,
+    StreamPosition,
     check_space,
     extend_sum,
+    locate_array,
     make_arrays,
     open_folder,
-    write_progress,
+    plan_output,
+    sum_inputs,
+    write_model,
     write_rows,
 )
-from ray_ft.prediction.pace import Pace
-from ray_ft.prediction.quantities import QUANTITIES, choose_chunk, choose_quantities, predict_chunks, try_first
+from ray_ft.prediction.pace import show_pace
+from ray_ft.prediction.quantities import choose_chunk, choose_quantities, predict_chunks, try_first
 from ray_ft.prediction.sources import Source, open_source
 
-__all__ = ["QUANTITIES", "Source", "Streamed", "open_source", "predict_to_archive", "predict_to_folder"]
+__all__ = ["Source", "Streamed", "open_source", "predict_to_archive", "predict_to_folder"]
 
 
 @dataclass(frozen=True)
@@ -74,64 +77,57 @@ def predict_to_folder(
         DataError: The inputs are not as the run's were (what was done before is kept), or the folder cannot be used.
     """
     started = time.monotonic()
-    request = choose_quantities(ensemble, quantities, level)
-    plan = build_plan(ensemble.card, source, request, try_first(ensemble, source, request), "npy")
-    folder, size = OutputFolder(output), chunk_size or choose_chunk(ensemble)
-    with open_folder(output, plan, source) as begun:
-        progress = begun
-        if not folder.done.exists():
-            check_space(output, plan, begun.n_done)
-        make_arrays(folder, plan, begun.n_done)
-        if not folder.done.exists():
-            chunks = predict_chunks(ensemble, source, request, begun.n_done, len(source), size, n_threads)
-            progress = write_chunks(folder, chunks, begun, Pace(console or quiet(), len(source), begun.n_done))
-    return Streamed(len(source), begun.n_done, progress.n_flagged, time.monotonic() - started)
+    spec = choose_quantities(ensemble, quantities, level)
+    plan = plan_output(ensemble.card, source, spec, try_first(ensemble, source, spec), "npy")
+    size = chunk_size or choose_chunk(ensemble)
 
+    def are_same(position: StreamPosition) -> bool:
+        return sum_inputs(source, 0, position.n_done) == position.checksum
 
-def quiet() -> Console:
-    return Console(quiet=True)
+    with open_folder(output, plan, are_same) as begun:
+        position, is_done = begun, (output / DONE).exists()
+        if not is_done:
+            check_space(output, plan, len(source) - begun.n_done)
+        make_arrays(output, plan, begun.n_done)
+        if not is_done:
+            chunks = predict_chunks(ensemble, source, spec, begun.n_done, len(source), size, n_threads)
+            with show_pace(console, len(source), begun.n_done) as advance:
+                position = write_chunks(output, chunks, begun, advance)
+    return Streamed(len(source), begun.n_done, position.n_flagged, time.monotonic() - started)
 
 
 def write_chunks(
-    folder: OutputFolder, chunks: Iterator[tuple[np.ndarray, dict[str, np.ndarray]]], progress: Progress, pace: Pace
-) -> Progress:
-    """Write chunk after chunk, then that all are done.
+    output: Path,
+    chunks: Iterator[tuple[np.ndarray, dict[str, np.ndarray]]],
+    position: StreamPosition,
+    advance: Callable[[int], None],
+) -> StreamPosition:
+    """Write the predictions of chunk after chunk, each time how far they are, at the end that all are done.
 
     Raises:
         DataError: A sample is refused, or the disk is full; it says how far the folder is.
     """
     try:
-        with pace:
-            for chunk, found in chunks:
-                progress = write_chunk(folder, progress, chunk, found)
-                pace.advance(len(chunk))
-        write_progress(folder.done, progress)
-        folder.progress.unlink(missing_ok=True)
-    except DataError as error:
-        raise DataError(f"{error}; {describe_kept(progress.n_done)}") from error
-    except OSError as error:
-        raise DataError(
-            f"--output must be writable, got {folder.root}: {error.strerror}; {describe_kept(progress.n_done)}"
-        ) from error
-    return progress
+        for chunk, found in chunks:
+            for name, rows in found.items():
+                write_rows(locate_array(output, name), position.n_done, rows)
+            position = StreamPosition(
+                n_done=position.n_done + len(chunk),
+                n_flagged=count_flagged(found, position.n_flagged),
+                checksum=extend_sum(chunk, position.checksum),
+            )
+            write_model(output / PROGRESS, position)
+            advance(len(chunk))
+        write_model(output / DONE, position)
+        (output / PROGRESS).unlink(missing_ok=True)
+    except (DataError, OSError) as error:
+        text = f"--output must be writable, got {output}: {getattr(error, 'strerror', '')}"
+        kept = f"{position.n_done:,} samples are done, and the same command goes on after them"
+        raise DataError(f"{error if isinstance(error, DataError) else text}; {kept}") from error
+    return position
 
 
-def describe_kept(n_done: int) -> str:
-    return f"{n_done:,} samples are done, and the same command goes on after them"
-
-
-def write_chunk(folder: OutputFolder, progress: Progress, chunk: np.ndarray, found: dict[str, np.ndarray]) -> Progress:
-    """Write the predictions of a chunk, then how far they are."""
-    for name, rows in found.items():
-        write_rows(folder.array(name), progress.n_done, rows)
-    progress = Progress(
-        progress.n_done + len(chunk), add_flagged(progress.n_flagged, found), extend_sum(chunk, progress.checksum)
-    )
-    write_progress(folder.progress, progress)
-    return progress
-
-
-def add_flagged(before: int | None, found: dict[str, np.ndarray]) -> int | None:
+def count_flagged(found: dict[str, np.ndarray], before: int | None = 0) -> int | None:
     return (before or 0) + int(found["flag"].sum()) if "flag" in found else None
 
 
@@ -151,21 +147,21 @@ def predict_to_archive(
     started = time.monotonic()
     if output.resolve() in [Path(block.path).resolve() for block in source.blocks]:
         raise DataError(f"--output must be another file than the inputs, got {output}")
-    request = choose_quantities(ensemble, quantities, level)
-    of_sample = sum(array.nbytes for array in try_first(ensemble, source, request).values())
+    spec = choose_quantities(ensemble, quantities, level)
+    of_sample = sum(array.nbytes for array in try_first(ensemble, source, spec).values())
     if excess := describe_excess(2 * len(source) * of_sample):  # in parts, and whole
         raise DataError(
             f"what goes into one file must fit into memory, got {len(source):,} samples: {excess}; "
             "give --output as a folder, or fewer --quantities"
         )
-    size, parts = choose_chunk(ensemble), []
-    with Pace(console or quiet(), len(source)) as pace:
-        for chunk, found in predict_chunks(ensemble, source, request, 0, len(source), size, n_threads):
+    parts = []
+    with show_pace(console, len(source)) as advance:
+        for chunk, found in predict_chunks(ensemble, source, spec, 0, len(source), choose_chunk(ensemble), n_threads):
             parts.append(found)
-            pace.advance(len(chunk))
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in request.quantities}
+            advance(len(chunk))
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in spec.quantities}
     try:
         write_arrays(output, **whole)
     except OSError as error:
         raise DataError(f"--output must be writable, got {output}: {error.strerror}") from error
-    return Streamed(len(source), 0, add_flagged(0, whole), time.monotonic() - started)
+    return Streamed(len(source), 0, count_flagged(whole), time.monotonic() - started)

@@ -1,25 +1,38 @@
-"""Ray Serve: an ensemble behind HTTP, on the loopback interface unless told otherwise, until it is interrupted."""
+"""Ray Serve: an ensemble behind HTTP, on the loopback interface unless told otherwise, until it is interrupted.
 
+Requests that come within 10 ms share a pass, by Serve's own batches. A queue of ours, in which whatever came during a
+pass made up the next one, answered 1.1 to 1.2 times as many requests a second on the demo, each side with its best
+setting (at most 1.5 times with a pass of 30 ms + 2 ms a sample): not worth its code.
+"""
+
+import asyncio
 import contextlib
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_ft.backends.running import set_up_ray
 from ray_ft.config import ComputeSection
-from ray_ft.ensemble import Ensemble
+from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import ConfigError, RunError
-from ray_ft.serving.replica import LOOPBACK, MAX_WAITING, Predictor
-from ray_ft.serving.requests import Limits
+from ray_ft.serving.shared_pass import PreparedRequest, predict_together
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 __all__ = ["serve"]
 
+LOOPBACK = "127.0.0.1"
 APPLICATION = "ray-ft"
+WAIT_SECONDS = 0.01  # for others that share a pass
+MAX_ONGOING = 128  # requests in a replica, twice what it lets wait: it refuses the others itself, in JSON
 END_SECONDS = 5.0  # for requests under way when the server ends
 
 
@@ -27,7 +40,8 @@ def serve(
     path: str | Path,
     host: str = LOOPBACK,
     port: int = 8000,
-    limits: Limits | None = None,
+    max_samples: int = 1024,
+    max_body_mb: float = 64,
     replicas: int = 1,
     address: str | None = None,
     trust: bool = False,
@@ -38,7 +52,8 @@ def serve(
         path: Folder of an ensemble or of its run; on a cluster, all nodes must see it.
         host: Address to listen on; on a cluster, of its head node.
         port: The same.
-        limits: Of a request.
+        max_samples: Of a request.
+        max_body_mb: Size of its body, in MiB.
         replicas: Processes that predict.
         address: Ray cluster to join; a local Ray, which ends with the server, where left out.
         trust: Whether the ensemble may run its network's own code.
@@ -56,18 +71,44 @@ def serve(
     from ray_ft.backends.tune import connect  # after the settings above, which Ray reads when it is imported
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    build = partial(build_replica, Path(path).absolute(), max_samples, max_body_mb)
     with (
         contextlib.suppress(KeyboardInterrupt),
         ending_on_sigterm(),
         connect(ComputeSection(address=address)),
         ending_on_sigterm(),  # again, as Ray sets a handler of its own when it starts
-        running(Path(path).absolute(), host, port, limits or Limits(), replicas, address),
+        running(build, host, port, replicas, address),
     ):
         shown = f"[{host}]" if ":" in host else host
         print(f"{card.run} is served on http://{shown}:{port}  (POST /predict, GET /health)", flush=True)
         if address is None:
             print(f"log in {os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs/serve", flush=True)
         threading.Event().wait()
+
+
+def build_replica(path: Path, max_samples: int, max_body_mb: float) -> "FastAPI":
+    """Build what a replica runs; its process does so."""
+    from ray_ft.serving.app import Limits, build_app
+
+    ensemble = Ensemble.load(path, trust=True)  # the command has asked
+    return build_app(ensemble, Limits(max_samples, max_body_mb), share_passes(ensemble, max_samples))
+
+
+def share_passes(
+    ensemble: Ensemble, max_samples: int
+) -> Callable[[PreparedRequest], Awaitable[Prediction | Exception]]:
+    """Let Serve gather the requests that come within a short time, up to so many samples."""
+    thread = ThreadPoolExecutor(1)
+
+    async def predict(requests: list[PreparedRequest]) -> list[Prediction | Exception]:
+        return await asyncio.get_running_loop().run_in_executor(thread, predict_together, ensemble, requests)
+
+    shared: Callable[[PreparedRequest], Awaitable[Prediction | Exception]] = import_serve().batch(
+        max_batch_size=max_samples,
+        batch_wait_timeout_s=WAIT_SECONDS,
+        batch_size_fn=lambda requests: sum(len(request.inputs) for request in requests),
+    )(predict)
+    return shared
 
 
 def import_serve() -> Any:
@@ -107,23 +148,24 @@ def ending_on_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(path: Path, host: str, port: int, limits: Limits, replicas: int, address: str | None) -> Iterator[None]:
+def running(build: "Callable[[], FastAPI]", host: str, port: int, replicas: int, address: str | None) -> Iterator[None]:
     """Run the replicas and the proxy; let requests under way end, and end them."""
     ray_serve = import_serve()
     check_alone()
     n_cpus = os.cpu_count() or 1
     deployment = ray_serve.deployment(
-        Predictor,
+        ray_serve.ingress(lambda: build())(),
+        name="predictor",
         num_replicas=replicas,
         ray_actor_options={"num_cpus": 1 if address else n_cpus // replicas or round(n_cpus / replicas, 3)},
-        max_ongoing_requests=2 * MAX_WAITING,  # the replica itself refuses above its limit, in JSON
-        max_queued_requests=MAX_WAITING,
+        max_ongoing_requests=MAX_ONGOING,
+        max_queued_requests=MAX_ONGOING,
         graceful_shutdown_timeout_s=END_SECONDS,
         graceful_shutdown_wait_loop_s=0.1,
     )
     try:
         ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-        ray_serve.run(deployment.bind(str(path), limits), name=APPLICATION, route_prefix="/")
+        ray_serve.run(deployment.bind(), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         if address is not None:
             ray_serve.shutdown()

@@ -1,7 +1,8 @@
-"""Arrays out of Parquet columns and zarr stores; their packages are loaded where such a file is opened."""
+"""Arrays out of Parquet columns, by pyarrow, and zarr stores; both are loaded where such a file is opened."""
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,7 +33,7 @@ def open_zarr(path: Path, key: str) -> Zarr:
         found = found[key] if key else found
     except Exception as error:  # of any class, as its metadata may be anything
         raise DataError(
-            f"inputs must be a zarr array, got {path}{'::' * bool(key)}{key}: {first_line(error)}"
+            f"inputs must be a zarr array, got {'::'.join((str(path), key))}: {first_line(error)}"
         ) from error
     if not hasattr(found, "dtype"):
         raise DataError(f"a zarr group needs ::key out of {first_few(sorted(found))}, got none for {path}")
@@ -47,29 +48,22 @@ def open_parquet(path: Path, column: str) -> list[tuple[int, tuple[int, ...], st
     Raises:
         DataError: It has no such column, or the column is none of numbers in lists.
     """
-    import pyarrow as pa
     from pyarrow import parquet
 
-    try:
-        file = parquet.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"inputs must be whole Parquet files, got {path}: {error}") from error
-    with file:
+    with parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        if not column and len(names) == 1:
-            column = names[0]
+        column = column or (names[0] if len(names) == 1 else "")
         if column not in names:
             asked = f"{column!r}{suggest(column, names)}" if column else "none"
             raise DataError(f"Parquet needs --column out of {first_few(names, 8)}, got {asked} for {path}")
         groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        sizes = [group.num_rows for group in groups]
         if excess := describe_excess(max((count_values(group, column) for group in groups), default=0) * VALUE_BYTES):
             raise DataError(f"a row group of Parquet must fit into memory, got {path}: {excess}; write smaller ones")
         first = next(file.iter_batches(1, columns=[column]), None)
-    if first is None or not len(first):
+    if not first:
         return []
-    values, shape = unnest(first.column(0), 0, path)
-    return [(size, shape, str(values.dtype), column) for size in sizes]
+    shape, dtype = describe_sample(first.column(0), path)
+    return [(group.num_rows, shape, dtype, column) for group in groups]
 
 
 def count_values(group: Any, column: str) -> int:
@@ -78,10 +72,33 @@ def count_values(group: Any, column: str) -> int:
     return sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
 
 
+def describe_sample(column: Any, path: Path) -> tuple[tuple[int, ...], str]:
+    """Read shape and type of the one sample of a column."""
+    import pyarrow as pa
+
+    sizes, level = [1], get_storage(column)
+    while isinstance(level, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        level = level.flatten()
+        sizes.append(len(level))
+    dtype = np.dtype(level.type.to_pandas_dtype())
+    if len(sizes) == 1 or dtype.kind not in "biuf":
+        raise DataError(f"a column of inputs must be lists of numbers, got {column.type} in {path}")
+    return tuple(inner // max(outer, 1) for outer, inner in pairwise(sizes)), str(dtype)
+
+
+def get_storage(column: Any) -> Any:
+    """What an extension type, such as a tensor, is stored as: its own conversions could run code."""
+    return getattr(column, "storage", column)
+
+
 def read_parquet(
     path: Path, column: str, group: int, start: int, stop: int, size: int, shape: tuple[int, ...]
 ) -> Iterator[Shaped[np.ndarray, "sample ..."]]:
-    """Read samples of a group of rows; those before `start` are decoded and dropped."""
+    """Read samples of a group of rows; those before `start` are decoded and dropped.
+
+    Raises:
+        DataError: A sample has another shape, or is missing; it says which row.
+    """
     from pyarrow import parquet
 
     with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
@@ -90,42 +107,39 @@ def read_parquet(
         for batch in file.iter_batches(size, row_groups=[group], columns=[column]):
             low, high = max(start - first, 0), min(stop - first, len(batch))
             if low < high:
-                row = before + first + low
-                values, own = unnest(batch.column(0).slice(low, high - low), row, path)
-                if own != shape:
-                    raise DataError(f"samples must agree in shape, got {own} after {shape} from row {row} of {path}")
-                yield values.reshape(high - low, *shape)
+                rows = batch.column(0).slice(low, high - low)
+                try:
+                    yield lay_out(rows, shape)
+                except ValueError as error:
+                    row = before + first + low + find_odd(rows, shape)
+                    raise DataError(
+                        f"samples must be {shape} numbers, as the first is, got row {row} of {path}"
+                    ) from error
             first += len(batch)
             if first >= stop:
                 return
 
 
-def unnest(column: Any, row: int, path: Path) -> tuple[Shaped[np.ndarray, " value"], tuple[int, ...]]:
-    """Lay out nested lists of equal lengths; give all values in a row, and the shape of a sample.
+def lay_out(column: Any, shape: tuple[int, ...]) -> Shaped[np.ndarray, "sample ..."]:
+    """Turn nested lists of one shape into an array; a number that is missing becomes NaN.
 
-    Args:
-        column: Its first sample is row `row` of the file.
-        row: For messages.
-        path: For messages.
+    Raises:
+        ValueError: A list has another length, or is missing.
     """
     import pyarrow as pa
 
-    shape: list[int] = []
-    level = column.storage if isinstance(column, pa.ExtensionArray) else column
-    while pa.types.is_list(level.type) or pa.types.is_large_list(level.type) or pa.types.is_fixed_size_list(level.type):
-        lengths = level.value_lengths().to_numpy(zero_copy_only=False)  # of a null: NaN
-        odd = np.flatnonzero(lengths != lengths[0]) if level.is_valid()[0].as_py() else np.zeros(1, int)
-        if len(odd):
-            bad = row + int(odd[0]) // math.prod(shape)
-            raise DataError(
-                f"samples must be lists of equal lengths and without nulls, got another in row {bad} of {path}"
-            )
-        shape.append(int(lengths[0]))
-        level = level.flatten()
-    if not shape or not any(is_kind(level.type) for is_kind in (pa.types.is_integer, pa.types.is_floating)):
-        raise DataError(f"a column of inputs must be lists of numbers, got {column.type} in {path}")
-    if level.null_count:
-        bad = row + int(np.flatnonzero(level.is_null().to_numpy(zero_copy_only=False))[0]) // math.prod(shape)
-        raise DataError(f"samples must be without nulls, got one in row {bad} of {path}")
-    values: np.ndarray = level.to_numpy(zero_copy_only=False)
-    return values, tuple(shape)
+    level = get_storage(column)
+    for n in shape:
+        level = level.cast(pa.list_(level.type.value_type, n)).flatten()  # leaves out what is missing
+    array: np.ndarray = level.to_numpy(zero_copy_only=False).reshape(len(column), *shape)
+    return array
+
+
+def find_odd(column: Any, shape: tuple[int, ...]) -> int:
+    """Find the first sample that cannot be laid out."""
+    for i in range(len(column)):
+        try:
+            lay_out(column.slice(i, 1), shape)
+        except ValueError:
+            return i
+    return 0

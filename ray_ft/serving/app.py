@@ -1,0 +1,259 @@
+"""The HTTP of a server, by FastAPI: what a request may ask for, its limits, its answer, and every error as JSON.
+
+A body is JSON or `.npy`. Nothing of it is unpickled or evaluated, and no header makes anything allocate.
+"""
+
+import asyncio
+import io
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request, Response
+from jaxtyping import Shaped
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import from_json, to_json
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
+
+from ray_ft.config.loading import describe_problems
+from ray_ft.ensemble import Ensemble, Prediction
+from ray_ft.errors import UserError, first_line, shorten
+from ray_ft.files.arrays import parse_array
+from ray_ft.prediction.quantities import PredictionSpec, choose_quantities
+from ray_ft.serving.shared_pass import PreparedRequest
+
+__all__ = ["JSON", "NPZ", "Limits", "build_app"]
+
+JSON, NPZ = "application/json", "application/x-npz"
+NPY_TYPES = ("application/x-npy", "application/octet-stream")
+NPZ_TYPES = (NPZ, "application/octet-stream", "application/zip")
+MEGABYTE = 2**20
+MAX_WAITING = 64  # requests for predictions; a further one is told to come again
+MAX_WAITING_BODIES = 16  # of the largest size, in bytes, together; a chunked one counts as such
+READ_SECONDS = 60.0  # for a client to send its body
+MAX_PROBLEMS = 4  # of a request, in one message
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_samples: int = 1024
+    max_body_mb: float = 64
+
+    @property
+    def max_bytes(self) -> int:
+        return int(self.max_body_mb * MEGABYTE)
+
+
+def build_array(value: object) -> Shaped[np.ndarray, "..."]:
+    """Turn nested lists into an array of numbers."""
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return np.asarray(value, np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"it must be nested lists of numbers, equally long at each depth; {first_line(error)}"
+        ) from error
+
+
+def split_names(value: object) -> object:
+    """Names as the URL has them, with commas, or as JSON has them, in a list."""
+    return value.split(",") if isinstance(value, str) else value
+
+
+class PredictionRequest(BaseModel):
+    """What a client asks for: inputs, and if wanted the level of the intervals and the quantities to answer with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    inputs: Annotated[np.ndarray, BeforeValidator(build_array)]
+    level: float | None = None
+    quantities: Annotated[tuple[str, ...] | None, BeforeValidator(split_names)] = None
+
+
+def build_app(
+    ensemble: Ensemble, limits: Limits, predict: Callable[[PreparedRequest], Awaitable[Prediction | Exception]]
+) -> FastAPI:
+    """Build the application that answers for an ensemble.
+
+    Args:
+        ensemble: What is asked.
+        limits: Of a request.
+        predict: Says what the ensemble predicts for a request that is checked.
+    """
+    app = FastAPI(title="ray-ft", openapi_url=None, redirect_slashes=False)
+    waiting: dict[Request, int] = {}  # and the bytes of its body
+    one_at_a_time = ThreadPoolExecutor(1)  # a body that becomes an array takes much memory
+
+    @app.api_route("/health", methods=["GET", "HEAD"])
+    async def describe_server() -> Response:
+        own = {"max_samples": limits.max_samples, "max_body_mb": limits.max_body_mb, "waiting": len(waiting)}
+        return answer(200, describe_ensemble(ensemble) | own)
+
+    @app.post("/predict")
+    async def predict_inputs(request: Request) -> Response:
+        content_type = read_content_type(request.headers)
+        kind = choose_answer(request.headers.get("accept", ""), JSON if content_type == JSON else NPZ)
+        run = asyncio.get_running_loop().run_in_executor
+        n_bytes = read_length(request.headers, limits)
+        if len(waiting) >= MAX_WAITING or n_bytes + sum(waiting.values()) > MAX_WAITING_BODIES * limits.max_bytes:
+            text = f"the server is busy with {len(waiting)} requests, as many as may wait; send it again later"
+            raise HTTPException(503, text, {"Retry-After": "1"})
+        waiting[request] = n_bytes
+        try:
+            body = await read_body(request, limits)
+            asked = (body, content_type, dict(request.query_params), ensemble, limits.max_samples)
+            prepared, spec = await run(one_at_a_time, parse_request, *asked)
+            found = await predict(prepared)
+            if isinstance(found, Exception):
+                raise found
+            arrays = {name: getattr(found, name) for name in spec.quantities}
+            return Response(await run(one_at_a_time, format_answer, arrays, kind), media_type=kind)
+        finally:
+            del waiting[request]
+
+    app.add_exception_handler(StarletteHTTPException, answer_refusal)
+    app.add_exception_handler(UserError, lambda _, error: answer(422, {"error": str(error)}))
+    app.add_exception_handler(ClientDisconnect, lambda *_: answer(400, {"error": "a body must come whole"}))
+    app.add_exception_handler(Exception, answer_failure)
+    return app
+
+
+def answer(status: int, content: Any, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer in JSON, with null for what is no finite number."""
+    return Response(to_json(content, inf_nan_mode="null"), status, dict(headers or {}), JSON)
+
+
+def answer_refusal(request: Request, error: Exception) -> Response:
+    """Answer what is refused by its status; of a route that there is none of, say which there are."""
+    assert isinstance(error, StarletteHTTPException)
+    text, path = error.detail, shorten(request.url.path, 80)
+    if error.status_code == 404:
+        text = f"there are POST /predict and GET /health, got {path}"
+    if error.status_code == 405 and error.headers:
+        known = " or ".join(sorted(error.headers["Allow"].split(", ")))
+        text = f"{path} takes {known}, got {shorten(request.method, 20)}"
+    return answer(error.status_code, {"error": text}, error.headers)
+
+
+def answer_failure(request: Request, error: Exception) -> Response:
+    """Answer where the server is at fault; the log has what happened."""
+    logger.error("a request failed", exc_info=error)
+    return answer(500, {"error": "the server failed on this request; its log says why"})
+
+
+def describe_ensemble(ensemble: Ensemble) -> dict[str, Any]:
+    """Say what is served."""
+    card = ensemble.card
+    shown = {"version", "metric", "score", "level", "layout", "input_shape", "target_shape", "units"}
+    return {"status": "ready", "name": card.run, "members": len(card.members), **card.model_dump(include=shown)}
+
+
+def read_content_type(headers: Mapping[str, str]) -> str:
+    """Find what a body is.
+
+    Raises:
+        HTTPException: It is neither JSON nor `.npy`.
+    """
+    name = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if name != JSON and name not in NPY_TYPES:
+        text = f"Content-Type must be {JSON} or, for .npy, {' or '.join(NPY_TYPES)}, got {shorten(name, 80) or 'none'}"
+        raise HTTPException(415, text)
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise HTTPException(415, f"a body must come uncompressed, got Content-Encoding {shorten(coding, 40)}")
+    return name
+
+
+def choose_answer(accept: str, like_body: str) -> str:
+    """Find the content type that the client accepts; without a wish, it is like the body's."""
+    wishes = [wish.partition(";")[0].strip().lower() for wish in accept.split(",")]
+    known = [JSON if wish == JSON else NPZ for wish in wishes if wish == JSON or wish in NPZ_TYPES]
+    return known[0] if known else like_body
+
+
+def read_length(headers: Mapping[str, str], limits: Limits) -> int:
+    """Read how long a body will be; a chunked one, which does not say so, may be as long as any."""
+    text = headers.get("content-length", "")
+    n_bytes = int(text) if text.isdecimal() and len(text) < 19 else limits.max_bytes
+    check_length(n_bytes, limits)
+    return n_bytes
+
+
+def check_length(n_bytes: int, limits: Limits) -> None:
+    if n_bytes > limits.max_bytes:
+        raise HTTPException(
+            413,
+            f"a body may have {limits.max_body_mb:g} MB at most, got {n_bytes / MEGABYTE:.3g} MB or more; send fewer "
+            "samples at a time, or .npy",
+        )
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """Read a body part by part.
+
+    Raises:
+        HTTPException: It is too long, or too slow.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            async for part in request.stream():
+                body += part
+                check_length(len(body), limits)
+    except TimeoutError as error:
+        raise HTTPException(408, f"a body must come within {READ_SECONDS:g} s, got a part") from error
+    return bytes(body)
+
+
+def parse_request(
+    body: bytes, content_type: str, parameters: Mapping[str, str], ensemble: Ensemble, max_samples: int
+) -> tuple[PreparedRequest, PredictionSpec]:
+    """Read what a client asks for, and check it, so that no request spoils a pass that it shares.
+
+    Args:
+        body: JSON with `inputs` and, if wanted, `level` and `quantities`; or `.npy` with the inputs alone.
+        content_type: JSON, or one of `.npy`.
+        parameters: Of the URL: `level` and `quantities`, with commas.
+        ensemble: What is asked.
+        max_samples: Of a request.
+
+    Raises:
+        HTTPException: It breaks a rule of the server.
+        UserError: It breaks one of the ensemble.
+    """
+    try:
+        content = from_json(body, allow_inf_nan=False) if content_type == JSON else {"inputs": parse_array(body)}
+    except ValueError as error:
+        text = f"the body must be {'JSON' if content_type == JSON else 'a .npy file by numpy.save'}, got another"
+        raise HTTPException(400, f"{text}: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise HTTPException(422, f"the body must be an object with inputs, got a {type(content).__name__}")
+    try:
+        asked = PredictionRequest.model_validate({**parameters, **content})
+    except ValidationError as error:
+        problems = list(describe_problems(error, PredictionRequest))
+        raise HTTPException(422, "; ".join(map(shorten, problems[:MAX_PROBLEMS]))) from error
+    spec = choose_quantities(ensemble, asked.quantities, asked.level)
+    n_samples = len(asked.inputs) if asked.inputs.ndim else 1
+    if n_samples > max_samples:
+        text = f"a request may have {max_samples} samples at most, got {n_samples}; send them in parts"
+        raise HTTPException(413, text)
+    return PreparedRequest(ensemble.prepare(asked.inputs, "the request"), spec.level), spec
+
+
+def format_answer(arrays: Mapping[str, np.ndarray], kind: str) -> bytes:
+    """Lay arrays out as JSON, with null for what is no finite number, or as `.npz`."""
+    if kind == JSON:
+        return to_json({name: array.tolist() for name, array in arrays.items()}, inf_nan_mode="null")
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)
+    return stream.getvalue()
