@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from benchmarks.timing import Timing, alternate, compare
 from ray_ft.models import DiffractionNet
-from ray_ft.split.shared import share_backbone
+from ray_ft.split.network import split_network
 
 N_MEMBERS, N_SAMPLES, BATCH_SIZE = 15, 64, 32
 PATTERNS = {"head": ("head.*", "spec_bias"), "decoder_head": ("film_*", "dec.*", "head.*", "spec_bias")}
@@ -44,12 +44,12 @@ def main() -> None:
     stacked = draw_members(network, options.strategy)
     states = [{name: tensor[i] for name, tensor in stacked.items()} for i in range(N_MEMBERS)]
     inputs = torch.randint(0, 2, (N_SAMPLES, 1, 128, 128)).float() * 2 - 1
-    shared = share_backbone(network, {options.strategy: list(stacked)}, inputs[:4])
+    split = split_network(network, list(stacked), inputs[:4])
     outputs: dict[str, torch.Tensor] = {}
 
     def run_shared(part: torch.Tensor) -> torch.Tensor:
-        features = shared.compute_features(part)
-        return torch.stack([shared.apply_tail(options.strategy, state, features) for state in states])
+        features = split.run_backbone(part)
+        return torch.stack([split.apply_tail(state, split.take(features)) for state in states])
 
     def run_whole(part: torch.Tensor) -> torch.Tensor:
         return torch.stack([functional_call(network, state, (part,)) for state in states])

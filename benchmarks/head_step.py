@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.setting import build_squad, prepare_row
+from benchmarks.setting import prepare_row, start_members
 from ray_ft.fitting.training import draw_batches, step_within_memory
 
 BATCH, N_WAVELENGTHS, WIDTH, N_OUT = 16, 301, 256, 4
@@ -62,18 +62,18 @@ def count_flops() -> int:
 
 
 def build_step(precision: str) -> Callable[[], object]:
-    squad = build_squad(prepare_row("head", precision), 1, "looped", torch.device("cpu"))
-    (member,) = squad.whole.members
+    fitter = start_members(prepare_row("head", precision), 1, "looped", torch.device("cpu"))
+    (member,) = fitter.whole.members
 
     def step() -> None:
         nonlocal batches
         batch = next(batches, None)
         if batch is None or len(batch.rows) < BATCH:
-            batches = draw_batches(member, squad.split, squad.bank, squad.recipe.hyper, 0)
+            batches = draw_batches(member, fitter.split, fitter.bank, fitter.recipe.hyper, 0)
             batch = next(batches)
-        step_within_memory(squad.whole, squad.split, squad.bank, squad.recipe, [batch], 1)
+        step_within_memory(fitter.whole, fitter.split, fitter.bank, fitter.recipe, [batch], 1)
 
-    batches = draw_batches(member, squad.split, squad.bank, squad.recipe.hyper, 0)
+    batches = draw_batches(member, fitter.split, fitter.bank, fitter.recipe.hyper, 0)
     return step
 
 

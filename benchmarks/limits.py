@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="a folder for profiles of the driver")
     options = parser.parse_args()
     if options.case == "judge":
-        print(f"{time_judge(options.n or 999):.2f} s")
+        print(f"{time_halving(options.n or 999):.2f} s")
         return
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -62,17 +62,18 @@ def main() -> None:
     print(json.dumps({"case": options.case, "cv": cv, "n_nodes": n_nodes, "rows": rows}))
 
 
-def time_judge(n: int, n_epochs: int = 20) -> float:
-    from ray_ft.backends.successive_halving import Judge
+def time_halving(n: int, n_epochs: int = 20) -> float:
+    from ray_ft.backends.successive_halving import SuccessiveHalving
     from ray_ft.search.plan import CandidateSpec
 
     plan = [CandidateSpec("s", i, ()) for i in range(n)]
-    judge, losses = Judge(plan, {"s": (5, n_epochs)}, 2.0), np.random.default_rng(0).random((n_epochs, n))
+    halving, losses = SuccessiveHalving({"s": (5, n_epochs)}, 2.0), np.random.default_rng(0).random((n_epochs, n))
+    halving.add(plan)
     started = time.monotonic()
     for epoch, by_candidate in enumerate(losses, start=1):
         for spec, loss in zip(plan, by_candidate, strict=True):
-            if judge.stopped_at(spec.name) is None:
-                judge.hear(spec.name, epoch, float(loss), epoch == n_epochs)
+            if halving.stopped_at(spec.name) is None:
+                halving.record(spec.name, epoch, float(loss), epoch == n_epochs)
     return time.monotonic() - started
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ray_ft.split.shared import share_backbone
 from sklearn.model_selection import RepeatedKFold
 
 from ray_ft.config import load_config
@@ -19,6 +18,7 @@ from ray_ft.domains import find_domain
 from ray_ft.ensemble import FALSE_ALARMS, flatten_features
 from ray_ft.models import load_network
 from ray_ft.search.strategies import select_trained
+from ray_ft.split.network import split_network
 from ray_ft.statistics.novelty import fit_density
 
 DATA = Path(__file__).parents[1] / "examples" / "color_router"
@@ -41,12 +41,11 @@ def main() -> None:
     names = [name for name, _ in network.named_parameters()]
     for strategy in options.strategies.split(","):
         trained = select_trained(strategy, config.strategies[strategy].stages[0], names)
-        shared = share_backbone(network, {strategy: trained}, torch.from_numpy(inputs["measured"][:4]))
-        with torch.no_grad():
-            features = {
-                name: flatten_features(shared, strategy, shared.compute_features(torch.from_numpy(array)))
-                for name, array in inputs.items()
-            }
+        split = split_network(network, trained, torch.from_numpy(inputs["measured"][:4]))
+        features = {
+            name: flatten_features(split, split.compute_features(torch.from_numpy(array)))
+            for name, array in inputs.items()
+        }
         flagged: dict[str, list[float]] = {name: [] for name in features}
         for rest, fresh in RepeatedKFold(n_splits=5, n_repeats=options.deals, random_state=0).split(inputs["measured"]):
             density = fit_density(features["measured"][rest], np.arange(len(rest)))

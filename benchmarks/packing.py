@@ -9,8 +9,9 @@ import time
 
 import torch
 
-from benchmarks.setting import build_squad, prepare_demo, prepare_row
+from benchmarks.setting import prepare_demo, prepare_row, start_members
 from benchmarks.timing import Timing, alternate, compare
+from ray_ft.fitting.gradient import GradientFitter
 
 N_MEMBERS = 15
 
@@ -23,11 +24,12 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepared = prepare_demo(options.demo, "auto") if options.demo else prepare_row("head", "auto")
-    packed, looped = (build_squad(prepared, N_MEMBERS, how, device) for how in ("packed", "looped"))
+    packed, looped = (start_members(prepared, N_MEMBERS, how, device) for how in ("packed", "looped"))
 
-    def time_epoch(squad: object) -> Timing:
+    def time_epoch(fitter: GradientFitter) -> Timing:
         started = time.perf_counter()
-        squad.train(0)
+        fitter.run_epoch(0)
+        fitter.predict()
         return Timing(time.perf_counter() - started, 0.0)
 
     time_epoch(packed), time_epoch(looped)

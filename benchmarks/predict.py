@@ -97,8 +97,8 @@ def profile(run: str, n_rounds: int = 20) -> dict[str, float]:
     strategy = ensemble.card.strategies[0]
     steps: dict[str, Callable[[], object]] = {
         "prepare": lambda: ensemble.prepare(raw),
-        "backbone": lambda: ensemble.network.compute_features(torch.from_numpy(inputs)),
-        "tails": lambda: apply_stacked(ensemble.network, strategy, ensemble.states[strategy], features),
+        "backbone": lambda: ensemble.first.run_backbone(torch.from_numpy(inputs)),
+        "tails": lambda: apply_stacked(ensemble.first, ensemble.states[strategy], features),
         "std": lambda: ensemble.measure_spread(members),
         "pointwise": lambda: build_pointwise(*around),
         "simultaneous": lambda: build_simultaneous(*around),

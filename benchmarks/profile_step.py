@@ -7,7 +7,7 @@ import time
 import torch
 from torch.profiler import profile
 
-from benchmarks.setting import build_squad, prepare_demo
+from benchmarks.setting import prepare_demo, start_members
 
 
 def main() -> None:
@@ -16,18 +16,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    squads = {
-        precision: build_squad(prepare_demo(options.strategy, precision), 1, "looped", torch.device("cpu"))
+    fitters = {
+        precision: start_members(prepare_demo(options.strategy, precision), 1, "looped", torch.device("cpu"))
         for precision in ("float32", "bf16")
     }
-    seconds: dict[str, list[float]] = {precision: [] for precision in squads}
+    seconds: dict[str, list[float]] = {precision: [] for precision in fitters}
     for epoch in range(options.rounds + 1):
-        for precision, squad in squads.items():
+        for precision, fitter in fitters.items():
             started = time.perf_counter()
-            squad.train(epoch)
+            fitter.run_epoch(epoch)
             seconds[precision].append(time.perf_counter() - started)
     with profile() as profiler:
-        squads["float32"].train(0)
+        fitters["float32"].run_epoch(0)
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
     print(json.dumps({f"{precision}_epoch_s": min(times[1:]) for precision, times in seconds.items()}))
 

@@ -1,4 +1,4 @@
-"""A squad of members in this process, for benchmarks of what happens inside a candidate."""
+"""Members in this process, for benchmarks of what happens inside a candidate."""
 
 import tempfile
 from pathlib import Path
@@ -8,9 +8,11 @@ import torch
 from benchmarks.vs_ray_tune import COMMON, ROWS, describe_ours, write_inputs
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import Prepared, prepare
-from ray_ft.fitting.gradient import Packing, Squad
-from ray_ft.fitting.task import prepare_part
-from ray_ft.search.plan import list_members
+from ray_ft.data.problem import list_members
+from ray_ft.fitting.fitter import FitSettings, Packing
+from ray_ft.fitting.gradient import GradientFitter
+from ray_ft.fitting.preparation import prepare_strategy
+from ray_ft.fitting.starting import start_fitter
 
 
 def prepare_row(row: str, precision: str) -> Prepared:
@@ -18,18 +20,20 @@ def prepare_row(row: str, precision: str) -> Prepared:
     with tempfile.TemporaryDirectory() as folder:
         write_inputs(Path(folder))
         described = describe_ours(Path(folder), row, COMMON | ROWS[row], precision)
-        return prepare(Config.model_validate(described), Path(folder) / "run")
+        return prepare(Config.model_validate(described))
 
 
 def prepare_demo(strategy: str, precision: str) -> Prepared:
     """Prepare the embedded demo with one strategy."""
-    config = load_config(None, {"cv.strategies": [strategy], "training.precision": precision})
-    return prepare(config, Path(tempfile.gettempdir()) / "not_written")
+    return prepare(load_config(None, {"cv.strategies": [strategy], "training.precision": precision}))
 
 
-def build_squad(prepared: Prepared, n_members: int, packing: Packing, device: torch.device) -> Squad:
-    """Make the first candidate's members, of folds and seeds in their order."""
-    (spec, *_) = prepared.plan
-    part = prepare_part(prepared.task, spec.strategy, device)
+def start_members(prepared: Prepared, n_members: int, packing: Packing, device: torch.device) -> GradientFitter:
+    """Start the first candidate's members, of folds and seeds in their order."""
+    (spec, *_), problem = prepared.proposer.ask(), prepared.problem
+    precision, strategy = prepared.config.training.precision, prepared.strategies[spec.strategy]
+    shared = prepare_strategy(problem, prepared.pretrained, strategy, precision, device)
     keys = list_members(1, COMMON["folds"], -(-n_members // COMMON["folds"]))[:n_members]
-    return Squad(prepared.task, part, spec, keys, device, packing=packing)
+    fitter = start_fitter(problem, shared, spec, keys, FitSettings(packing=packing), device)
+    assert isinstance(fitter, GradientFitter)
+    return fitter

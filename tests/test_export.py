@@ -64,8 +64,8 @@ def test_a_soup_is_one_network_of_average_weights(run: Path) -> None:
     state = {name: tensor[0] for name, tensor in average_weights(ensemble).items()}
     for name, tensor in ensemble.states["top"].items():
         np.testing.assert_allclose(state[name], tensor.double().mean(0), atol=1e-6)
-    features = ensemble.network.compute_features(torch.from_numpy(x))
-    np.testing.assert_allclose(found, ensemble.network.apply_tail("top", state, features), atol=1e-6)
+    features = ensemble.first.run_backbone(torch.from_numpy(x))
+    np.testing.assert_allclose(found, ensemble.first.apply_tail(state, ensemble.first.take(features)), atol=1e-6)
 
 
 def test_what_cannot_be_exported_is_refused(run: Path) -> None:
