@@ -1,9 +1,9 @@
-"""How large a run may be: `python -m benchmarks.limits members|candidates|nodes|judge [--n N]`.
+"""How large a run may be: `python -m benchmarks.limits members|candidates|nodes|halving [--n N]`.
 
 A network of 83 parameters on 30 samples, so that what is measured is everything but training: many members of one
 candidate, many candidates, or simulated nodes on one machine. The run is made, then repeated as it stands, reduced
 again, reported, and taken up with every second candidate removed. The driver's CPU seconds and peak memory are those of
-the command's own process; `--profile` writes where they go. `judge` times the verdicts alone, of N candidates of a
+the command's own process; `--profile` writes where they go. `halving` times the verdicts alone, of N candidates of a
 strategy that report 20 epochs in turn.
 """
 
@@ -44,11 +44,11 @@ SIZE = {"members": "repeats", "candidates": "candidates"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("case", choices=[*CASES, "judge"])
+    parser.add_argument("case", choices=[*CASES, "halving"])
     parser.add_argument("--n", type=int, help="members / 50, candidates of a strategy, or nodes")
     parser.add_argument("--profile", type=Path, help="a folder for profiles of the driver")
     options = parser.parse_args()
-    if options.case == "judge":
+    if options.case == "halving":
         print(f"{time_halving(options.n or 999):.2f} s")
         return
     with tempfile.TemporaryDirectory() as folder:
