@@ -17,7 +17,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_ft.backends.running import replica
-from ray_ft.ensemble import QUANTITIES, Ensemble, Prediction
+from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import ConfigError
 from ray_ft.serving.replica import MAX_WAITING, Batcher, Predictor, Room
 from ray_ft.serving.requests import JSON, NPZ, Limits, RequestError, read_npy, read_query
 from ray_ft.serving.server import check_free
+
+QUANTITIES = tuple(field.name for field in fields(Prediction))
 
 pytest.importorskip("ray.serve")
 X = np.random.default_rng(3).normal(size=(5, 6)).astype(np.float32)

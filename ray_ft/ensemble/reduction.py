@@ -137,7 +137,8 @@ def gather_columns(task: Task, strategy: str, score: StrategyScore) -> Columns:
     predictions = {
         index: load_predictions(task.run, name_candidate(strategy, int(index))) for index in np.unique(score.candidate)
     }
-    columns = np.empty((task.config.cv.seeds, len(score.candidate), *task.dataset.targets.shape))
+    shape = next(iter(predictions.values())).shape[2:]
+    columns = np.empty((task.config.cv.seeds, len(score.candidate), *shape))
     for repeat, fold in np.ndindex(score.candidate.shape):
         held_out = task.splits.held_out(repeat, fold)
         columns[:, repeat, held_out] = predictions[score.candidate[repeat, fold]][repeat][:, held_out]
@@ -187,7 +188,8 @@ def calibrate(task: Task, network: SharedNetwork | WholeNetwork, strategy: str) 
 def settle(task: Task, ensemble: Ensemble, blind: Mapping[str, Float[np.ndarray, "repeat sample *target"]]) -> Ensemble:
     """Fill in what the blind predictions by each method say: residuals and scores."""
     targets = task.dataset.targets
-    residuals = {method: (targets - own.mean(0)).astype(np.float32) for method, own in blind.items()}
+    answers = ensemble.objective.answers
+    residuals = {method: answers.measure_residuals(own.mean(0), targets) for method, own in blind.items()}
     losses = {method: score_blind(own, task) for method, own in blind.items()}
     card = ensemble.card.model_copy(update={"scores": losses, "score": losses[ensemble.card.method]})
     return replace(ensemble, card=card, calibration=replace(ensemble.calibration, residuals=residuals))

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 
-from ray_ft.ensemble import QUANTITIES, Ensemble, limit_blas
+from ray_ft.ensemble import Ensemble, limit_blas
 from ray_ft.errors import ConfigError, DataError, suggest
 from ray_ft.prediction.sources import Source, read_chunks
 from ray_ft.statistics.intervals import check_level
 
-__all__ = ["QUANTITIES", "Request", "choose_chunk", "choose_quantities", "predict_chunks", "try_first"]
+__all__ = ["Request", "choose_chunk", "choose_quantities", "predict_chunks", "try_first"]
 
 CHUNK_BYTES = 2**25  # of a chunk's prepared inputs
 BATCH_SIZE = 32
@@ -25,7 +25,7 @@ class Request:
     """What to predict.
 
     Attributes:
-        quantities: Some of `QUANTITIES`, in their order.
+        quantities: Some of `Ensemble.quantities`, in their order.
         level: Of the intervals.
     """
 
@@ -38,21 +38,22 @@ def choose_quantities(ensemble: Ensemble, quantities: Collection[str] | None, le
 
     Args:
         ensemble: Its card has the level where none is given.
-        quantities: Fields of `Prediction`; all where left out.
+        quantities: Some of `Ensemble.quantities`; all where left out.
         level: Of the intervals.
 
     Raises:
         ConfigError: There is no such quantity, or the level is not one.
     """
-    asked = QUANTITIES if quantities is None else quantities
+    known = ensemble.quantities
+    asked = known if quantities is None else quantities
     for name in asked:
-        if name not in QUANTITIES:
-            raise ConfigError(f"quantities are {', '.join(QUANTITIES)}; got {name!r}{suggest(name, QUANTITIES)}")
+        if name not in known:
+            raise ConfigError(f"quantities are {', '.join(known)}; got {name!r}{suggest(name, known)}")
     if not asked:
-        raise ConfigError(f"some quantity must be asked for: {', '.join(QUANTITIES)}")
+        raise ConfigError(f"some quantity must be asked for: {', '.join(known)}")
     level = ensemble.card.level if level is None else level
     check_level(1 - level, len(ensemble.residuals))
-    return Request(tuple(name for name in QUANTITIES if name in asked), level)
+    return Request(tuple(name for name in known if name in asked), level)
 
 
 def choose_chunk(ensemble: Ensemble) -> int:

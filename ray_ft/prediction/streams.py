@@ -23,11 +23,11 @@ from ray_ft.prediction.folder import (
     write_rows,
 )
 from ray_ft.prediction.pace import Pace
-from ray_ft.prediction.quantities import QUANTITIES, choose_chunk, choose_quantities, predict_chunks, try_first
+from ray_ft.prediction.quantities import choose_chunk, choose_quantities, predict_chunks, try_first
 from ray_ft.prediction.sources import Source, open_source
 from ray_ft.runs.folder import write_arrays
 
-__all__ = ["QUANTITIES", "Source", "Streamed", "open_source", "predict_to_archive", "predict_to_folder"]
+__all__ = ["Source", "Streamed", "open_source", "predict_to_archive", "predict_to_folder"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def predict_to_folder(
         ensemble: On its device.
         source: The inputs, which `open_source` finds.
         output: The folder.
-        quantities: Fields of `Prediction`; all where left out.
+        quantities: Some of `Ensemble.quantities`; all where left out.
         level: Of the intervals; the card's where left out.
         console: For the progress; silent where left out.
         n_threads: Batches at a time; one on a GPU.

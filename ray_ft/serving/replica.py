@@ -14,13 +14,13 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from ray_ft.ensemble import QUANTITIES, Ensemble, Prediction
+from ray_ft.ensemble import Ensemble
 from ray_ft.errors import UserError
 from ray_ft.serving.requests import (
     JSON,
@@ -120,7 +120,7 @@ class Predictor:
         with self.room.hold(n_bytes):
             body = await read_body(request, self.limits)
             query = await loop.run_in_executor(
-                self.texts, read_query, body, request.headers, dict(request.query_params), QUANTITIES
+                self.texts, read_query, body, request.headers, dict(request.query_params), self.ensemble.quantities
             )
             del body
             level = self.ensemble.card.level if query.level is None else query.level
@@ -214,7 +214,7 @@ class Job:
 
     inputs: Float[np.ndarray, "sample *input"]
     level: float
-    answer: "asyncio.Future[Prediction]"
+    answer: "asyncio.Future[Any]"  # the quantities of its samples
 
 
 class Batcher:
@@ -232,7 +232,7 @@ class Batcher:
         self.task: asyncio.Task[None] | None = None
         self.n_batches = 0
 
-    async def predict(self, inputs: Float[np.ndarray, "sample *input"], level: float) -> Prediction:
+    async def predict(self, inputs: Float[np.ndarray, "sample *input"], level: float) -> Any:
         """Predict for inputs that are prepared, at a level that is checked."""
         job = Job(inputs, level, asyncio.get_running_loop().create_future())
         self.waiting.append(job)
@@ -281,5 +281,6 @@ class Batcher:
         for job in batch:
             stop = start + len(job.inputs)
             if not job.answer.done():
-                job.answer.set_result(Prediction(*(getattr(whole, name)[start:stop] for name in QUANTITIES)))
+                own = {name: getattr(whole, name)[start:stop] for name in self.ensemble.quantities}
+                job.answer.set_result(replace(whole, **own))
             start = stop
