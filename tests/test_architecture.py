@@ -79,6 +79,16 @@ def test_the_diffraction_domain_is_known_to_the_config_alone() -> None:
             assert module.startswith(("ray_ft.config.", "ray_ft.domains.diffraction.")), module
 
 
+def test_objectives_are_a_low_room_and_asked_by_their_metric() -> None:
+    """A public name of regression's is the exception: what users have known as `ray_ft.ensemble.Prediction`."""
+    for module, imported in IMPORTS.items():
+        rooms = set(map(room_of, imported)) - {"objectives"}
+        if room_of(module) == "objectives":
+            assert rooms <= {"domains", "drawing", "errors", "statistics"}, module
+        elif module != "ray_ft.ensemble.__init__":
+            assert not any(name.startswith("ray_ft.objectives.regression") for name in imported), module
+
+
 def test_few_rooms_import_ray() -> None:
     for module, path in MODULES.items():
         if any(name.split(".")[0] == "ray" for name in list_imports(path)):

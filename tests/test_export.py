@@ -11,7 +11,7 @@ import torch
 
 from ray_ft.cross_validation import rebuild_ensemble
 from ray_ft.ensemble import Ensemble
-from ray_ft.ensemble.export import OUTPUTS, average_weights, export_ensemble
+from ray_ft.ensemble.export import average_weights, export_ensemble
 from ray_ft.errors import ConfigError, EnsembleError
 
 READ_PT2 = """
@@ -44,7 +44,7 @@ def test_exported_numbers_are_those_of_predict(run: Path, suffix: str) -> None:
     ensemble, x = Ensemble.load(run), np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
     found = run_elsewhere(export_ensemble(ensemble, Path("toy").with_suffix(suffix)), x)
     expected = asdict(ensemble.predict(x))
-    for name, array in zip(OUTPUTS, found, strict=True):
+    for name, array in zip(ensemble.objective.answers.exported, found, strict=True):
         np.testing.assert_allclose(array, expected[name], atol=1e-5, err_msg=name)
 
 
@@ -54,7 +54,7 @@ def test_a_symmetric_ensemble_of_structures_is_exported(demo_run: Path, toy_fold
         x = np.unpackbits(archive["structure"][:4], axis=-1)
     found = run_elsewhere(export_ensemble(ensemble, toy_folder / "demo.onnx"), x[:, None].astype(np.float32))
     expected = asdict(ensemble.predict(x))
-    for name, array in zip(OUTPUTS, found, strict=True):
+    for name, array in zip(ensemble.objective.answers.exported, found, strict=True):
         np.testing.assert_allclose(array, expected[name], atol=1e-4, err_msg=name)
 
 

@@ -37,6 +37,7 @@ from ray_ft.files import memory
 from ray_ft.files.writing import write_json, write_record
 from ray_ft.fitting.checkpoint import load_checkpoint
 from ray_ft.models import read_weights
+from ray_ft.objectives import find_objective
 from ray_ft.prediction.sources import read_chunks
 from ray_ft.prediction.streams import open_source, predict_to_archive, predict_to_folder
 from ray_ft.report.terminal import render_summary
@@ -394,7 +395,7 @@ def read_run(root: Path) -> None:
     with refusing():
         render_summary(Summary.load(root), run)
     with refusing():
-        load_blind(run)
+        load_blind(run, find_objective("mse"))
     with refusing():
         plan, splits = load_plan(run), load_splits(run)
         load_verdicts(run)

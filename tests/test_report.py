@@ -17,8 +17,9 @@ from rich.console import Console
 
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate, rebuild_ensemble
+from ray_ft.drawing import use_log
 from ray_ft.errors import RunFolderError, UserError
-from ray_ft.report.figures import draw_search, style_candidate, use_log
+from ray_ft.report.figures import draw_search, style_candidate
 from ray_ft.report.page import Findings, draw_plates, load_findings, write_report
 from ray_ft.report.terminal import render_summary
 from ray_ft.report.words import Unit, choose_unit, describe_shape, say_changes, say_winner, unit_of

@@ -17,7 +17,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_ft.ensemble import QUANTITIES, Ensemble, Prediction
+from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import ConfigError
 from ray_ft.serving.server import check_free
 from ray_ft.serving.shared_pass import PreparedRequest, predict_together
+
+QUANTITIES = tuple(field.name for field in fields(Prediction))
 
 pytest.importorskip("ray.serve")
 from fastapi import FastAPI  # it comes with Serve

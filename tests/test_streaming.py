@@ -33,6 +33,8 @@ import sys
 from pathlib import Path
 from ray_ft.ensemble import Ensemble
 from ray_ft.prediction.streams import open_source, predict_to_folder
+
+QUANTITIES = tuple(field.name for field in fields(Prediction))
 predict_to_folder(Ensemble.load("run"), open_source("many.npy"), Path("out"), n_threads=1, chunk_size=32)
 """
 

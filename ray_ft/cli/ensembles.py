@@ -194,14 +194,15 @@ def export(
 ) -> None:
     """Write an ensemble to one file that runs without this package."""
     from ray_ft.ensemble import Ensemble
-    from ray_ft.ensemble.export import OUTPUTS, check_soup, export_ensemble
+    from ray_ft.ensemble.export import check_soup, export_ensemble
 
     check_output("an export", output, force, source)
     loaded = Ensemble.load(source)
     if soup and not allow_worse:
         check_soup(loaded)
     path = export_ensemble(loaded, output, soup)
-    what = "one network, the mean" if soup else f"{len(loaded.card.members)} members; {', '.join(OUTPUTS)}"
+    names = ", ".join(loaded.objective.answers.exported)
+    what = "one network, the mean" if soup else f"{len(loaded.card.members)} members; {names}"
     typer.echo(f"export  {path}: {what} of inputs (n, {', '.join(map(str, loaded.card.input_shape))}) in float32")
 
 

@@ -1,4 +1,4 @@
-"""An ensemble on fresh labelled samples: its error, and whether its intervals hold what they promise."""
+"""An ensemble on fresh labelled samples: its error, and whether it holds what it promises."""
 
 from collections.abc import Sequence
 
@@ -10,75 +10,40 @@ from ray_ft.data.samples import Samples, load_samples
 from ray_ft.ensemble import FALSE_ALARMS, Ensemble
 from ray_ft.errors import DataError
 from ray_ft.files.hashes import hash_arrays
-from ray_ft.objectives import find_objective
-from ray_ft.statistics.intervals import (
-    build_pointwise,
-    build_simultaneous,
-    check_level,
-    measure_coverage,
-    trace_calibration,
-)
+from ray_ft.statistics.intervals import check_level
 
-__all__ = ["Evaluation", "MethodEvaluation", "evaluate_ensemble", "read_labelled"]
+__all__ = ["Evaluation", "evaluate_ensemble", "read_labelled"]
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class MethodEvaluation(Frozen):
-    """The members weighed by one method.
-
-    Attributes:
-        mse: Mean squared error of the mean.
-        mae: Mean absolute error.
-        coverage: Share of target values inside their intervals.
-        width: Of the intervals, on average.
-        band_coverage: Share of samples wholly inside their bands.
-        band_width: Of the bands, on average.
-    """
-
-    mse: float
-    mae: float
-    coverage: float
-    width: float
-    band_coverage: float
-    band_width: float
+    model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class CalibrationPoint(Frozen):
-    """Coverage at a level: of target values by intervals, of whole samples by bands."""
+    """What was measured at a level; the objective's measures stand beside, each by its name."""
 
     nominal: float
-    coverage: float
-    band_coverage: float
 
 
 class Evaluation(Frozen):
-    """What fresh samples say of an ensemble; the first numbers are those of the method in use.
+    """What fresh samples say of an ensemble; the objective's measures of the method in use stand beside, by name.
 
     Attributes:
-        nominal: Level of the intervals.
-        spread_coverage: Share of target values within two standard deviations of the members, which are no interval.
+        metric: It names the objective.
+        nominal: The level that was asked for.
         flagged: Share of samples flagged as unlike the training samples.
         n_known: Samples that the members trained on: all, where the data set is theirs as a whole, else none is known.
-        methods: By method of weighing.
+        methods: The objective's measures by method of weighing.
         calibration: By level.
     """
 
     n_samples: int
     method: str
-    mse: float
-    mae: float
-    coverage: float
+    metric: str
     nominal: float
-    width: float
-    band_coverage: float
-    band_width: float
-    spread_coverage: float
     flagged: float
     n_known: int
-    methods: dict[str, MethodEvaluation]
+    methods: dict[str, dict[str, float]]
     calibration: tuple[CalibrationPoint, ...]
 
 
@@ -108,11 +73,12 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
     ):
         if array.shape[1:] != shape:
             raise DataError(f"{name} must have the shape {shape}, got {array.shape[1:]} in {sources[name]}")
+    ensemble.objective.check_targets(dataset.targets, str(sources["targets"]))
     return dataset
 
 
 def evaluate_ensemble(ensemble: Ensemble, dataset: Samples, level: float | None = None) -> Evaluation:
-    """Measure an ensemble on samples that had no part in its making.
+    """Measure an ensemble, by its objective, on samples that had no part in its making.
 
     Args:
         ensemble: With any method in use.
@@ -126,38 +92,39 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Samples, level: float | None 
     check_level(1 - level, len(ensemble.residuals))
     every = [ensemble.use_method(method) for method in ensemble.card.weights]
     folds, spread, p_values = run(ensemble, every, dataset)
-    methods = {
-        use.card.method: evaluate_method(use, own, dataset.targets, level)
-        for use, own in zip(every, folds, strict=True)
-    }
-    in_use = list(methods).index(ensemble.card.method)
-    around = (folds[in_use], ensemble.residuals, ensemble.calibration.fold_of)
-    within = np.abs(dataset.targets - folds[in_use].mean((0, 1))) <= 2 * spread
-    return Evaluation(
-        n_samples=len(dataset),
-        method=ensemble.card.method,
-        **methods[ensemble.card.method].model_dump(),
-        nominal=level,
-        spread_coverage=float(within.mean()),
-        flagged=float((p_values <= FALSE_ALARMS).mean()),
-        n_known=len(dataset) * (hash_arrays(dataset.inputs, dataset.targets) == ensemble.card.data_hash),
-        methods=methods,
-        calibration=tuple(
-            CalibrationPoint(nominal=point.level, coverage=point.values, band_coverage=point.samples)
-            for point in trace_calibration(*around, dataset.targets)
-        ),
+    found = ensemble.objective.answers.evaluate(
+        {use.card.method: own for use, own in zip(every, folds, strict=True)},
+        ensemble.calibration.residuals,
+        ensemble.calibration.fold_of,
+        spread,
+        dataset.targets,
+        ensemble.card.method,
+        level,
     )
+    content = {
+        "n_samples": len(dataset),
+        "method": ensemble.card.method,
+        "metric": ensemble.card.metric,
+        **found.methods[ensemble.card.method],
+        **found.beside,
+        "nominal": level,
+        "flagged": float((p_values <= FALSE_ALARMS).mean()),
+        "n_known": len(dataset) * (hash_arrays(dataset.inputs, dataset.targets) == ensemble.card.data_hash),
+        "methods": found.methods,
+        "calibration": [{"nominal": at, **measures} for at, measures in found.calibration.items()],
+    }
+    return Evaluation.model_validate(content)
 
 
 def run(
     ensemble: Ensemble, every: Sequence[Ensemble], dataset: Samples
 ) -> tuple[
-    list[Float[np.ndarray, "repeat fold sample *target"]],
-    Float[np.ndarray, "sample *target"],
+    list[Float[np.ndarray, "repeat fold sample *response"]],
+    Float[np.ndarray, "sample ..."],
     Float[np.ndarray, " sample"],
 ]:
     """Predict by every method in one pass; also the members' spread by the one in use, and the p-values of novelty."""
-    folds: list[list[Float[np.ndarray, "repeat fold part *target"]]] = [[] for _ in every]
+    folds: list[list[Float[np.ndarray, "repeat fold part *response"]]] = [[] for _ in every]
     spreads, p_values = [], []
     for members, features in ensemble.walk_members(dataset.inputs, ensemble.card.symmetric):
         for use, own in zip(every, folds, strict=True):
@@ -165,24 +132,3 @@ def run(
         spreads.append(ensemble.measure_spread(members))
         p_values.append(ensemble.measure_novelty(features)[1])
     return [np.concatenate(own, 2) for own in folds], np.concatenate(spreads), np.concatenate(p_values)
-
-
-def evaluate_method(
-    ensemble: Ensemble,
-    folds: Float[np.ndarray, "repeat fold sample *target"],
-    targets: Float[np.ndarray, "sample *target"],
-    level: float,
-) -> MethodEvaluation:
-    around = (folds, ensemble.residuals, ensemble.calibration.fold_of, 1 - level)
-    pointwise, together = (
-        measure_coverage(*build(*around), targets) for build in (build_pointwise, build_simultaneous)
-    )
-    mean = folds.mean((0, 1))
-    return MethodEvaluation(
-        mse=float(find_objective("mse").score(mean, targets).mean()),
-        mae=float(find_objective("mae").score(mean, targets).mean()),
-        coverage=pointwise.values,
-        width=pointwise.width,
-        band_coverage=together.samples,
-        band_width=together.width,
-    )

@@ -13,17 +13,16 @@ from ray_ft.ensemble import Ensemble, apply_stacked
 from ray_ft.errors import EnsembleError
 from ray_ft.files.writing import replace_file
 from ray_ft.split.silence import silence
-from ray_ft.statistics.intervals import check_level, find_rank
+from ray_ft.statistics.intervals import check_level
 
 __all__ = ["EnsembleModule", "SoupModule", "average_weights", "check_soup", "export_ensemble"]
 
-OUTPUTS = ("mean", "std", "lower", "upper")
 N_EXAMPLES = 3
 TOLERATED = 0.01  # of the ensemble's score
 
 
 class Members(nn.Module):
-    """Inputs as the run's data has them, to what each member says."""
+    """Inputs as the run's data has them, to the response of each member."""
 
     def __init__(self, ensemble: Ensemble, states: Mapping[str, Mapping[str, Tensor]]) -> None:
         super().__init__()
@@ -32,10 +31,10 @@ class Members(nn.Module):
             self.names[strategy] = {name: f"state_{i}_{strategy}" for i, name in enumerate(own)}
             for name, tensor in own.items():
                 self.register_buffer(self.names[strategy][name], tensor)
-        self.domain = ensemble.domain
+        self.domain, self.objective = ensemble.domain, ensemble.objective
         self.views = self.domain.list_views(self.card.symmetry if self.card.symmetric else ())
 
-    def forward(self, inputs: Float[Tensor, "sample *input"]) -> Float[Tensor, "member sample *target"]:
+    def forward(self, inputs: Float[Tensor, "sample *input"]) -> Float[Tensor, "member sample *response"]:
         encoded = self.domain.encode_inputs(inputs)
         restored = [view.restore_targets(self.run(view.move_inputs(encoded))) for view in self.views]
         return torch.stack(restored).mean(0)
@@ -46,11 +45,11 @@ class Members(nn.Module):
         for strategy, names in self.names.items():
             stacked = {name: self.get_buffer(own) for name, own in names.items()}
             members.append(apply_stacked(self.networks[strategy], stacked, features))
-        return torch.cat(members)
+        return self.objective.respond(torch.cat(members))
 
 
 class EnsembleModule(nn.Module):
-    """Mean, spread of the members, and pointwise intervals: the numbers of `Ensemble.predict`.
+    """What the objective exports of the numbers of `Ensemble.predict`.
 
     Args:
         ensemble: With the method and level of its card.
@@ -62,23 +61,15 @@ class EnsembleModule(nn.Module):
         check_level(1 - card.level, len(ensemble.residuals))
         self.members = Members(ensemble, ensemble.states)
         self.shape = (len(card.strategies), card.n_repeats, card.n_folds, card.n_seeds)
-        self.rank = find_rank(1 - card.level, len(ensemble.residuals))
+        self.alpha, self.answers = 1 - card.level, ensemble.objective.answers
         self.weights = nn.Buffer(torch.tensor(ensemble.weights))
         self.fold_of = nn.Buffer(torch.tensor(ensemble.calibration.fold_of))
-        self.margins = nn.Buffer(torch.tensor(ensemble.residuals).abs())
+        self.residuals = nn.Buffer(torch.tensor(ensemble.residuals))
 
-    def forward(self, inputs: Float[Tensor, "sample *input"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, inputs: Float[Tensor, "sample *input"]) -> tuple[Tensor, ...]:
         every: Tensor = self.members(inputs)
         members = every.view(*self.shape, *every.shape[1:])
-        weights = self.weights.view(*self.shape, *[1] * (every.dim() - 1))
-        folds = (weights * members).sum((0, 3))
-        mean = folds.mean((0, 1))
-        variance = (weights * (members - mean) ** 2).sum((0, 3)).mean((0, 1))
-        deals = [deal.index_select(0, own) for deal, own in zip(folds.unbind(), self.fold_of.unbind(), strict=True)]
-        blind, margins = torch.stack(deals).mean(0), self.margins.unsqueeze(1)
-        lower = (blind - margins).sort(0).values[self.rank - 1]
-        upper = (blind + margins).sort(0).values[-self.rank]
-        return mean, variance.sqrt(), lower, upper
+        return self.answers.export(members, self.weights, self.residuals, self.fold_of, self.alpha)
 
 
 class SoupModule(nn.Module):
@@ -89,7 +80,7 @@ class SoupModule(nn.Module):
         average = average_weights(ensemble)
         self.members = Members(ensemble, {ensemble.card.strategies[0]: average})
 
-    def forward(self, inputs: Float[Tensor, "sample *input"]) -> Float[Tensor, "sample *target"]:
+    def forward(self, inputs: Float[Tensor, "sample *input"]) -> Float[Tensor, "sample *response"]:
         every: Tensor = self.members(inputs)
         return every[0]
 
@@ -181,11 +172,11 @@ def write_onnx(module: nn.Module, example: Tensor, ensemble: Ensemble, path: Pat
         verbose=False, optimize=True,
     )  # fmt: skip
     assert program is not None
-    graph = program.model.graph
+    graph, names = program.model.graph, ensemble.objective.answers.exported
     for value in (value for node in graph for value in node.outputs):
-        if value.name in OUTPUTS:
+        if value.name in names:
             value.name = f"inner_{value.name}"  # the exporter names values after operations, such as `mean`
-    for value, name in zip(graph.outputs, OUTPUTS, strict=False):  # of a soup, the mean alone
+    for value, name in zip(graph.outputs, names, strict=False):  # of a soup, the mean alone
         value.name = name
     program.model.metadata_props["card"] = ensemble.card.model_dump_json()
     program.save(str(path))

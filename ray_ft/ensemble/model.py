@@ -1,7 +1,7 @@
 """The ensemble in memory: predictions with intervals, and how far each input is from the training samples.
 
-The backbone runs once for all members. The members of a fold and repeat, weighed, are a fold model; the prediction is
-the mean of the fold models, and the intervals are CV+ around them.
+The backbone runs once for all members. The members of a fold and repeat, weighed, are a fold model; the response is
+the mean of the fold models, and what else is answered is the objective's.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
@@ -25,17 +25,16 @@ from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError, RayFTError, first_line
 from ray_ft.files.memory import describe_excess
 from ray_ft.models import build_network
+from ray_ft.objectives import Objective, find_objective
 from ray_ft.split.network import Features, SplitNetwork, keep_whole
 from ray_ft.split.sharing import read_splits
-from ray_ft.statistics.intervals import build_pointwise, build_simultaneous, check_level
+from ray_ft.statistics.intervals import check_level
 from ray_ft.statistics.novelty import Density
 
 __all__ = [
     "FALSE_ALARMS",
-    "QUANTITIES",
     "Calibration",
     "Ensemble",
-    "Prediction",
     "apply_stacked",
     "flatten_features",
     "limit_blas",
@@ -46,46 +45,17 @@ FALSE_ALARMS = 0.05  # share of inputs like the training samples that are flagge
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What an ensemble says of each input.
-
-    Attributes:
-        mean: Weighted mean of the members.
-        std: Their standard deviation: their disagreement alone. It leaves out the noise of the data and is no interval.
-        lower: Of the interval of each target value by itself (CV+).
-        upper: The same.
-        band_lower: Of the band that holds all values of a target together.
-        band_upper: The same.
-        novelty: How unlike the training samples the input is, higher is more unlike; its unit is arbitrary.
-        p_value: Share of inputs like the training samples that are as unlike them as this one.
-        flag: Whether that is 5 % or less. Intervals hold for inputs like the training samples: do not trust these.
-    """
-
-    mean: Float[np.ndarray, "sample *target"]
-    std: Float[np.ndarray, "sample *target"]
-    lower: Float[np.ndarray, "sample *target"]
-    upper: Float[np.ndarray, "sample *target"]
-    band_lower: Float[np.ndarray, "sample *target"]
-    band_upper: Float[np.ndarray, "sample *target"]
-    novelty: Float[np.ndarray, " sample"]
-    p_value: Float[np.ndarray, " sample"]
-    flag: Bool[np.ndarray, " sample"]
-
-
-QUANTITIES = tuple(field.name for field in fields(Prediction))
-
-
-@dataclass(frozen=True)
 class Calibration:
     """What the training samples say of the ensemble's errors.
 
     Attributes:
-        residuals: By method, truth less what the fold models that never saw the sample say, averaged over repeats.
+        residuals: By method, what the objective keeps of the truth and of what the fold models that never saw the
+            sample say, averaged over repeats.
         fold_of: Which fold of each repeat held the sample out.
         density: Of the features at the boundary.
     """
 
-    residuals: Mapping[str, Float[np.ndarray, "sample *target"]]
+    residuals: Mapping[str, Float[np.ndarray, "sample *residual"]]
     fold_of: Int[np.ndarray, "repeat sample"]
     density: Density
 
@@ -167,7 +137,7 @@ class Ensemble:
         level: float | None = None,
         batch_size: int = BATCH_SIZE,
         source: str = "the inputs",
-    ) -> Prediction:
+    ) -> Any:
         """Predict with every member; the backbone runs once.
 
         Args:
@@ -175,6 +145,9 @@ class Ensemble:
             level: Of the intervals; the card's where left out.
             batch_size: Samples at a time.
             source: Of the inputs, for messages.
+
+        Returns:
+            The objective's dataclass of quantities; of regression, `ray_ft.ensemble.Prediction`.
 
         Raises:
             DataError: The inputs are not as the run's were.
@@ -187,47 +160,38 @@ class Ensemble:
 
     def predict_prepared(
         self, prepared: Float[np.ndarray, "sample *input"], level: float, batch_size: int = BATCH_SIZE
-    ) -> Prediction:
+    ) -> Any:
         """Predict for inputs that `prepare` returned, at a level that `check_level` passes."""
         starts = range(0, len(prepared), batch_size)
         with limit_blas():
             parts = [self.compute(prepared[start : start + batch_size], level) for start in starts]
-        return Prediction(**{name: np.concatenate([part[name] for part in parts]) for name in QUANTITIES})
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in self.quantities}
+        return self.objective.answers.prediction(**whole)
 
     def compute(
         self, inputs: Float[np.ndarray, "sample *input"], level: float, quantities: Collection[str] | None = None
     ) -> dict[str, Shaped[np.ndarray, "sample ..."]]:
-        """Compute some of the quantities of a `Prediction` for prepared inputs, all at a time.
+        """Compute some of the quantities of a prediction for prepared inputs, all at a time.
 
         Args:
             inputs: As `prepare` returns them.
             level: Of the intervals; one that `check_level` passes.
-            quantities: Names of fields of `Prediction`; all where left out. What is not asked for costs nothing.
+            quantities: Some of `self.quantities`; all where left out. What is not asked for costs nothing.
         """
-        asked = set(QUANTITIES if quantities is None else quantities)
+        asked = set(self.quantities if quantities is None else quantities)
         members, features = self.predict_members(inputs, self.card.symmetric)
-        folds = self.average_folds(members)
-        around = (folds, self.residuals, self.calibration.fold_of, 1 - level)
-        found: dict[str, Any] = {"mean": folds.mean((0, 1))}
-        if "std" in asked:
-            found["std"] = self.measure_spread(members)
-        if asked & {"lower", "upper"}:
-            found["lower"], found["upper"] = build_pointwise(*around)
-        if asked & {"band_lower", "band_upper"}:
-            found["band_lower"], found["band_upper"] = build_simultaneous(*around)
+        known = (self.residuals, self.calibration.fold_of, 1 - level)
+        found = self.objective.answers.answer(asked, self.average_folds(members), members, self.shares, *known)
         if asked & {"novelty", "p_value", "flag"}:
             found["novelty"], found["p_value"] = self.measure_novelty(features)
             found["flag"] = found["p_value"] <= FALSE_ALARMS
-        return {name: found[name] for name in QUANTITIES if name in asked}
+        return {name: found[name] for name in self.quantities if name in asked}
 
     def measure_spread(
-        self, members: Float[np.ndarray, "strategy repeat fold seed sample *target"]
-    ) -> Float[np.ndarray, "sample *target"]:
-        """Weighted standard deviation of all members."""
-        shares = self.weights / (self.card.n_repeats * self.card.n_folds)
-        mean = np.einsum("crks,crks...->...", shares, members)
-        spread: np.ndarray = np.sqrt(np.einsum("crks,crks...->...", shares, (members - mean) ** 2))
-        return spread
+        self, members: Float[np.ndarray, "strategy repeat fold seed sample *response"]
+    ) -> Float[np.ndarray, "sample ..."]:
+        """How far the members are from one another, as the objective measures it."""
+        return self.objective.answers.measure_spread(members, self.shares)
 
     def measure_novelty(self, features: Features) -> tuple[Float[np.ndarray, " sample"], Float[np.ndarray, " sample"]]:
         """How unlike the training samples, and the share of inputs like them that are as unlike."""
@@ -237,7 +201,7 @@ class Ensemble:
 
     def walk_members(
         self, prepared: Float[np.ndarray, "sample *input"], symmetric: bool
-    ) -> Iterator[tuple[Float[np.ndarray, "strategy repeat fold seed part *target"], Features]]:
+    ) -> Iterator[tuple[Float[np.ndarray, "strategy repeat fold seed part *response"], Features]]:
         """Yield what `predict_members` returns, a few samples at a time."""
         with limit_blas():
             for start in range(0, len(prepared), BATCH_SIZE):
@@ -245,7 +209,7 @@ class Ensemble:
 
     def predict_members(
         self, inputs: Float[np.ndarray, "sample *input"], symmetric: bool
-    ) -> tuple[Float[np.ndarray, "strategy repeat fold seed sample *target"], Features]:
+    ) -> tuple[Float[np.ndarray, "strategy repeat fold seed sample *response"], Features]:
         """What every member says of prepared inputs; also the features of the inputs as they are."""
         views = self.domain.list_views(self.card.symmetry if symmetric else ())
         total: Any = 0.0
@@ -259,11 +223,11 @@ class Ensemble:
     @torch.no_grad()
     def run_members(
         self, inputs: Float[Tensor, "sample *input"]
-    ) -> tuple[Features, Float[np.ndarray, "strategy repeat fold seed sample *target"]]:
+    ) -> tuple[Features, Float[np.ndarray, "strategy repeat fold seed sample *response"]]:
         features = self.first.run_backbone(inputs.to(self.device))
         predicted = [apply_stacked(self.networks[name], state, features) for name, state in self.states.items()]
         shape = (len(self.states), self.card.n_repeats, self.card.n_folds, self.card.n_seeds)
-        stacked = torch.stack(predicted).float().cpu().numpy()
+        stacked = self.objective.respond(torch.stack(predicted).float()).cpu().numpy()
         return features, stacked.reshape(*shape, *stacked.shape[2:])
 
     @property
@@ -280,6 +244,15 @@ class Ensemble:
         return find_domain(self.card.layout)
 
     @property
+    def objective(self) -> Objective:
+        return find_objective(self.card.metric)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What can be asked for: the fields of the objective's prediction."""
+        return tuple(field.name for field in fields(self.objective.answers.prediction))
+
+    @property
     def weights(self) -> Float[np.ndarray, "strategy repeat fold seed"]:
         """Of the members within their fold models: each fold's sum to 1."""
         card = self.card
@@ -287,7 +260,13 @@ class Ensemble:
         return weights.reshape(len(card.strategies), card.n_repeats, card.n_folds, card.n_seeds)
 
     @property
-    def residuals(self) -> Float[np.ndarray, "sample *target"]:
+    def shares(self) -> Float[np.ndarray, "strategy repeat fold seed"]:
+        """Of the members within the whole."""
+        shares: np.ndarray = self.weights / (self.card.n_repeats * self.card.n_folds)
+        return shares
+
+    @property
+    def residuals(self) -> Float[np.ndarray, "sample *residual"]:
         """Of the blind predictions, by the method in use."""
         return self.calibration.residuals[self.card.method]
 
@@ -297,8 +276,8 @@ class Ensemble:
         return replace(self, card=self.card.model_copy(update={"method": method, "score": score}))
 
     def average_folds(
-        self, members: Float[np.ndarray, "strategy repeat fold seed sample *target"]
-    ) -> Float[np.ndarray, "repeat fold sample *target"]:
+        self, members: Float[np.ndarray, "strategy repeat fold seed sample *response"]
+    ) -> Float[np.ndarray, "repeat fold sample *response"]:
         """Weigh the members of each fold and repeat."""
         folds: np.ndarray = np.einsum("crks,crks...->rk...", self.weights, members)
         return folds
@@ -325,7 +304,7 @@ def find_pools() -> ThreadpoolController:
 
 def apply_stacked(
     network: SplitNetwork, state: Mapping[str, Tensor], features: Features
-) -> Float[Tensor, "member sample *target"]:
+) -> Float[Tensor, "member sample *output"]:
     """Run the tails of a strategy's members."""
     n_members = len(next(iter(state.values())))
     own = ({name: tensor[i] for name, tensor in state.items()} for i in range(n_members))
@@ -362,11 +341,12 @@ def check_together(ensemble: Ensemble) -> None:
         if not own or any(len(tensor) != n_members for tensor in own.values()):
             raise ValueError(f"{strategy} has not the {n_members} members of the card")
     _ = ensemble.use_method(card.method).residuals
+    kept_shape = ensemble.objective.answers.find_residual_shape(card.target_shape)
     for method in card.weights:
         weights = ensemble.use_method(method).weights
         if (weights < 0).any() or not np.allclose(weights.sum((0, 3)), 1, atol=1e-4):
             raise ValueError(f"the weights of {method} are no shares that sum to 1 in each fold")
-        if ensemble.use_method(method).residuals.shape[1:] != card.target_shape:
+        if ensemble.use_method(method).residuals.shape[1:] != kept_shape:
             raise ValueError(f"the residuals of {method} have another shape than the targets")
     fold_of = calibration.fold_of
     if (
@@ -384,10 +364,8 @@ def check_together(ensemble: Ensemble) -> None:
             first = {name: tensor[:1] for name, tensor in own.items()}
             apply_stacked(ensemble.networks[strategy], first, features)
     found = ensemble.compute(inputs, card.level, ("mean", "novelty"))
-    if found["mean"].shape != (2, *card.target_shape):
-        raise ValueError(
-            f"its predictions have shape {found['mean'].shape[1:]}, the card's targets {card.target_shape}"
-        )
+    if misfit := ensemble.objective.find_misfit(found["mean"].shape[1:], card.target_shape):
+        raise ValueError(misfit)
 
 
 def read_calibration(tensors: Mapping[str, Tensor]) -> Calibration:

@@ -201,7 +201,8 @@ def gather_columns(reduction: Reduction, strategy: str) -> Columns:
     predictions = {
         index: load_predictions(reduction.run, name_candidate(strategy, int(index))) for index in np.unique(chosen)
     }
-    columns = np.empty((problem.n_seeds, len(chosen), *reduction.targets.shape))
+    shape = next(iter(predictions.values())).shape[2:]
+    columns = np.empty((problem.n_seeds, len(chosen), *shape))
     for repeat, fold in np.ndindex(chosen.shape):
         held_out = problem.splits.held_out(repeat, fold)
         columns[:, repeat, held_out] = predictions[chosen[repeat, fold]][repeat][:, held_out]
@@ -252,10 +253,8 @@ def settle(
     reduction: Reduction, ensemble: Ensemble, blind: Mapping[str, Float[np.ndarray, "repeat sample *target"]]
 ) -> Ensemble:
     """Fill in what the blind predictions by each method say: residuals and scores."""
-    objective, targets = reduction.problem.objective, reduction.targets
-    residuals = {
-        method: objective.linear_residual(own.mean(0), targets).astype(np.float32) for method, own in blind.items()
-    }
+    targets, answers = reduction.targets, ensemble.objective.answers
+    residuals = {method: answers.measure_residuals(own.mean(0), targets) for method, own in blind.items()}
     losses = {method: score_blind(reduction, own) for method, own in blind.items()}
     card = ensemble.card.model_copy(update={"scores": losses, "score": losses[ensemble.card.method]})
     return replace(ensemble, card=card, calibration=replace(ensemble.calibration, residuals=residuals))

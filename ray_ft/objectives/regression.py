@@ -7,6 +7,9 @@ from jaxtyping import Float, Shaped
 
 from ray_ft.domains import Tensor
 from ray_ft.objectives import ZERO_SHOT, Objective
+from ray_ft.objectives.regression_answers import RegressionAnswers
+from ray_ft.objectives.regression_losses import compute_losses, score_predictions
+from ray_ft.objectives.regression_presentation import RegressionPresentation
 
 __all__ = ["Regression", "build_objective", "fit_gain_offset"]
 
@@ -18,6 +21,8 @@ class Regression:
     """The mean error over a sample's target values: `mse` squared, in the target's unit squared, or `mae` absolute."""
 
     metric: str
+    answers: RegressionAnswers
+    presentation: RegressionPresentation
     baselines: tuple[str, ...] = (ZERO_SHOT, "training_mean", "gain_offset")
 
     def check_targets(self, targets: Shaped[np.ndarray, "sample *target"], source: str) -> None:
@@ -31,8 +36,7 @@ class Regression:
     def losses(
         self, outputs: Float[Tensor, "sample *target"], targets: Float[Tensor, "sample *target"]
     ) -> Float[Tensor, " sample"]:
-        error = outputs - targets
-        return (error.square() if self.metric == "mse" else error.abs()).flatten(1).mean(1)
+        return compute_losses(self.metric, outputs, targets)
 
     def respond(self, outputs: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         return outputs
@@ -46,11 +50,7 @@ class Regression:
     def score(
         self, predicted: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
     ) -> Float[np.ndarray, " sample"]:
-        import torch
-
-        pair = (torch.from_numpy(np.array(array, np.float64)) for array in (predicted, targets))
-        losses: np.ndarray = self.losses(*pair).numpy()
-        return losses
+        return score_predictions(self.metric, predicted, targets)
 
     def predict_baselines(
         self,
@@ -82,7 +82,7 @@ class Regression:
 def build_objective(metric: str) -> Objective:
     """Build the objective of a metric, `mse` or `mae`."""
     assert metric in ("mse", "mae")
-    return Regression(metric)
+    return Regression(metric, RegressionAnswers(), RegressionPresentation(metric))
 
 
 def fit_gain_offset(

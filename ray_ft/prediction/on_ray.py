@@ -62,7 +62,7 @@ def predict_on_ray(
         path: From which the workers load it.
         source: The inputs, which `open_source` finds.
         output: The folder.
-        quantities: Fields of `Prediction`; all where left out.
+        quantities: Some of `Ensemble.quantities`; all where left out.
         level: Of the intervals; the card's where left out.
         compute: Cluster and device; a local Ray where left out.
         console: For the progress; silent where left out.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 
-from ray_ft.ensemble import QUANTITIES, Ensemble, limit_blas
+from ray_ft.ensemble import Ensemble, limit_blas
 from ray_ft.errors import ConfigError, DataError, show_value, suggest
 from ray_ft.prediction.sources import Source, read_chunks
 from ray_ft.statistics.intervals import check_level
@@ -25,7 +25,7 @@ class PredictionSpec:
     """What to predict.
 
     Attributes:
-        quantities: Some of those that an ensemble answers with, in their order.
+        quantities: Some of `Ensemble.quantities`, in their order.
         level: Of the intervals.
     """
 
@@ -38,13 +38,13 @@ def choose_quantities(ensemble: Ensemble, quantities: Collection[str] | None, le
 
     Args:
         ensemble: Its card has the level where none is given.
-        quantities: Some of those that it answers with; all where left out.
+        quantities: Some of `Ensemble.quantities`; all where left out.
         level: Of the intervals.
 
     Raises:
         ConfigError: There is no such quantity, or the level is not one.
     """
-    known = QUANTITIES
+    known = ensemble.quantities
     asked = known if quantities is None else quantities
     for name in asked:
         if name not in known:

@@ -66,7 +66,7 @@ def predict_to_folder(
         ensemble: On its device.
         source: The inputs, which `open_source` finds.
         output: The folder.
-        quantities: Fields of `Prediction`; all where left out.
+        quantities: Some of `Ensemble.quantities`; all where left out.
         level: Of the intervals; the card's where left out.
         console: For the progress; silent where left out.
         n_threads: Batches at a time; one on a GPU.

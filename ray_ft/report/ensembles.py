@@ -8,13 +8,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ray_ft.drawing import COLORS, draw_grid, use_style
 from ray_ft.ensemble.evaluation import Evaluation
 from ray_ft.ensemble.suggestion import Suggestion
 from ray_ft.errors import DataError
 from ray_ft.files.writing import write_text
-from ray_ft.report.figures import COLORS, MUTED, draw_grid, use_style
+from ray_ft.objectives import find_objective
 from ray_ft.report.page import save_figure
-from ray_ft.report.words import Unit, choose_unit, say_pair
+from ray_ft.report.words import choose_unit, say_pair
 from ray_ft.results.summary import EnsembleSummary
 
 __all__ = ["name_suggestion", "render_ensemble", "render_evaluation", "write_calibration", "write_suggestion"]
@@ -47,49 +48,29 @@ def render_ensemble(summary: EnsembleSummary) -> Group:
 
 
 def render_evaluation(found: Evaluation) -> Group:
-    """Draw error, coverage and width by method."""
-    unit = choose_unit(own.mse for own in found.methods.values())
+    """Draw the measures by method."""
+    presentation = find_objective(found.metric).presentation
+    columns = presentation.columns
+    unit = choose_unit(own[c.measure] for own in found.methods.values() for c in columns if not c.form)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("method")
-    for header in (f"mse{unit.suffix}", "mae", "coverage", "width", "whole samples", "width of band"):
-        table.add_column(header, justify="right")
-    for method in found.methods:
+    for column in columns:
+        table.add_column(column.header if column.form else f"{column.header}{unit.suffix}", justify="right")
+    for method, own in found.methods.items():
+        cells = (format(own[c.measure], c.form) if c.form else unit.write(own[c.measure]) for c in columns)
         style = "green" if method == found.method else None
-        table.add_row(*describe_method(method, found, unit), style=style)
+        table.add_row(LABELS.get(method, method), *cells, style=style)
     lines = [
         *(
             ["note: these are the training samples: nothing here says how good the ensemble is"]
             if found.n_known
             else []
         ),
-        f"intervals of {found.nominal:.0%} (CV+) around {found.n_samples} samples; "
-        f"two standard deviations of the members alone hold {found.spread_coverage:.1%} of the values",
+        *presentation.describe_evaluation(found.model_dump()),
         f"{found.flagged:.0%} of the samples are flagged as unlike the training samples, where 5% of samples like "
         "them would be",
     ]
     return Group(table, Text(), *(Text(line) for line in lines))
-
-
-def describe_method(method: str, found: Evaluation, unit: Unit) -> tuple[str, ...]:
-    own = found.methods[method]
-    return (
-        LABELS.get(method, method), unit.write(own.mse), f"{own.mae:.4g}", f"{own.coverage:.1%}", f"{own.width:.4g}",
-        f"{own.band_coverage:.1%}", f"{own.band_width:.4g}",
-    )  # fmt: skip
-
-
-def draw_calibration(found: Evaluation) -> Figure:
-    """Coverage measured against the level asked for."""
-    figure, (axes,) = draw_grid(1, 3.2)
-    nominal = [point.nominal for point in found.calibration]
-    axes.plot([0.5, 1], [0.5, 1], "--", color=MUTED, linewidth=0.8, label="as promised")
-    axes.plot(nominal, [point.coverage for point in found.calibration], "o-", color=COLORS[0], label="single values")
-    bands = [point.band_coverage for point in found.calibration]
-    axes.plot(nominal, bands, "s-", color=COLORS[1], label="whole samples, by their bands")
-    axes.set_xlabel("level")
-    axes.set_ylabel(f"coverage of {found.n_samples} samples")
-    axes.legend()
-    return figure
 
 
 def draw_suggestion(found: Suggestion) -> Figure:
@@ -157,6 +138,8 @@ def write_calibration(found: Evaluation, path: Path) -> Path:
         raise DataError(f"a plot must end in .png, .svg or .pdf, got {path}")
     try:
         with use_style():
-            return save_figure(draw_calibration(found), path)
+            points = [point.model_dump() for point in found.calibration]
+            figure = find_objective(found.metric).presentation.draw_calibration(points, found.n_samples)
+            return save_figure(figure, path)
     except OSError as error:
         raise DataError(f"a plot must be writable, got {path}: {error.strerror}") from error

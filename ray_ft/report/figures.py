@@ -1,18 +1,15 @@
-"""The figures of a report, drawn without a screen; the page puts its own colours in place of `INK` and `MUTED`."""
+"""The figures of a report that are about scores; those of samples are the objective's."""
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from ray_ft.domains import TargetAxes
+from ray_ft.drawing import COLORS, INK, MUTED, draw_grid, use_log
 from ray_ft.learning_curves import LearningCurve
 from ray_ft.objectives import ZERO_SHOT, list_baselines
 from ray_ft.report.candidates import list_columns
@@ -23,24 +20,10 @@ from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.comparison import Comparison
 from ray_ft.statistics.scores import Curves
 
-__all__ = [
-    "INK", "MUTED", "draw_curves", "draw_differences", "draw_errors", "draw_folds", "draw_learning_curve",
-    "draw_members", "draw_search", "draw_spectra", "use_style",
-]  # fmt: skip
+__all__ = ["draw_curves", "draw_differences", "draw_folds", "draw_learning_curve", "draw_members", "draw_search"]
 
-INK, MUTED = "#16202c", "#808c99"
-COLORS = ("#3d87c9", "#d9822b", "#2a9d78", "#b65a9e", "#c2483d", "#8a8f2a")
 MARKERS = ("o", "s", "D", "^", "v", "P")  # of strategies that share a colour
 BETTER, WORSE = "#2a9d78", "#c2483d"
-WIDTH = 5.6  # inches; as wide as a phone can show without the text becoming too small
-STYLE: Any = {
-    "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "svg.hashsalt": "ray-ft",
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": INK, "ytick.color": INK,
-    "axes.titlesize": 9, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8, "axes.facecolor": "none",
-    "figure.facecolor": "none", "lines.linewidth": 1.3,
-}  # fmt: skip
-MANY_CHANNELS = 8  # above which bars bear no names
 MANY_ROWS, MANY_SEEDS = 40, 5  # of a heat map, above which it grows no more and some bear no names
 MANY_CELLS = 80  # of a heat map, above which its numbers are not written
 
@@ -55,15 +38,6 @@ def marker_of(summary: Summary) -> dict[str, str]:
 
 def choose_marker(i: int) -> str:
     return MARKERS[i // len(COLORS) % len(MARKERS)]
-
-
-def draw_grid(n: int, height: float, n_columns: int = 2) -> tuple[Figure, list[Axes]]:
-    """A figure of n panels."""
-    n_columns = min(n_columns, n)
-    n_rows = -(-n // n_columns)
-    figure = Figure(figsize=(WIDTH, height * n_rows), layout="constrained")
-    axes = [figure.add_subplot(n_rows, n_columns, i + 1) for i in range(n)]
-    return figure, axes
 
 
 def draw_members(summary: Summary, unit: Unit) -> Figure:
@@ -229,70 +203,6 @@ def style_candidate(summary: Summary, strategy: str, state: str) -> Any:
     return {"color": color_of(summary)[strategy], "marker": marker, "linestyle": "", "fillstyle": filled}
 
 
-def draw_spectra(
-    axes_of: TargetAxes,
-    truth: Float[np.ndarray, " *target"],
-    mean: Float[np.ndarray, " *target"],
-    std: Float[np.ndarray, " *target"],
-) -> Figure:
-    """One sample: truth, and the blind ensemble with the spread of its members."""
-    rows = [axes_of.flatten(values[None])[0] for values in (truth, mean, std)]
-    names = axes_of.channels[:4]
-    figure, panels = draw_grid(len(names), 1.55)
-    marker = "o" if len(axes_of.x) < 8 else ""
-    for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        true, predicted, spread = (row[i] for row in rows)
-        axes.plot(axes_of.x, true, color=INK, linewidth=1, marker=marker, markersize=4)
-        axes.plot(axes_of.x, predicted, color=COLORS[0], marker=marker, markersize=4)
-        axes.fill_between(axes_of.x, predicted - spread, predicted + spread, color=COLORS[0], alpha=0.3, linewidth=0)
-        axes.set_title(name)
-        if i >= len(names) - 2:
-            axes.set_xlabel(axes_of.label)
-    handles = [
-        Line2D([], [], color=INK, linewidth=1, label="truth"),
-        Line2D([], [], color=COLORS[0], label="blind ensemble ± std of members"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
-
-
-def draw_errors(
-    axes_of: TargetAxes,
-    metric: str,
-    errors: Mapping[str, Float[np.ndarray, "channel value"]],
-) -> Figure:
-    """Error by value of the last axis, and by channel, of the blind ensemble and of zero-shot.
-
-    Args:
-        axes_of: Names.
-        metric: Of the errors.
-        errors: Mean losses by who made them.
-    """
-    colors = dict(zip(errors, (COLORS[0], MUTED), strict=True))
-    n_panels = 2 if len(axes_of.channels) > 1 else 1
-    figure, panels = draw_grid(n_panels, 2.2)
-    quantity = "rms error" if metric == "mse" else "mean absolute error"
-    root = math.sqrt if metric == "mse" else float
-    marker = "o" if len(axes_of.x) < 8 else ""
-    for name, values in errors.items():
-        by_value = [root(value) for value in values.mean(0)]
-        panels[0].plot(axes_of.x, by_value, color=colors[name], marker=marker, label=name)
-    panels[0].set_xlabel(axes_of.label)
-    panels[0].set_ylabel(quantity)
-    panels[0].set_ylim(bottom=0)
-    if n_panels == 2:
-        places = np.arange(len(axes_of.channels))
-        for shift, (name, values) in zip((-0.2, 0.2), errors.items(), strict=True):
-            panels[1].barh(places + shift, [root(value) for value in values.mean(1)], 0.38, color=colors[name])
-        panels[1].invert_yaxis()
-        panels[1].set_xlabel(quantity)
-        if len(places) <= MANY_CHANNELS:
-            panels[1].set_yticks(places, axes_of.channels)
-    handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in colors.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
-
-
 def draw_learning_curve(curve: LearningCurve, unit: Unit) -> Figure:
     """Scores by size of the training parts with the fitted power laws, and the band of their draws."""
     figure, (axes,) = draw_grid(1, 3.4)
@@ -314,22 +224,3 @@ def draw_learning_curve(curve: LearningCurve, unit: Unit) -> Figure:
     if curve.curves:
         figure.legend(loc="outside lower center", ncols=4)
     return figure
-
-
-def use_log(axes: Axes, which: Literal["x", "y"] = "y") -> None:
-    """A logarithmic axis with plain numbers, also where it spans less than a decade; not where nothing is above 0."""
-    if axes.dataLim.max["xy".index(which)] <= 0:
-        return
-    getattr(axes, f"set_{which}scale")("log")
-    axis, n_ticks, wide = (axes.yaxis, 4, 30) if which == "y" else (axes.xaxis, 2, 10)
-    low, high = axis.get_view_interval()
-    axis.set_minor_formatter(NullFormatter())
-    if high < wide * low:
-        axis.set_major_locator(MaxNLocator(n_ticks))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_locator(NullLocator())
-
-
-def use_style() -> Any:
-    """A context in which figures are drawn and saved."""
-    return mpl.rc_context(STYLE)

@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 
 from ray_ft.config import Config, reload_config
 from ray_ft.domains import TargetAxes, find_domain
+from ray_ft.drawing import INK, MUTED, use_style
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import replace_file, write_text
 from ray_ft.learning_curves import LearningCurve
-from ray_ft.objectives import find_objective
+from ray_ft.objectives import Objective, find_objective
 from ray_ft.report import figures
 from ray_ft.report.candidates import describe_candidate, list_columns
 from ray_ft.report.words import (
@@ -84,6 +85,10 @@ class Findings:
     provenance: Mapping[str, Any]
 
     @cached_property
+    def objective(self) -> Objective:
+        return find_objective(self.summary.metric)
+
+    @cached_property
     def unit(self) -> Unit:
         return unit_of(self.summary)
 
@@ -110,7 +115,7 @@ def write_report(root: str | Path) -> Path:
         RunFolderError: The run is not finished, a file of it is damaged, or its folder is not writable.
     """
     findings = load_findings(RunFolder(Path(root)))
-    with figures.use_style(), writing(Path(root)):
+    with use_style(), writing(Path(root)):
         plates = [save_plate(findings.run, *drawn) for drawn in draw_plates(findings)]
         write_text(findings.run.report, fill_page(findings, plates))
     return findings.run.report
@@ -129,7 +134,7 @@ def writing(root: Path) -> Iterator[None]:
 def write_curve_figure(curve: LearningCurve, root: str | Path) -> list[Path]:
     """Draw a learning curve into its folder, as PNG and SVG."""
     unit = unit_of_curve(curve)
-    with figures.use_style(), writing(Path(root)):
+    with use_style(), writing(Path(root)):
         figure = figures.draw_learning_curve(curve, unit)
         return [save_figure(figure, CurveFolder(Path(root)).figure(suffix)) for suffix in ("png", "svg")]
 
@@ -143,8 +148,8 @@ def load_findings(run: RunFolder) -> Findings:
         )
     histories = {spec.name: load_history(run, spec, splits) for spec in plan}
     curves = {name: build_curves(h.losses, h.inner, splits) for name, h in histories.items() if h is not None}
-    config = reload_config(run.config)
-    return Findings(run, summary, config, plan, curves, load_blind(run), load_provenance(run))
+    config, blind = reload_config(run.config), load_blind(run, find_objective(summary.metric))
+    return Findings(run, summary, config, plan, curves, blind, load_provenance(run))
 
 
 def draw_plates(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
@@ -168,35 +173,20 @@ def draw_plates(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
 
 
 def draw_samples(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
-    blind, metric = findings.blind, findings.summary.metric
-    losses = find_objective(metric).score(blind["mean"], blind["targets"])
-    order = np.argsort(losses)
+    blind, metric, presentation = findings.blind, findings.summary.metric, findings.objective.presentation
+    scores = findings.objective.score(blind["mean"], blind["targets"])
+    order = np.argsort(scores)
     places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     n_blind = findings.summary.ensemble.n_blind
     for which, sample in places.items():
         yield (
             f"sample_{which}", f"The {which} sample", f"Sample {sample}, {metric} "
-            f"{findings.unit.write(losses[sample])}{findings.unit.suffix}, by the {n_blind} members that never saw it.",
-            figures.draw_spectra(findings.axes, *(blind[name][sample] for name in ("targets", "mean", "std"))),
+            f"{findings.unit.write(scores[sample])}{findings.unit.suffix}, by the {n_blind} members that never saw it.",
+            presentation.draw_sample(findings.axes, *(blind[name][sample] for name in ("targets", "mean", "std"))),
         )  # fmt: skip
-    errors = {
-        name: average_errors(metric, blind[key], blind["targets"], findings.axes)
-        for name, key in (("blind ensemble", "mean"), ("zero-shot", "zero_shot"))
-    }
-    yield (
-        "errors", "Where the error is", "Over all samples, along the targets' last axis and by channel.",
-        figures.draw_errors(findings.axes, metric, errors),
-    )  # fmt: skip
-
-
-def average_errors(
-    metric: str, predicted: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"],
-    axes: TargetAxes,
-) -> Float[np.ndarray, "channel value"]:  # fmt: skip
-    """Mean loss of each target value over the samples."""
-    flat_predicted, flat_targets = (axes.flatten(values).reshape(len(values), -1).T for values in (predicted, targets))
-    errors: np.ndarray = find_objective(metric).score(flat_predicted, flat_targets)
-    return errors.reshape(len(axes.channels), len(axes.x))
+    responses = {"blind ensemble": blind["mean"], "zero-shot": blind["zero_shot"]}
+    caption, figure = presentation.draw_errors(findings.axes, responses, blind["targets"])
+    yield "errors", "Where the error is", caption, figure
 
 
 def save_plate(run: RunFolder, name: str, title: str, caption: str, figure: Figure) -> Plate:
@@ -218,7 +208,7 @@ def adapt_svg(text: str, title: str) -> str:
     """Let the page decide over ink and size."""
     svg = text[text.index("<svg") :]
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = svg.replace(figures.INK, "var(--ink)").replace(figures.MUTED, "var(--muted)")
+    svg = svg.replace(INK, "var(--ink)").replace(MUTED, "var(--muted)")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
 
 

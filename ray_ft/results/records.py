@@ -17,6 +17,7 @@ from ray_ft.errors import RunFolderError, first_few
 from ray_ft.files.arrays import read_arrays
 from ray_ft.files.hashes import hash_file
 from ray_ft.files.writing import read_record
+from ray_ft.objectives import Objective
 from ray_ft.runs.folder import CandidateFolder, RunFolder
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.scores import StrategyScore, build_curves, score_strategy
@@ -140,8 +141,8 @@ def say_damaged(what: str, path: Path) -> str:
     return f"a run holds {what}, got {path}, which is missing or damaged; restore it, or run again into another --out"
 
 
-def load_blind(run: RunFolder) -> dict[str, Float[np.ndarray, "sample *target"]]:
-    """Read what the winner's blind members say (`mean`, `std`), the `targets`, and the `zero_shot` predictions.
+def load_blind(run: RunFolder, objective: Objective) -> dict[str, Float[np.ndarray, "_ *values"]]:
+    """Read what the winner's blind members say (`mean`, `std`), the `targets`, and the `zero_shot` responses.
 
     Raises:
         RunFolderError: They are missing or damaged.
@@ -149,8 +150,12 @@ def load_blind(run: RunFolder) -> dict[str, Float[np.ndarray, "sample *target"]]
     try:
         arrays = read_arrays(run.blind)
         blind = {name: arrays[name] for name in ("mean", "std", "targets", "zero_shot")}
-        if len({array.shape for array in blind.values()}) > 1 or any(a.dtype.kind != "f" for a in blind.values()):
-            raise ValueError("its arrays must be numbers of one shape")
+        targets, *responses = (blind[name] for name in ("targets", "mean", "std", "zero_shot"))
+        odd = len({array.shape for array in responses}) > 1 or any(array.dtype.kind != "f" for array in blind.values())
+        if odd or len(targets) != len(responses[0]):
+            raise ValueError("its arrays must be numbers, and those of responses of one shape")
+        if misfit := objective.find_misfit(responses[0].shape[1:], targets.shape[1:]):
+            raise ValueError(misfit)
     except (OSError, ValueError, KeyError) as error:
         raise RunFolderError(
             f"a finished run holds {run.blind.name}, got {run.root} where it is missing or damaged; "

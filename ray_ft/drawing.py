@@ -1,0 +1,49 @@
+"""What all figures share: palette, style and axes, drawn without a screen; a page puts its own `INK` and `MUTED`."""
+
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
+
+__all__ = ["COLORS", "INK", "MUTED", "draw_grid", "use_log", "use_style"]
+
+INK, MUTED = "#16202c", "#808c99"
+COLORS = ("#3d87c9", "#d9822b", "#2a9d78", "#b65a9e", "#c2483d", "#8a8f2a")
+WIDTH = 5.6  # inches; as wide as a phone can show without the text becoming too small
+STYLE: Any = {
+    "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "svg.hashsalt": "ray-ft",
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": INK, "ytick.color": INK,
+    "axes.titlesize": 9, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8, "axes.facecolor": "none",
+    "figure.facecolor": "none", "lines.linewidth": 1.3,
+}  # fmt: skip
+
+
+def draw_grid(n: int, height: float, n_columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """A figure of n panels."""
+    n_columns = min(n_columns, n)
+    n_rows = -(-n // n_columns)
+    figure = Figure(figsize=(WIDTH, height * n_rows), layout="constrained")
+    axes = [figure.add_subplot(n_rows, n_columns, i + 1) for i in range(n)]
+    return figure, axes
+
+
+def use_log(axes: Axes, which: Literal["x", "y"] = "y") -> None:
+    """A logarithmic axis with plain numbers, also where it spans less than a decade; not where nothing is above 0."""
+    if axes.dataLim.max["xy".index(which)] <= 0:
+        return
+    getattr(axes, f"set_{which}scale")("log")
+    axis, n_ticks, wide = (axes.yaxis, 4, 30) if which == "y" else (axes.xaxis, 2, 10)
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if high < wide * low:
+        axis.set_major_locator(MaxNLocator(n_ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+
+
+def use_style() -> Any:
+    """A context in which figures are drawn and saved."""
+    return mpl.rc_context(STYLE)

@@ -1,0 +1,138 @@
+"""How regressions are shown: curves with the spread of the members, errors along the target's axes, coverage."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ray_ft.domains import TargetAxes
+from ray_ft.objectives import Column, Figure
+from ray_ft.objectives.regression_losses import score_predictions
+
+__all__ = ["RegressionPresentation"]
+
+MANY_CHANNELS = 8  # above which bars bear no names
+COLUMNS = (
+    Column("mse", "mse"),
+    Column("mae", "mae", ".4g"),
+    Column("coverage", "coverage", ".1%"),
+    Column("width", "width", ".4g"),
+    Column("band_coverage", "whole samples", ".1%"),
+    Column("band_width", "width of band", ".4g"),
+)
+
+
+@dataclass(frozen=True)
+class RegressionPresentation:
+    """Curves, errors and coverage.
+
+    Attributes:
+        metric: Of the errors.
+    """
+
+    metric: str
+    columns: tuple[Column, ...] = COLUMNS
+
+    def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
+        return (
+            f"intervals of {found['nominal']:.0%} (CV+) around {found['n_samples']} samples; "
+            f"two standard deviations of the members alone hold {found['spread_coverage']:.1%} of the values",
+        )
+
+    def draw_calibration(self, points: Sequence[Mapping[str, float]], n_samples: int) -> Figure:
+        """Coverage measured against the level asked for."""
+        from ray_ft.drawing import COLORS, MUTED, draw_grid
+
+        figure, (axes,) = draw_grid(1, 3.2)
+        nominal, single, whole = (
+            [point[name] for point in points] for name in ("nominal", "coverage", "band_coverage")
+        )
+        axes.plot([0.5, 1], [0.5, 1], "--", color=MUTED, linewidth=0.8, label="as promised")
+        axes.plot(nominal, single, "o-", color=COLORS[0], label="single values")
+        axes.plot(nominal, whole, "s-", color=COLORS[1], label="whole samples, by their bands")
+        axes.set_xlabel("level")
+        axes.set_ylabel(f"coverage of {n_samples} samples")
+        axes.legend()
+        return figure
+
+    def draw_sample(
+        self,
+        axes_of: TargetAxes,
+        truth: Float[np.ndarray, " *target"],
+        mean: Float[np.ndarray, " *target"],
+        std: Float[np.ndarray, " *target"],
+    ) -> Figure:
+        """Truth, and the blind ensemble with the spread of its members, channel by channel."""
+        from matplotlib.lines import Line2D
+
+        from ray_ft.drawing import COLORS, INK, draw_grid
+
+        rows = [axes_of.flatten(values[None])[0] for values in (truth, mean, std)]
+        names = axes_of.channels[:4]
+        figure, panels = draw_grid(len(names), 1.55)
+        marker = "o" if len(axes_of.x) < 8 else ""
+        for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
+            true, predicted, spread = (row[i] for row in rows)
+            axes.plot(axes_of.x, true, color=INK, linewidth=1, marker=marker, markersize=4)
+            axes.plot(axes_of.x, predicted, color=COLORS[0], marker=marker, markersize=4)
+            low, high = predicted - spread, predicted + spread
+            axes.fill_between(axes_of.x, low, high, color=COLORS[0], alpha=0.3, linewidth=0)
+            axes.set_title(name)
+            if i >= len(names) - 2:
+                axes.set_xlabel(axes_of.label)
+        handles = [
+            Line2D([], [], color=INK, linewidth=1, label="truth"),
+            Line2D([], [], color=COLORS[0], label="blind ensemble ± std of members"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        return figure
+
+    def draw_errors(
+        self,
+        axes_of: TargetAxes,
+        responses: Mapping[str, Float[np.ndarray, "sample *target"]],
+        targets: Float[np.ndarray, "sample *target"],
+    ) -> tuple[str, Figure]:
+        """Error by value of the last axis, and by channel."""
+        from matplotlib.lines import Line2D
+
+        from ray_ft.drawing import COLORS, MUTED, draw_grid
+
+        errors = {name: self.average_errors(axes_of, own, targets) for name, own in responses.items()}
+        colors = dict(zip(errors, (COLORS[0], MUTED), strict=True))
+        n_panels = 2 if len(axes_of.channels) > 1 else 1
+        figure, panels = draw_grid(n_panels, 2.2)
+        quantity = "rms error" if self.metric == "mse" else "mean absolute error"
+        root = math.sqrt if self.metric == "mse" else float
+        marker = "o" if len(axes_of.x) < 8 else ""
+        for name, values in errors.items():
+            by_value = [root(value) for value in values.mean(0)]
+            panels[0].plot(axes_of.x, by_value, color=colors[name], marker=marker, label=name)
+        panels[0].set_xlabel(axes_of.label)
+        panels[0].set_ylabel(quantity)
+        panels[0].set_ylim(bottom=0)
+        if n_panels == 2:
+            places = np.arange(len(axes_of.channels))
+            for shift, (name, values) in zip((-0.2, 0.2), errors.items(), strict=True):
+                panels[1].barh(places + shift, [root(value) for value in values.mean(1)], 0.38, color=colors[name])
+            panels[1].invert_yaxis()
+            panels[1].set_xlabel(quantity)
+            if len(places) <= MANY_CHANNELS:
+                panels[1].set_yticks(places, axes_of.channels)
+        handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in colors.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        return "Over all samples, along the targets' last axis and by channel.", figure
+
+    def average_errors(
+        self,
+        axes_of: TargetAxes,
+        predicted: Float[np.ndarray, "sample *target"],
+        targets: Float[np.ndarray, "sample *target"],
+    ) -> Float[np.ndarray, "channel value"]:
+        """Mean loss of each target value over the samples."""
+        by_value = (axes_of.flatten(values).reshape(len(values), -1).T for values in (predicted, targets))
+        errors: np.ndarray = score_predictions(self.metric, *by_value)
+        return errors.reshape(len(axes_of.channels), len(axes_of.x))
