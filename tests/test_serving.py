@@ -26,9 +26,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_ft.backends.running import replica
 from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import ConfigError
+from ray_ft.serving import replica
 from ray_ft.serving.replica import MAX_WAITING, Batcher, Predictor, Room
 from ray_ft.serving.requests import JSON, NPZ, Limits, RequestError, read_npy, read_query
 from ray_ft.serving.server import check_free
