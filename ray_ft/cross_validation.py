@@ -142,7 +142,7 @@ def prepare(config: Config) -> Prepared:
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
     zero_shot = objective.respond(predict_all(network, samples.inputs)).numpy()
     check_outputs(zero_shot, samples, objective)
-    problem = Problem(samples, splits, objective, config.symmetry, cv.seeds, cv.seed)
+    problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
     return Prepared(
         config, problem, Pretrained(model.factory, model.params, network.state_dict()), strategies, zero_shot
     )

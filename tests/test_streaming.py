@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ray_ft.config import ComputeSection
-from ray_ft.ensemble import QUANTITIES, Ensemble, Prediction
+from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import ConfigError, DataError
 from ray_ft.prediction import folder
 from ray_ft.prediction.on_ray import PartPredictor, predict_on_ray
@@ -28,13 +28,12 @@ from ray_ft.prediction.quantities import arrange, find_bad
 from ray_ft.prediction.sources import Block, Source, read_chunks
 from ray_ft.prediction.streams import Streamed, open_source, predict_to_archive, predict_to_folder
 
+QUANTITIES = tuple(field.name for field in fields(Prediction))
 CODE = """
 import sys
 from pathlib import Path
 from ray_ft.ensemble import Ensemble
 from ray_ft.prediction.streams import open_source, predict_to_folder
-
-QUANTITIES = tuple(field.name for field in fields(Prediction))
 predict_to_folder(Ensemble.load("run"), open_source("many.npy"), Path("out"), n_threads=1, chunk_size=32)
 """
 

@@ -42,6 +42,7 @@ class Problem:
         samples: Inputs, targets and groups.
         splits: Who is held out when.
         objective: What a prediction is worth.
+        response_shape: Of what a network says of a sample.
         symmetry: Operations that generate the views of a sample.
         n_seeds: Members of a candidate for each repeat and fold.
         seed: Of all random numbers of the run.
@@ -50,6 +51,7 @@ class Problem:
     samples: Samples
     splits: Splits
     objective: Objective
+    response_shape: tuple[int, ...]
     symmetry: tuple[str, ...]
     n_seeds: int
     seed: int

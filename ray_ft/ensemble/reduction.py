@@ -147,7 +147,7 @@ def split_networks(
     for name in reduction.chosen:
         stage = strategies[name].stages[-1]
         hyper = next(spec.stages[-1] for spec in plan if spec.strategy == name)
-        splits[name] = complete_split(split_at(pretrained, stage, inputs), inputs, problem, hyper)
+        splits[name] = complete_split(split_at(pretrained, stage, inputs), inputs, hyper)
     if reason := describe_obstacle(splits):
         network = pretrained.build()
         return {name: keep_whole(network, list_trained(network, members[name]), reason) for name in splits}

@@ -35,7 +35,7 @@ class History:
 
     losses: list[Float[np.ndarray, "repeat seed sample"]]
     inner: list[Float[np.ndarray, "repeat fold seed"]]  # under the nested protocol
-    predictions: Float[np.ndarray, "repeat seed sample *target"]  # of the snapshots
+    predictions: Float[np.ndarray, "repeat seed sample *response"]  # of the snapshots
     lowest: Float[np.ndarray, "repeat fold"]  # the guide at the snapshot
     stop_epoch: Int[np.ndarray, "repeat fold"]
     best_mean: float = float("inf")
@@ -99,7 +99,7 @@ def check_frozen(spec: CandidateSpec, fitter: Fitter) -> None:
 
 
 def start_history(problem: Problem) -> History:
-    shape = (problem.splits.n_repeats, problem.n_seeds, *problem.samples.targets.shape)
+    shape = (problem.splits.n_repeats, problem.n_seeds, len(problem.samples), *problem.response_shape)
     return History(
         losses=[],
         inner=[],

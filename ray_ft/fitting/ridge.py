@@ -43,7 +43,7 @@ class RidgeTail(nn.Module):
     Args:
         split: The network, whose own tail answers what the ridge adds to.
         rows: Features of all views of all samples.
-        target_shape: Of one target.
+        output_shape: Of what the network says of a sample.
         hyper: Kernel, and what is fitted to.
     """
 
@@ -51,14 +51,14 @@ class RidgeTail(nn.Module):
         self,
         split: SplitNetwork,
         rows: Float[Tensor, "row value"],
-        target_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
         hyper: RidgeHyperparameters,
     ) -> None:
         super().__init__()
-        self.split, self.target_shape, self.hyper = split, target_shape, hyper
+        self.split, self.output_shape, self.hyper = split, output_shape, hyper
         self.rows = nn.Buffer(rows)
-        self.coefficients = nn.Parameter(rows.new_zeros(len(rows), math.prod(target_shape)))
-        self.offset = nn.Parameter(rows.new_zeros(math.prod(target_shape)))
+        self.coefficients = nn.Parameter(rows.new_zeros(len(rows), math.prod(output_shape)))
+        self.offset = nn.Parameter(rows.new_zeros(math.prod(output_shape)))
         self.sharpness = nn.Parameter(rows.new_ones(()))  # of a Gaussian kernel, per squared distance
         self.own = {name: f"own_{i}" for i, name in enumerate(split.tensors | split.state)}
         for name, tensor in (split.tensors | split.state).items():
@@ -67,7 +67,7 @@ class RidgeTail(nn.Module):
     def forward(self, features: Features) -> Float[Tensor, "sample *target"]:
         kernel = compute_kernel(flatten_features(self.split, features), self.rows, self.sharpness, self.hyper.kernel)
         added = kernel @ self.coefficients + self.offset
-        added = added.reshape(added.shape[0], *self.target_shape)
+        added = added.reshape(added.shape[0], *self.output_shape)
         if self.hyper.onto == "targets":
             return added
         tensors = {name: self.get_buffer(own) for name, own in self.own.items()}
@@ -106,15 +106,13 @@ def shrink(feature: Float[Tensor, "sample *axis"]) -> Float[Tensor, "sample *sho
     return feature
 
 
-def attach_ridge(
-    split: SplitNetwork, features: Features, target_shape: tuple[int, ...], hyper: RidgeHyperparameters
-) -> SplitNetwork:
+@torch.no_grad()
+def attach_ridge(split: SplitNetwork, features: Features, hyper: RidgeHyperparameters) -> SplitNetwork:
     """Give a split network the tail of a ridge regression; its members are coefficients.
 
     Args:
         split: Where the trained part begins.
         features: Of all views of all samples, which become its rows.
-        target_shape: Of one target.
         hyper: Kernel, and what is fitted to.
 
     Raises:
@@ -123,7 +121,8 @@ def attach_ridge(
     if split.reason:
         raise StrategyError(f"fit: ridge needs a network that can be split at what it trains, but {split.reason}")
     rows = flatten_features(split, split.take(features)).float()
-    tail = RidgeTail(split, rows, target_shape, hyper)
+    outputs = split.apply_tail(split.state, split.take(features, torch.arange(2)))
+    tail = RidgeTail(split, rows, tuple(outputs.shape[1:]), hyper)
     name = f"ridge.{hash_tensors({'rows': rows})[:16]}"
     known = {id(tensor): own for own, tensor in (split.tensors | split.state).items()} | {id(tail.rows): name}
     axes = [split.batch_axes[i] for i in split.reads]

@@ -48,21 +48,20 @@ def start_fitter(
         return GradientFitter(problem, prepared, spec.name, hyper, keys, settings, device, n_threads)
     split, features = prepared.split.to(device), tuple(feature.to(device) for feature in prepared.features)
     zero_shot = predict_rows(split, features, problem.n_views * len(problem.samples))
-    completed = attach_ridge(split, features, problem.samples.targets.shape[1:], hyper)
+    completed = attach_ridge(split, features, hyper)
     return RidgeFitter(problem, completed, features, zero_shot, hyper, keys)
 
 
-def complete_split(split: SplitNetwork, inputs: torch.Tensor, problem: Problem, hyper: Hyperparameters) -> SplitNetwork:
+def complete_split(split: SplitNetwork, inputs: torch.Tensor, hyper: Hyperparameters) -> SplitNetwork:
     """Return the network as the members of a stage compute with it, for an ensemble.
 
     Args:
         split: Where the stage begins to learn.
         inputs: All views of all samples.
-        problem: What was to be learned.
         hyper: Of the stage.
     """
     if isinstance(hyper, RidgeHyperparameters):
-        return attach_ridge(split, split.compute_features(inputs), problem.samples.targets.shape[1:], hyper)
+        return attach_ridge(split, split.compute_features(inputs), hyper)
     return split
 
 
