@@ -8,11 +8,11 @@ import torch
 from benchmarks.vs_ray_tune import COMMON, ROWS, describe_ours, write_inputs
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import Prepared, prepare
-from ray_ft.data.problem import list_members
 from ray_ft.fitting.fitter import FitSettings, Packing
 from ray_ft.fitting.gradient import GradientFitter
 from ray_ft.fitting.preparation import prepare_strategy
 from ray_ft.fitting.starting import start_fitter
+from ray_ft.search.problem import list_members
 
 
 def prepare_row(row: str, precision: str) -> Prepared:

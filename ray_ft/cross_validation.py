@@ -1,10 +1,9 @@
-"""The main path: prepare, search, reduce, each step a file in the run folder; a run that was cut off goes on.
+"""The main path: prepare, search, reduce, report, each a file in the run folder; a run that was cut off goes on.
 
 A config and what it names become a problem (samples, folds, objective), a pretrained network and strategies. A proposer
 asks for candidates, a backend trains them. What they leave is reduced to scores, comparisons and an ensemble.
 """
 
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from ray_ft.backends.rounds import run_rounds
 from ray_ft.backends.running import check_loggers, open_backend, open_monitor, prepare_loggers, run_near_storage
 from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import Splits, deal_folds, deal_inner, limit_training
-from ray_ft.data.problem import Problem
 from ray_ft.data.samples import Samples, load_samples
 from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
@@ -32,6 +30,7 @@ from ray_ft.files.hashes import hash_arrays
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.models import Pretrained, build_network, predict_all, read_weights
 from ray_ft.objectives import Objective, find_objective
+from ray_ft.report.page import write_report
 from ray_ft.results.baselines import score_baselines
 from ray_ft.results.opening import Identity, open_run
 from ray_ft.results.records import Verdict, gather_losses, load_plan, load_provenance, load_verdicts, score_strategies
@@ -47,6 +46,7 @@ from ray_ft.runs.folder import RunFolder, keep_files, open_folder
 from ray_ft.runs.journal import Journal, count_lost
 from ray_ft.runs.provenance import describe_environment
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import Problem
 from ray_ft.search.proposer import RandomProposer
 from ray_ft.search.strategies import Strategy, match_strategies
 from ray_ft.statistics.intervals import check_level
@@ -90,7 +90,11 @@ class Prepared:
 
 
 def cross_validate(
-    config: Config, out: str | Path | RunFolder, inline: bool = False, console: Console | None = None
+    config: Config,
+    out: str | Path | RunFolder,
+    inline: bool = False,
+    console: Console | None = None,
+    report: bool = False,
 ) -> Summary:
     """Cross-validate every strategy and build the winner's ensemble; on a run folder in progress, go on.
 
@@ -99,6 +103,7 @@ def cross_validate(
         out: The run folder, or the URI of one (`s3://bucket/run`).
         inline: Train in this process, without Ray.
         console: Where to show progress.
+        report: Whether to write the report too.
 
     Returns:
         What the run found, as `summary.json` has it.
@@ -108,20 +113,22 @@ def cross_validate(
         RunError: No strategy has a completed candidate, a candidate's process kept dying, or a file could not be
             written.
     """
-    started = time.monotonic()
     with open_folder(out, shared=config.compute.address is not None) as run:
-        prepared = prepare(config)
+        started, prepared = time.monotonic(), prepare(config)
         with open_run(run, prepared.identity), keep_files(run.place):
-            with contextlib.suppress(RunFolderError):  # there is none, or it is damaged and made again
-                return Summary.load(run.root)
-            check_loggers(config.loggers, inline)
-            journal = Journal(run.log)
-            journal.write("start", **describe_environment())
-            run.push()
-            plan, verdicts = search(prepared, run, inline, journal, console or Console(quiet=True))
-            summary = reduce(prepared, run, plan, verdicts, started, inline)
-            journal.write("end", winner=summary.winner)
-            return summary
+            try:
+                summary = Summary.load(run.root)
+            except RunFolderError:  # there is none, or it is damaged and made again
+                check_loggers(config.loggers, inline)
+                journal = Journal(run.log)
+                journal.write("start", **describe_environment())
+                run.push()
+                plan, verdicts = search(prepared, run, inline, journal, console or Console(quiet=True))
+                summary = reduce(prepared, run, plan, verdicts, started, inline)
+                journal.write("end", winner=summary.winner)
+        if report and not run.report.exists():
+            write_report(run.root)
+        return summary
 
 
 def prepare(config: Config) -> Prepared:

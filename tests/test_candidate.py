@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
 from ray_ft.data.folds import Splits
-from ray_ft.data.problem import list_members
 from ray_ft.fitting.candidate import run_candidate
 from ray_ft.fitting.fitter import FitSettings, JoinedFitter
 from ray_ft.fitting.preparation import prepare_strategy
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.runs.folder import RunFolder
+from ray_ft.search.problem import list_members
 
 CPU = torch.device("cpu")
 KEYS = list_members(1, 3, 2)

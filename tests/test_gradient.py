@@ -10,13 +10,13 @@ import torch
 
 from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
-from ray_ft.data.problem import MemberKey, Problem, list_members
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.gradient import GradientFitter
 from ray_ft.fitting.preparation import PreparedStrategy, choose_dtype, prepare_strategy
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.fitting.training import draw_batches
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import MemberKey, Problem, list_members
 from ray_ft.split.network import SplitNetwork
 
 CPU = torch.device("cpu")

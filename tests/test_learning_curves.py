@@ -13,9 +13,9 @@ from rich.console import Console
 import ray_ft
 from ray_ft.config import Config, load_config
 from ray_ft.errors import ConfigError, RunFolderError, UserError
-from ray_ft.learning_curves import fit_curve, fit_curves, fit_power_law
 from ray_ft.report.page import write_curve_figure
 from ray_ft.report.terminal import render_curve
+from ray_ft.results.learning_curve import fit_curve, fit_curves, fit_power_law
 from ray_ft.results.summary import BaselineSummary
 
 SIZES = np.array([20.0, 40.0, 60.0, 80.0])

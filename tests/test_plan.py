@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from ray_ft.backends.running import find_grace
 from ray_ft.config import SearchSection, StrategyConfig
-from ray_ft.data.problem import list_members
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import list_members
 from ray_ft.search.proposer import RandomProposer
 from ray_ft.search.strategies import Stage, Strategy
 

@@ -11,7 +11,6 @@ from sklearn.model_selection import LeaveOneGroupOut
 
 from ray_ft.config import RidgeHyperparameters, load_config
 from ray_ft.cross_validation import cross_validate, prepare
-from ray_ft.data.problem import list_members
 from ray_ft.ensemble import Ensemble
 from ray_ft.ensemble.export import EnsembleModule
 from ray_ft.errors import RunError
@@ -21,6 +20,7 @@ from ray_ft.fitting.ridge import MAX_VALUES, PENALTIES, RidgeFitter, fit_kernel,
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.results.records import load_predictions
 from ray_ft.runs.folder import RunFolder
+from ray_ft.search.problem import list_members
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from ray_ft.config import GradientHyperparameters
-from ray_ft.data.problem import MemberKey
 from ray_ft.fitting.training import (
     Recipe,
     ViewBank,
@@ -20,6 +19,7 @@ from ray_ft.fitting.training import (
     scale_lr,
 )
 from ray_ft.objectives import find_objective
+from ray_ft.search.problem import MemberKey
 from ray_ft.split.network import split_network
 
 HYPER = GradientHyperparameters(0.1, 4, 3, 0.0, 0.0, None, 1, 10)

@@ -11,7 +11,6 @@ import torch
 
 from ray_ft.backends.rounds import Monitor, read_verdict
 from ray_ft.config import ComputeSection
-from ray_ft.data.problem import Problem
 from ray_ft.errors import StorageError
 from ray_ft.fitting.candidate import run_candidate, write_failure
 from ray_ft.fitting.fitter import FitSettings, Fitter
@@ -20,6 +19,7 @@ from ray_ft.fitting.starting import start_fitter
 from ray_ft.models import Pretrained
 from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
 __all__ = ["InlineRounds"]

@@ -18,11 +18,11 @@ from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
 from ray_ft.backends.progress import Display
 from ray_ft.config import LoggersSection
-from ray_ft.data.problem import Problem
 from ray_ft.errors import ConfigError
 from ray_ft.results.records import load_result
 from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import Problem
 
 __all__ = ["build_loggers"]
 

@@ -12,9 +12,9 @@ from ray import tune
 
 from ray_ft.backends.preflight import list_nodes
 from ray_ft.config import ComputeSection
-from ray_ft.data.problem import Problem
 from ray_ft.errors import ConfigError
 from ray_ft.fitting.memory_need import BYTES_PER_WEIGHT
+from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
 __all__ = ["Allocation", "choose_allocation", "find_device"]

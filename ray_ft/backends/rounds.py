@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ray_ft.backends.progress import Display
-from ray_ft.data.problem import Problem
 from ray_ft.errors import RunError, RunFolderError
 from ray_ft.files.writing import write_record
 from ray_ft.results.records import Verdict, load_means, load_plan, load_result
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import Journal
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import Problem
 from ray_ft.search.proposer import Outcome, Proposer
 
 if TYPE_CHECKING:

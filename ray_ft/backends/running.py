@@ -10,7 +10,6 @@ import torch
 from ray_ft.backends.progress import Display
 from ray_ft.backends.rounds import Monitor, TrainRound
 from ray_ft.config import ComputeSection, LoggersSection, SearchSection
-from ray_ft.data.problem import Problem
 from ray_ft.errors import ConfigError
 from ray_ft.files.memory import describe_excess
 from ray_ft.fitting.fitter import FitSettings
@@ -19,6 +18,7 @@ from ray_ft.models import Pretrained
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import Journal
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
 __all__ = ["check_loggers", "open_backend", "open_monitor", "prepare_loggers", "run_near_storage", "set_up_ray"]

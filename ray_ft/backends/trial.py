@@ -10,13 +10,13 @@ from ray import tune
 
 from ray_ft.backends.placement import Allocation
 from ray_ft.backends.workers import open_fitter
-from ray_ft.data.problem import Problem
 from ray_ft.errors import StorageError
 from ray_ft.fitting.candidate import run_candidate
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.results.records import load_means, load_result
 from ray_ft.runs.folder import CandidateFolder, RunFolder, keep_files
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import Problem
 
 __all__ = ["train_trial"]
 

@@ -28,7 +28,6 @@ from ray_ft.backends.successive_halving import SuccessiveHalving
 from ray_ft.backends.trial import train_trial
 from ray_ft.backends.workers import fetch, prepare_strategies
 from ray_ft.config import ComputeSection
-from ray_ft.data.problem import Problem
 from ray_ft.errors import ConfigError, RunError, StorageError, first_line
 from ray_ft.fitting.candidate import write_failure
 from ray_ft.fitting.fitter import FitSettings
@@ -38,6 +37,7 @@ from ray_ft.results.records import load_result
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import read_log
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
 __all__ = ["OpenLoggers", "RayRounds", "connect", "run_task"]

@@ -16,7 +16,6 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_ft.backends.placement import Allocation, find_device
-from ray_ft.data.problem import MemberKey, Problem
 from ray_ft.fitting.fitter import (
     FitSettings,
     Fitter,
@@ -30,6 +29,7 @@ from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.models import Pretrained
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.search.strategies import Strategy
 
 __all__ = ["fetch", "open_fitter", "prepare_strategies"]

@@ -98,13 +98,10 @@ def cv(
         from rich.console import Console
 
         from ray_ft.cross_validation import cross_validate
-        from ray_ft.report.page import write_report
         from ray_ft.report.terminal import render_summary
         from ray_ft.runs.folder import open_folder
     with resumable(), open_folder(out or Path("runs") / loaded.name) as run:
-        summary = cross_validate(loaded, run, inline, Console(highlight=False))
-        if not run.report.exists():
-            write_report(run.root)
+        summary = cross_validate(loaded, run, inline, Console(highlight=False), report=True)
         show(render_summary(summary, run))
 
 

@@ -1,6 +1,7 @@
 """A config from YAML, overrides and the shipped strategies; all of its problems are told at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -137,10 +138,9 @@ def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -
 
 def name_place(location: tuple[Any, ...]) -> list[Any]:
     """Name a key as the file has it, without what the sections put between: a stage's number and its way to fit."""
-    after = [None, *location[:-1]]
     return [
         part
-        for part, before in zip(location, after, strict=True)
+        for before, part in pairwise((None, *location))
         if part != "stages" and not isinstance(part, int) and not (isinstance(before, int) and part in FITS)
     ]
 

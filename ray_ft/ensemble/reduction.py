@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ray_ft.config import EnsembleSection
 from ray_ft.data.folds import Splits
-from ray_ft.data.problem import Problem
 from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, write_card, write_files
 from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
 from ray_ft.ensemble.weights import METHODS, blend, choose_weights, score_folds
@@ -28,6 +27,7 @@ from ray_ft.results.summary import EnsembleSummary
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.provenance import describe_environment
 from ray_ft.search.plan import CandidateSpec, name_candidate
+from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 from ray_ft.split.network import SplitNetwork, keep_whole
 from ray_ft.split.sharing import describe_obstacle, describe_splits, list_tensors, share_backbone
@@ -109,23 +109,34 @@ def reduce_members(
     comparisons = compare_methods(reduction, used, rope)
     method = choose_method(choice.method, comparisons)
     ensemble = settle(reduction, ensemble, used).use_method(method)
-    soup_score = score_soup(reduction, ensemble) if problem.n_seeds > 1 else None
-    card = ensemble.card.model_copy(update={"soup_score": soup_score})
-    ensemble = save(run, replace(ensemble, card=card), origin.config_text)
+    ensemble = save(run, score_soup(reduction, ensemble), origin.config_text)
     spread = measure_blind_spread(columns, weights[method], problem.splits)
     write_arrays(run.blind, mean=used[method].mean(0), std=spread, targets=targets, zero_shot=zero_shot)
+    symmetric_score = score_blind(reduction, symmetric[method]) if symmetric else None
+    return describe_ensemble(reduction, ensemble.card, columns, comparisons, symmetric_score, notes)
+
+
+def describe_ensemble(
+    reduction: Reduction,
+    card: Card,
+    columns: Columns,
+    comparisons: tuple[Comparison, ...],
+    symmetric_score: float | None,
+    notes: tuple[str, ...],
+) -> EnsembleSummary:
+    run = reduction.run
     return EnsembleSummary(
-        score=ensemble.card.score,
+        score=card.score,
         n_members=len(card.members),
         n_blind=card.n_blind,
         path=f"{run.place.rstrip('/')}/{run.ensemble.root.name}",
         strategies=tuple(reduction.chosen),
-        method=method,
-        scores=ensemble.card.scores,
+        method=card.method,
+        scores=card.scores,
         by_strategy=score_by_strategy(reduction, columns),
         comparisons=comparisons,
-        symmetric_score=score_blind(reduction, symmetric[method]) if symmetric else None,
-        soup_score=soup_score,
+        symmetric_score=symmetric_score,
+        soup_score=card.soup_score,
         notes=notes,
     )
 
@@ -342,14 +353,18 @@ def predict_blind(
     return blind
 
 
-def score_soup(reduction: Reduction, ensemble: Ensemble) -> float:
+def score_soup(reduction: Reduction, ensemble: Ensemble) -> Ensemble:
     """Score the blind members with the weights of each fold's seeds averaged, by strategy, to one network.
+
+    Return the ensemble with this score in its card, where there are several seeds.
 
     References:
         Wortsman et al., "Model soups", ICML 2022. Members that start from one pretrained network and stay near it may
         be averaged; the score says whether these do.
     """
     card, weights = ensemble.card, ensemble.weights
+    if card.n_seeds == 1:
+        return ensemble
     states = {
         name: {key: average_seeds(tensor, own) for key, tensor in ensemble.states[name].items()}
         for name, own in zip(card.strategies, weights, strict=True)
@@ -357,7 +372,8 @@ def score_soup(reduction: Reduction, ensemble: Ensemble) -> float:
     members = tuple(member for member in card.members if member.seed == 0)
     update = {"n_seeds": 1, "members": members, "weights": {card.method: tuple(weights.sum(-1).ravel().tolist())}}
     soup = replace(ensemble, card=card.model_copy(update=update), states=states)
-    return score_blind(reduction, predict_blind(reduction, soup, card.symmetric)[card.method])
+    score = score_blind(reduction, predict_blind(reduction, soup, card.symmetric)[card.method])
+    return replace(ensemble, card=card.model_copy(update={"soup_score": score}))
 
 
 def average_seeds(

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import save
 
-from ray_ft.data.problem import Problem
 from ray_ft.errors import DivergedError, FrozenDriftError
 from ray_ft.files.hashes import hash_file
 from ray_ft.files.writing import replace_file, write_arrays, write_record, write_text
@@ -22,6 +21,7 @@ from ray_ft.fitting.checkpoint import load_checkpoint, save_checkpoint
 from ray_ft.fitting.fitter import Fitter, Predictions
 from ray_ft.runs.folder import RunFolder, keep_files
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import Problem
 from ray_ft.statistics.scores import build_curves
 
 __all__ = ["run_candidate", "write_failure"]

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ray_ft.data.problem import MemberKey
+from ray_ft.search.problem import MemberKey
 
 __all__ = ["FitSettings", "Fitter", "FitterDescription", "JoinedFitter", "Packing", "Predictions", "States", "merge"]
 

@@ -12,7 +12,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ray_ft.config import GradientHyperparameters
-from ray_ft.data.problem import MemberKey, Problem
 from ray_ft.data.randomness import name_stream
 from ray_ft.files.hashes import hash_tensors
 from ray_ft.fitting.fitter import FitSettings, FitterDescription, Packing, Predictions, States
@@ -30,6 +29,7 @@ from ray_ft.fitting.training import (
     step_within_memory,
     train_epoch,
 )
+from ray_ft.search.problem import MemberKey, Problem
 
 __all__ = ["GradientFitter"]
 
@@ -192,7 +192,8 @@ class GradientFitter:
         how = "looped" if self.pack_size == 1 else f"packed by {self.pack_size}"
         why = f" (cannot be packed: {self.obstacle})" if self.obstacle else ""
         dtype = str(self.recipe.dtype).removeprefix("torch.")
-        return FitterDescription(self.split.reason, f"{how}, {dtype}{why}")
+        note = self.split.reason and f"the whole network runs at each step, as {self.split.reason}"
+        return FitterDescription(note, f"{how}, {dtype}{why}")
 
 
 def to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Memory that a candidate takes, as far as it can be known before anything is trained."""
 
-from ray_ft.data.problem import Problem
+from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
 __all__ = ["BYTES_PER_WEIGHT", "estimate_bytes"]

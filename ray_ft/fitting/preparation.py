@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ray_ft.data.problem import Problem
 from ray_ft.models import Pretrained
+from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Stage, Strategy
 from ray_ft.split.network import Features, SplitNetwork, split_network
 

@@ -22,10 +22,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ray_ft.config import RidgeHyperparameters
-from ray_ft.data.problem import MemberKey, Problem
 from ray_ft.errors import StrategyError
 from ray_ft.files.hashes import hash_tensors
 from ray_ft.fitting.fitter import FitterDescription, Predictions, States
+from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.split.graph import trace_tail
 from ray_ft.split.network import Features, SplitNetwork
 from ray_ft.split.silence import silence

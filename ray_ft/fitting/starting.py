@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 
 from ray_ft.config import GradientHyperparameters, Hyperparameters, RidgeHyperparameters
-from ray_ft.data.problem import MemberKey, Problem
 from ray_ft.fitting.fitter import FitSettings, Fitter
 from ray_ft.fitting.gradient import GradientFitter
 from ray_ft.fitting.preparation import PreparedStrategy
 from ray_ft.fitting.ridge import RidgeFitter, attach_ridge
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.split.network import SplitNetwork
 
 __all__ = ["complete_split", "start_fitter"]

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ray_ft.config import GradientHyperparameters
-from ray_ft.data.problem import MemberKey
 from ray_ft.errors import DivergedError
 from ray_ft.objectives import Objective
+from ray_ft.search.problem import MemberKey
 from ray_ft.split.network import SplitNetwork
 
 __all__ = [

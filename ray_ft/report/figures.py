@@ -10,10 +10,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ray_ft.drawing import COLORS, INK, MUTED, draw_grid, use_log
-from ray_ft.learning_curves import LearningCurve
 from ray_ft.objectives import ZERO_SHOT, list_baselines
 from ray_ft.report.candidates import list_columns
 from ray_ft.report.words import Unit, label
+from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.records import Verdict
 from ray_ft.results.summary import Summary
 from ray_ft.search.plan import CandidateSpec

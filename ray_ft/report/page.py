@@ -22,7 +22,6 @@ from ray_ft.domains import TargetAxes, find_domain
 from ray_ft.drawing import INK, MUTED, use_style
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import replace_file, write_text
-from ray_ft.learning_curves import LearningCurve
 from ray_ft.objectives import Objective, find_objective
 from ray_ft.report import figures
 from ray_ft.report.candidates import describe_candidate, list_columns
@@ -37,6 +36,7 @@ from ray_ft.report.words import (
     unit_of,
     unit_of_curve,
 )
+from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.records import load_blind, load_history, load_plan, load_provenance, load_splits
 from ray_ft.results.summary import Summary
 from ray_ft.runs.folder import CurveFolder, RunFolder

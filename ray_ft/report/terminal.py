@@ -8,7 +8,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ray_ft.learning_curves import Forecast, LearningCurve, StrategyCurve
 from ray_ft.report.candidates import describe_candidate, list_columns
 from ray_ft.report.words import (
     Unit,
@@ -21,6 +20,7 @@ from ray_ft.report.words import (
     unit_of,
     unit_of_curve,
 )
+from ray_ft.results.learning_curve import Forecast, LearningCurve, StrategyCurve
 from ray_ft.results.run_comparison import RunComparison
 from ray_ft.results.summary import StrategySummary, Summary
 from ray_ft.runs.folder import RunFolder

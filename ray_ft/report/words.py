@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_ft.config import Config, Hyperparameters, StageConfig
-from ray_ft.learning_curves import LearningCurve
 from ray_ft.objectives import list_baselines
+from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.summary import StrategySummary, Summary
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.comparison import Comparison

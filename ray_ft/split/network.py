@@ -54,7 +54,7 @@ class SplitNetwork:
         sites: Where the masks go.
         draws: Whether training draws from torch's global generator: whole networks may, and tails with random
             operations other than dropout. Such members train one after the other.
-        reason: Empty if the network is split, else one line on why it runs whole.
+        reason: Empty if the network is split, else one line on why it runs whole at each step.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -207,7 +207,7 @@ def split_network(network: nn.Module, trained: Collection[str], example: Tensor)
     # the whole network is right, only slower.
     except Exception as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return replace(whole, reason=f"the whole network runs at each step, as it cannot be split: {line}")
+        return replace(whole, reason=f"it cannot be split: {line}")
     return replace(split, training=cut.masked, sites=cut.sites)
 
 

@@ -108,7 +108,7 @@ def describe_obstacle(splits: Splits) -> str:
     """Say why the network cannot be written as operations; empty where it can."""
     for split in splits.values():
         if split.reason:
-            return split.reason
+            return f"each member runs the whole network, as {split.reason}"
         if operation := find_foreign(split.backbone) or find_foreign(tail_of(split)):
             return f"each member runs the whole network, as an artefact may not hold its operation {operation}"
     return ""
