@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ray_ft.cross_validation import cross_validate as cross_validate
     from ray_ft.ensemble import Ensemble as Ensemble
     from ray_ft.errors import RayFTError as RayFTError
-    from ray_ft.learning_curves import LearningCurve as LearningCurve
+    from ray_ft.results.learning_curve import LearningCurve as LearningCurve
     from ray_ft.learning_curves import learning_curve as learning_curve
     from ray_ft.models import DiffractionNet as DiffractionNet
     from ray_ft.models import load_network as load_network
@@ -23,7 +23,7 @@ _OWNERS = {
     "Config": "config",
     "DiffractionNet": "models",
     "Ensemble": "ensemble",
-    "LearningCurve": "learning_curves",
+    "LearningCurve": "results.learning_curve",
     "RayFTError": "errors",
     "RunComparison": "results.run_comparison",
     "Summary": "results.summary",

@@ -53,8 +53,6 @@ from ray_ft.statistics.intervals import check_level
 from ray_ft.statistics.scores import pick_winner
 from ray_ft.statistics.selection import correct_selection
 
-__all__ = ["Prepared", "cross_validate", "prepare", "rebuild_ensemble"]
-
 
 @dataclass(frozen=True)
 class Prepared:

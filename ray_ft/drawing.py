@@ -7,8 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
-__all__ = ["COLORS", "INK", "MUTED", "draw_grid", "use_log", "use_style"]
-
 INK, MUTED = "#16202c", "#808c99"
 COLORS = ("#3d87c9", "#d9822b", "#2a9d78", "#b65a9e", "#c2483d", "#8a8f2a")
 WIDTH = 5.6  # inches; as wide as a phone can show without the text becoming too small

@@ -17,8 +17,6 @@ from ray_ft.results.opening import check_identity
 from ray_ft.runs.folder import CurveFolder, RunFolder
 from ray_ft.runs.storage import is_uri
 
-__all__ = ["LearningCurve", "learning_curve"]
-
 MORE = (25, 50, 100)
 
 

@@ -25,7 +25,9 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
 
 def test_a_value_under_training_holds_for_every_strategy(tmp_path: Path) -> None:
     config = load_config(str(write(tmp_path, "training: {lr: 0.001, epochs: 7}\n")))
-    for strategy in config.selected.values():
+    gradient = [strategy for strategy in config.selected.values() if strategy.stages[0].fit == "gradient"]
+    assert len(gradient) == 4
+    for strategy in gradient:
         assert (strategy.stages[0].lr, strategy.stages[0].epochs) == ((0.001, 0.001), (7, 7))
 
 

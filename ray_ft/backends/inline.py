@@ -22,8 +22,6 @@ from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
-__all__ = ["InlineRounds"]
-
 
 class StopCandidate(Exception):  # noqa: N818  # no error: it ends a candidate
     """Ends a candidate in this process, as Ray Tune ends a trial."""

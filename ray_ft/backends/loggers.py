@@ -24,8 +24,6 @@ from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import Problem
 
-__all__ = ["build_loggers"]
-
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # it is on where nothing is said
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # of a server that does not answer; the default takes minutes a request

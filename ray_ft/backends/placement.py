@@ -17,8 +17,6 @@ from ray_ft.fitting.memory_need import BYTES_PER_WEIGHT
 from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
-__all__ = ["Allocation", "choose_allocation", "find_device"]
-
 N_SHARING = 4  # candidates on one GPU, at most
 SMALL_BYTES = 2 * 2**30  # of a candidate's members with their optimizers, to share a GPU
 

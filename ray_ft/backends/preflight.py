@@ -13,8 +13,6 @@ from ray_ft.errors import ConfigError, RunFolderError, StorageError, first_line
 from ray_ft.files.writing import write_text
 from ray_ft.runs.folder import RunFolder
 
-__all__ = ["check_folder", "check_reachable", "list_nodes"]
-
 WAIT_S = 60.0  # for a node's answer; a file system that hangs gives none
 
 

@@ -11,8 +11,6 @@ from rich.table import Table
 
 from ray_ft.search.plan import CandidateSpec
 
-__all__ = ["Display"]
-
 LINE_EVERY_S = 10.0
 
 

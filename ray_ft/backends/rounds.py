@@ -22,8 +22,6 @@ from ray_ft.search.proposer import Outcome, Proposer
 if TYPE_CHECKING:
     from ray_ft.backends.successive_halving import SuccessiveHalving
 
-__all__ = ["Monitor", "TrainRound", "read_verdict", "run_rounds"]
-
 
 @dataclass(frozen=True)
 class Monitor:

@@ -21,8 +21,6 @@ from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
-__all__ = ["check_loggers", "open_backend", "open_monitor", "prepare_loggers", "run_near_storage", "set_up_ray"]
-
 if TYPE_CHECKING:
     from ray_ft.backends.tune import OpenLoggers
 

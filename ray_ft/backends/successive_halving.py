@@ -16,8 +16,6 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from ray_ft.search.plan import CandidateSpec
 
-__all__ = ["SuccessiveHalving"]
-
 
 class SuccessiveHalving:
     """Decides which candidates are stopped, one stock ASHAScheduler a strategy.

@@ -18,8 +18,6 @@ from ray_ft.runs.folder import CandidateFolder, RunFolder, keep_files
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import Problem
 
-__all__ = ["train_trial"]
-
 
 def train_trial(
     params: dict[str, Any],

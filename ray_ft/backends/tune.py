@@ -40,8 +40,6 @@ from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
-__all__ = ["OpenLoggers", "RayRounds", "connect", "run_task"]
-
 OpenLoggers = Callable[[Sequence[CandidateSpec]], list[tune.Callback]]
 
 OBJECT_STORE_BYTES = 512 * 2**20

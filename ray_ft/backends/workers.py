@@ -32,8 +32,6 @@ from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.search.strategies import Strategy
 
-__all__ = ["fetch", "open_fitter", "prepare_strategies"]
-
 Shipped = tuple[PreparedStrategy, list[np.ndarray]]  # without features, and those as arrays, which are shared
 
 

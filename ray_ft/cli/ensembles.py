@@ -13,7 +13,6 @@ from ray_ft.cli.show import resumable, show
 if TYPE_CHECKING:
     from ray_ft.prediction.streams import Streamed
 
-__all__ = ["ensembles"]
 
 ensembles = typer.Typer()
 
@@ -127,7 +126,8 @@ def predict(
 
     from ray_ft.config import ComputeSection
     from ray_ft.ensemble import Ensemble
-    from ray_ft.prediction.streams import open_source, predict_to_archive, predict_to_folder
+    from ray_ft.prediction.sources import open_source
+    from ray_ft.prediction.streams import predict_to_archive, predict_to_folder
 
     check_kinds(device, output, on_ray)
     if output.suffix:  # a folder is gone on with, or refused

@@ -9,8 +9,6 @@ import typer
 
 from ray_ft.errors import ConfigError
 
-__all__ = ["ForceOption", "check_output"]
-
 ForceOption = Annotated[
     bool,
     typer.Option("--force", help="Replace a file of that name; what this command or the run reads is never replaced."),

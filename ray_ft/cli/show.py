@@ -7,8 +7,6 @@ from typing import Any
 
 import typer
 
-__all__ = ["resumable", "show"]
-
 
 def show(renderable: Any) -> None:
     """Print to the terminal, or to a pipe without folding tables."""

@@ -7,7 +7,7 @@ from ray_ft.config.hyperparameters import (
     RidgeHyperparameters,
     list_declared,
 )
-from ray_ft.config.loading import STRATEGIES_FILE, load_config, reload_config
+from ray_ft.config.loading import load_config, read_shipped, reload_config
 from ray_ft.config.sections import (
     AS_WRITTEN,
     ComputeSection,
@@ -24,7 +24,6 @@ from ray_ft.config.yaml_text import parse_yaml, read_yaml
 
 __all__ = [
     "AS_WRITTEN",
-    "STRATEGIES_FILE",
     "ComputeSection",
     "Config",
     "Declaration",
@@ -41,6 +40,7 @@ __all__ = [
     "list_declared",
     "load_config",
     "parse_yaml",
+    "read_shipped",
     "read_yaml",
     "reload_config",
 ]

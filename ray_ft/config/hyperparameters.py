@@ -10,11 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-__all__ = [
-    "FITS", "Count", "Declaration", "GradientHyperparameters", "Hyperparameters", "NonNegative", "Positive",
-    "RidgeHyperparameters", "Share", "Whole", "list_declared", "range_of",
-]  # fmt: skip
-
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -13,8 +13,6 @@ from ray_ft.config.yaml_text import read_yaml
 from ray_ft.domains.diffraction import DECODER_PATTERNS, ENCODER_PATTERNS, STRATEGIES_FILE
 from ray_ft.errors import ConfigError, first_line, shorten, show_value, suggest
 
-__all__ = ["STRATEGIES_FILE", "describe_problems", "load_config", "reload_config"]
-
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 MAX_PROBLEMS, MAX_LINE = 30, 400
 
@@ -86,12 +84,17 @@ def set_dotted(raw: dict[str, Any], dotted: str, value: object) -> None:
     raw[key] = value
 
 
+def read_shipped() -> dict[str, Any]:
+    """Read the shipped strategies, as a config file has them."""
+    return read_yaml(STRATEGIES_FILE)
+
+
 def add_strategies(raw: dict[str, Any]) -> None:
     """Put the shipped strategies, and the one that the freeze flags describe, under the user's own."""
     own = raw.get("strategies") or {}
     if not isinstance(own, dict):
         return  # validation says so
-    shipped = read_yaml(STRATEGIES_FILE)
+    shipped = read_shipped()
     training = raw.get("training")
     if isinstance(training, dict) and {"freeze_encoder", "freeze_decoder"} & training.keys():
         shipped[AS_WRITTEN] = describe_flags(

@@ -20,17 +20,6 @@ from ray_ft.domains import DomainName, find_domain
 from ray_ft.errors import suggest
 from ray_ft.objectives import METRICS, list_baselines
 
-__all__ = [
-    "AS_WRITTEN",
-    "ComputeSection",
-    "Config",
-    "EnsembleSection",
-    "ModelSection",
-    "SearchSection",
-    "StageConfig",
-    "StrategyConfig",
-]
-
 AS_WRITTEN = "as_written"  # the strategy that `training.freeze_encoder` and `freeze_decoder` describe
 DEFAULT_LAYOUT: DomainName = "diffraction"  # of the network that needs no factory
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders

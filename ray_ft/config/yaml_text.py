@@ -9,8 +9,6 @@ from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 from ray_ft.errors import ConfigError, first_line, shorten, show_value
 
-__all__ = ["parse_yaml", "read_yaml"]
-
 MAX_CHARACTERS, MAX_VALUES, MAX_DEPTH, MAX_DIGITS = 2**17, 10_000, 30, 40
 # The others build dates, bytes and sets, which no JSON holds, or objects.
 PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}

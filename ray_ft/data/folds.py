@@ -17,8 +17,6 @@ from jaxtyping import Int, Shaped
 from ray_ft.data.randomness import name_stream
 from ray_ft.errors import DataError
 
-__all__ = ["Splits", "deal_folds", "deal_inner", "join_groups", "limit_training"]
-
 
 @dataclass(frozen=True)
 class Splits:

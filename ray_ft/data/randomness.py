@@ -17,8 +17,6 @@ factory that draws its own (seed, by torch). The bootstrap of the winner's score
 
 import zlib
 
-__all__ = ["name_stream"]
-
 
 def name_stream(seed: int, *key: int | str) -> list[int]:
     """Return what a stream starts from.

@@ -14,8 +14,6 @@ from ray_ft.domains import Domain, View
 from ray_ft.errors import DataError, first_few, first_line, shorten, show_value, suggest
 from ray_ft.files.arrays import list_arrays, read_one
 
-__all__ = ["Samples", "load_samples", "prepare_inputs", "read_array"]
-
 N_BINS = 5  # into which a column of numbers is cut, at most
 
 

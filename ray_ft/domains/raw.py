@@ -9,8 +9,6 @@ from jaxtyping import Float, Int, Shaped
 from ray_ft.domains import Domain, TargetAxes, Tensor
 from ray_ft.errors import DataError
 
-__all__ = ["DOMAIN", "Raw"]
-
 
 @dataclass(frozen=True)
 class Same:

@@ -21,20 +21,6 @@ from ray_ft.files.memory import describe_excess
 from ray_ft.files.writing import replace_file, write_text
 from ray_ft.runs.folder import EnsembleFolder, RunFolder
 
-__all__ = [
-    "FORMAT",
-    "VERSION",
-    "Card",
-    "MemberCard",
-    "Origin",
-    "find_folder",
-    "read_card",
-    "read_network",
-    "read_tensors",
-    "write_card",
-    "write_files",
-]
-
 FORMAT: Literal["ray-ft ensemble"] = "ray-ft ensemble"
 VERSION = 2
 

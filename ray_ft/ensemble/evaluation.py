@@ -12,8 +12,6 @@ from ray_ft.errors import DataError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.statistics.intervals import check_level
 
-__all__ = ["Evaluation", "evaluate_ensemble", "read_labelled"]
-
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")

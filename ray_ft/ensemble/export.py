@@ -15,8 +15,6 @@ from ray_ft.files.writing import replace_file
 from ray_ft.split.silence import silence
 from ray_ft.statistics.intervals import check_level
 
-__all__ = ["EnsembleModule", "SoupModule", "average_weights", "check_soup", "export_ensemble"]
-
 N_EXAMPLES = 3
 TOLERATED = 0.01  # of the ensemble's score
 

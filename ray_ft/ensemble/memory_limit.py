@@ -9,8 +9,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ray_ft.files.memory import describe_excess
 
-__all__ = ["MemoryGuard"]
-
 SMALL_BYTES = 2**26  # what is below is not compared
 
 

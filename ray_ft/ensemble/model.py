@@ -31,15 +31,6 @@ from ray_ft.split.sharing import read_splits
 from ray_ft.statistics.intervals import check_level
 from ray_ft.statistics.novelty import Density
 
-__all__ = [
-    "FALSE_ALARMS",
-    "Calibration",
-    "Ensemble",
-    "apply_stacked",
-    "flatten_features",
-    "limit_blas",
-]
-
 BATCH_SIZE = 32  # samples at a time
 FALSE_ALARMS = 0.05  # share of inputs like the training samples that are flagged
 

@@ -35,8 +35,6 @@ from ray_ft.statistics.comparison import Comparison, compare_all
 from ray_ft.statistics.novelty import Density, fit_density
 from ray_ft.statistics.scores import StrategyScore
 
-__all__ = ["reduce_members"]
-
 TOLERATED = 0.02  # of the largest prediction; members that train in bf16 differ by up to a hundredth
 Columns = Float[np.ndarray, "column repeat sample *target"]  # one a strategy and seed
 

@@ -18,8 +18,6 @@ from jaxtyping import Float, Int, Shaped
 from ray_ft.ensemble import Ensemble, flatten_features
 from ray_ft.errors import DataError
 
-__all__ = ["Suggestion", "choose_batch", "suggest_samples"]
-
 N_PROJECTED = 256  # a pool of 10,000 then takes 10 MB, whatever the features
 
 

@@ -11,8 +11,6 @@ from jaxtyping import Float, Shaped
 from ray_ft.data.folds import Splits
 from ray_ft.objectives import Objective
 
-__all__ = ["METHODS", "blend", "choose_weights", "score_folds"]
-
 METHODS = ("uniform", "greedy", "stacked", "single")
 N_PICKS = 50  # of the greedy method; a weight is a multiple of 1 / N_PICKS
 

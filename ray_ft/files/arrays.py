@@ -19,8 +19,6 @@ from jaxtyping import Shaped
 from ray_ft.errors import first_line
 from ray_ft.files.memory import describe_excess
 
-__all__ = ["list_arrays", "map_array", "parse_array", "read_arrays", "read_one"]
-
 SUFFIX = ".npy"  # of the members of an archive
 
 

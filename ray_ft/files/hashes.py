@@ -11,8 +11,6 @@ from jaxtyping import Shaped
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["hash_arrays", "hash_file", "hash_tensors", "hash_text"]
-
 
 def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

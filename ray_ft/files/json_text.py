@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "read_json"]
-
 MAX_BYTES, MAX_DEPTH = 2**28, 100
 
 

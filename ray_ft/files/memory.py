@@ -4,8 +4,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["describe_excess", "find_available", "write_bytes"]
-
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 # Limit, use, and the part of it that goes when others need it, of cgroups of version 2 and 1.
 CGROUP_FILES = (

@@ -13,8 +13,6 @@ import numpy as np
 from ray_ft.files.hashes import hash_text
 from ray_ft.files.json_text import read_json
 
-__all__ = ["read_record", "replace_file", "write_arrays", "write_json", "write_record", "write_text"]
-
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:

@@ -24,8 +24,6 @@ from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import Problem
 from ray_ft.statistics.scores import build_curves
 
-__all__ = ["run_candidate", "write_failure"]
-
 Report = Callable[[int, float, bool], None]
 
 

@@ -9,8 +9,6 @@ import torch
 
 from ray_ft.files.writing import replace_file
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
-
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write nested dicts and lists of tensors and plain values.

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from ray_ft.search.problem import MemberKey
 
-__all__ = ["FitSettings", "Fitter", "FitterDescription", "JoinedFitter", "Packing", "Predictions", "States", "merge"]
-
 Packing = Literal["auto", "packed", "looped"]
 Predictions = dict[MemberKey, Float[np.ndarray, "_ *target"]]
 States = dict[MemberKey, dict[str, Tensor]]

@@ -31,8 +31,6 @@ from ray_ft.fitting.training import (
 )
 from ray_ft.search.problem import MemberKey, Problem
 
-__all__ = ["GradientFitter"]
-
 N_TIMED = 3  # steps
 # On a CPU packing saves the start of operations, microseconds each; a step as long as this is arithmetic.
 LONG_STEP_S = 0.02

@@ -3,8 +3,6 @@
 from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
-__all__ = ["BYTES_PER_WEIGHT", "estimate_bytes"]
-
 BYTES_PER_WEIGHT = 20  # the weight, its gradient, two moments, a snapshot
 BYTES_PER_MEMBER = 20_000  # whatever its size: measured with four small tensors, for the objects around them
 

@@ -13,8 +13,6 @@ from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Stage, Strategy
 from ray_ft.split.network import Features, SplitNetwork, split_network
 
-__all__ = ["PreparedStrategy", "prepare_strategy", "split_at"]
-
 ANY_DROPOUT = 0.5  # while the network is traced, so that its dropout is seen; each candidate sets its own
 N_PROBED = 16  # samples of the batch whose operations are counted
 FLOPS_PER_OPERATION = 10e6  # in smaller steps, casting costs a CPU more than the faster products save

@@ -30,8 +30,6 @@ from ray_ft.split.graph import trace_tail
 from ray_ft.split.network import Features, SplitNetwork
 from ray_ft.split.silence import silence
 
-__all__ = ["RidgeFitter", "attach_ridge"]
-
 MAX_VALUES = 2**15  # of a sample's features; larger ones are averaged over neighbours
 PENALTIES = np.logspace(-6, 2, 33)  # in units of the kernel's mean eigenvalue
 WIDTHS = (0.3, 1.0, 3.0)  # of a Gaussian kernel, in units of the median distance of two rows

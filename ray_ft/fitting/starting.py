@@ -15,8 +15,6 @@ from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.split.network import SplitNetwork
 
-__all__ = ["complete_split", "start_fitter"]
-
 BATCH_SIZE = 32  # samples at a time
 
 

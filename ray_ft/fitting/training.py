@@ -21,20 +21,6 @@ from ray_ft.objectives import Objective
 from ray_ft.search.problem import MemberKey
 from ray_ft.split.network import SplitNetwork
 
-__all__ = [
-    "Batch",
-    "Member",
-    "Pack",
-    "Recipe",
-    "ViewBank",
-    "add_noisy_copies",
-    "create_pack",
-    "predict_watched",
-    "scale_lr",
-    "step_within_memory",
-    "train_epoch",
-]
-
 
 @dataclass(frozen=True)
 class ViewBank:

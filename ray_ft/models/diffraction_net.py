@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["DiffractionNet", "read_params"]
-
 N_QUADRANTS = 4
 HEAD_DIM = 32  # features of one attention head: fixed, because a checkpoint's shapes do not show it
 GRID_PX = 16  # side of the grid on which the Fourier mixing acts: an eighth of the 128 pixels of the input

@@ -18,8 +18,6 @@ from ray_ft.errors import ConfigError, WeightsError, first_few, first_line, shor
 from ray_ft.files.memory import describe_excess
 from ray_ft.models.diffraction_net import DiffractionNet, read_params
 
-__all__ = ["build_network", "load_network", "read_weights"]
-
 
 def load_network(checkpoint_path: str | Path, **params: Any) -> DiffractionNet:
     """Load a DiffractionNet whose size is read off its checkpoint.

@@ -13,8 +13,6 @@ from ray_ft.errors import DataError
 from ray_ft.files.hashes import hash_tensors
 from ray_ft.models.loading import build_network
 
-__all__ = ["Pretrained", "predict_all"]
-
 
 @dataclass(frozen=True)
 class Pretrained:

@@ -11,8 +11,6 @@ from ray_ft.objectives.regression_answers import RegressionAnswers
 from ray_ft.objectives.regression_losses import compute_losses, score_predictions
 from ray_ft.objectives.regression_presentation import RegressionPresentation
 
-__all__ = ["Regression", "build_objective", "fit_gain_offset"]
-
 PENALTIES = np.concatenate([[0.0], np.logspace(-2, 4, 25)])
 
 

@@ -18,8 +18,6 @@ from ray_ft.statistics.intervals import (
     trace_calibration,
 )
 
-__all__ = ["Prediction", "RegressionAnswers"]
-
 
 @dataclass(frozen=True)
 class Prediction:

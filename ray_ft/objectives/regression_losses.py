@@ -5,8 +5,6 @@ from jaxtyping import Float
 
 from ray_ft.domains import Tensor
 
-__all__ = ["compute_losses", "score_predictions"]
-
 
 def compute_losses(
     metric: str, predicted: Float[Tensor, "sample *target"], targets: Float[Tensor, "sample *target"]

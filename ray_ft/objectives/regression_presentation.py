@@ -12,8 +12,6 @@ from ray_ft.domains import TargetAxes
 from ray_ft.objectives import Column, Figure
 from ray_ft.objectives.regression_losses import score_predictions
 
-__all__ = ["RegressionPresentation"]
-
 MANY_CHANNELS = 8  # above which bars bear no names
 COLUMNS = (
     Column("mse", "mse"),

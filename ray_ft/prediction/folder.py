@@ -22,22 +22,6 @@ from ray_ft.files.writing import write_json
 from ray_ft.prediction.quantities import PredictionSpec
 from ray_ft.prediction.sources import Source, read_chunks
 
-__all__ = [
-    "DONE",
-    "PROGRESS",
-    "OutputPlan",
-    "StreamPosition",
-    "check_space",
-    "extend_sum",
-    "locate_array",
-    "make_arrays",
-    "open_folder",
-    "plan_output",
-    "sum_inputs",
-    "write_model",
-    "write_rows",
-]
-
 PLAN, PROGRESS, DONE = "plan.json", "progress.json", "done.json"  # written first, in between, and last
 
 

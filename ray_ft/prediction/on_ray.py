@@ -34,9 +34,8 @@ from ray_ft.prediction.folder import (
 )
 from ray_ft.prediction.pace import show_pace
 from ray_ft.prediction.quantities import PredictionSpec, choose_chunk, choose_quantities, predict_chunks, try_first
-from ray_ft.prediction.streams import Source, Streamed, count_flagged
-
-__all__ = ["PartPredictor", "cut_parts", "predict_on_ray"]
+from ray_ft.prediction.sources import Source
+from ray_ft.prediction.streams import Streamed, count_flagged
 
 PART_SIZE = 2048  # samples of a part, the most that a worker loses
 Span = tuple[int, int]

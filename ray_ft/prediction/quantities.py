@@ -14,8 +14,6 @@ from ray_ft.errors import ConfigError, DataError, show_value, suggest
 from ray_ft.prediction.sources import Source, read_chunks
 from ray_ft.statistics.intervals import check_level
 
-__all__ = ["PredictionSpec", "choose_chunk", "choose_quantities", "predict_chunks", "try_first"]
-
 CHUNK_BYTES = 2**25  # of a chunk's prepared inputs
 BATCH_SIZE = 32
 

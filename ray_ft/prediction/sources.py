@@ -14,8 +14,6 @@ from ray_ft.errors import DataError, first_line, shorten
 from ray_ft.files.arrays import map_array
 from ray_ft.prediction import tables
 
-__all__ = ["Block", "Source", "open_source", "read_chunks"]
-
 KINDS = ".npy, .npz, .npz::key, .parquet, .zarr, .zarr::key, or a folder of .npy or of .parquet files"
 
 

@@ -28,9 +28,7 @@ from ray_ft.prediction.folder import (
 )
 from ray_ft.prediction.pace import show_pace
 from ray_ft.prediction.quantities import choose_chunk, choose_quantities, predict_chunks, try_first
-from ray_ft.prediction.sources import Source, open_source
-
-__all__ = ["Source", "Streamed", "open_source", "predict_to_archive", "predict_to_folder"]
+from ray_ft.prediction.sources import Source
 
 
 @dataclass(frozen=True)

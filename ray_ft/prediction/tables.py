@@ -12,8 +12,6 @@ from jaxtyping import Shaped
 from ray_ft.errors import DataError, first_few, first_line, suggest
 from ray_ft.files.memory import describe_excess
 
-__all__ = ["Zarr", "open_parquet", "open_zarr", "read_parquet"]
-
 VALUE_BYTES = 8
 Zarr: TypeAlias = Any  # zarr.Array, without loading zarr
 

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from ray_ft.config import Declaration, list_declared
 from ray_ft.search.plan import CandidateSpec
 
-__all__ = ["describe_candidate", "list_columns"]
-
 
 def list_columns(plan: Sequence[CandidateSpec]) -> dict[str, Declaration]:
     """List the hyperparameters of all candidates by name, each once."""

@@ -18,8 +18,6 @@ from ray_ft.report.page import save_figure
 from ray_ft.report.words import choose_unit, say_pair
 from ray_ft.results.summary import EnsembleSummary
 
-__all__ = ["name_suggestion", "render_ensemble", "render_evaluation", "write_calibration", "write_suggestion"]
-
 LABELS = {"single": "best member alone"}
 
 

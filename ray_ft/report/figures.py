@@ -20,8 +20,6 @@ from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.comparison import Comparison
 from ray_ft.statistics.scores import Curves
 
-__all__ = ["draw_curves", "draw_differences", "draw_folds", "draw_learning_curve", "draw_members", "draw_search"]
-
 MARKERS = ("o", "s", "D", "^", "v", "P")  # of strategies that share a colour
 BETTER, WORSE = "#2a9d78", "#c2483d"
 MANY_ROWS, MANY_SEEDS = 40, 5  # of a heat map, above which it grows no more and some bear no names

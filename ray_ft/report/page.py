@@ -43,8 +43,6 @@ from ray_ft.runs.folder import CurveFolder, RunFolder
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.scores import Curves, build_curves
 
-__all__ = ["write_curve_figure", "write_report"]
-
 CAPTIONS = {
     "members": (
         "Every member",

@@ -26,8 +26,6 @@ from ray_ft.results.summary import StrategySummary, Summary
 from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import CandidateSpec
 
-__all__ = ["render_comparison", "render_curve", "render_plan", "render_summary"]
-
 
 def render_summary(summary: Summary, run: RunFolder) -> Group:
     """Draw the table of a finished run, its winner, and what to do next."""

@@ -13,21 +13,6 @@ from ray_ft.results.summary import StrategySummary, Summary
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.comparison import Comparison
 
-__all__ = [
-    "Unit",
-    "choose_unit",
-    "describe_shape",
-    "describe_trained",
-    "label",
-    "say_changes",
-    "say_corrected",
-    "say_pair",
-    "say_sureness",
-    "say_winner",
-    "unit_of",
-    "unit_of_curve",
-]
-
 EDGE = 0.1  # of a range, from which on a value is at its end
 ENOUGH = 4  # candidates a strategy, below which the search is called thin
 

@@ -6,8 +6,6 @@ from jaxtyping import Float, Shaped
 from ray_ft.data.folds import Splits
 from ray_ft.objectives import Objective
 
-__all__ = ["score_baselines"]
-
 
 def score_baselines(
     objective: Objective,

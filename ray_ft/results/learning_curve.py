@@ -21,8 +21,6 @@ from ray_ft.objectives import ZERO_SHOT, find_objective
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
 from ray_ft.search.plan import name_candidate
 
-__all__ = ["Forecast", "LearningCurve", "PowerLaw", "StrategyCurve", "describe_sizes", "fit_curves"]
-
 N_DRAWS = 1000
 EXPONENTS = np.linspace(0, 3, 301)
 TIED = 1e-9  # squared relative errors that differ by less are equal

@@ -15,8 +15,6 @@ from ray_ft.results.records import load_provenance, load_splits
 from ray_ft.runs.folder import RunFolder, hold
 from ray_ft.runs.provenance import describe_environment
 
-__all__ = ["Identity", "check_identity", "open_run"]
-
 FORMAT = 2  # of a run folder; one of an older format is read, and not gone on with
 
 

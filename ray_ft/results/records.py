@@ -22,23 +22,6 @@ from ray_ft.runs.folder import CandidateFolder, RunFolder
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.scores import StrategyScore, build_curves, score_strategy
 
-__all__ = [
-    "History",
-    "Verdict",
-    "gather_losses",
-    "load_blind",
-    "load_history",
-    "load_means",
-    "load_members",
-    "load_plan",
-    "load_predictions",
-    "load_provenance",
-    "load_result",
-    "load_splits",
-    "load_verdicts",
-    "score_strategies",
-]
-
 
 class Environment(BaseModel):
     """Where a run was made; of `provenance.json`."""

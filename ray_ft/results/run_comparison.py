@@ -12,8 +12,6 @@ from ray_ft.errors import RunFolderError
 from ray_ft.results.summary import Summary, describe_comparison
 from ray_ft.statistics.comparison import Comparison, compare_all
 
-__all__ = ["RunComparison", "compare"]
-
 SHARED = {
     "data_hash": "the data",
     "splits_hash": "the splits",

@@ -15,8 +15,6 @@ from ray_ft.search.strategies import Strategy
 from ray_ft.statistics.comparison import Comparison, compare_all
 from ray_ft.statistics.scores import StrategyScore
 
-__all__ = ["compare_with_baseline", "find_notes", "summarize_baselines", "summarize_strategies", "write_summary"]
-
 SAME = 1e-4  # relative differences below this are rounding
 Parts = Mapping[str, tuple[int, int]]  # trained and all parameters by part of the network
 

@@ -17,14 +17,6 @@ from ray_ft.search.plan import name_candidate
 from ray_ft.statistics.comparison import Comparison
 from ray_ft.statistics.selection import Selection
 
-__all__ = [
-    "BaselineSummary",
-    "EnsembleSummary",
-    "StrategySummary",
-    "Summary",
-    "describe_comparison",
-]
-
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)

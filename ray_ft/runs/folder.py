@@ -13,18 +13,6 @@ from pathlib import Path
 from ray_ft.errors import RunFolderError, StorageError, first_line, show_value
 from ray_ft.runs.storage import Mirror, is_uri
 
-__all__ = [
-    "CandidateFolder",
-    "CurveFolder",
-    "EnsembleFolder",
-    "RunFolder",
-    "fetch_run",
-    "find_newest_run",
-    "hold",
-    "keep_files",
-    "open_folder",
-]
-
 CANDIDATE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}-[0-9]{3}")
 LEFT_BEHIND = ("tune", "checkpoint.pt", "members.safetensors")  # what a driver need not have of a run behind a URI
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from ray_ft.files.json_text import parse_json
 
-__all__ = ["Journal", "count_lost", "read_log"]
-
 
 class Journal:
     """Writes `log.jsonl`, and keeps count of the epochs that were trained again.

@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-__all__ = ["describe_environment"]
-
 PACKAGES = ("ray-ft", "torch", "ray", "numpy", "scikit-learn")
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from ray_ft.errors import RunFolderError, first_line
 
-__all__ = ["Mirror", "is_uri"]
-
 WRITTEN_WHOLE = ("s3", "gcs", "abfs")  # a file is there when it is complete, and not before
 
 

@@ -5,8 +5,6 @@ from typing import Any
 
 from ray_ft.config import Hyperparameters
 
-__all__ = ["CandidateSpec", "name_candidate"]
-
 
 @dataclass(frozen=True)
 class CandidateSpec:

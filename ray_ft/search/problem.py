@@ -10,8 +10,6 @@ from ray_ft.data.folds import Splits
 from ray_ft.data.samples import Samples
 from ray_ft.objectives import Objective
 
-__all__ = ["MemberKey", "Problem", "list_members"]
-
 
 @dataclass(frozen=True, order=True)
 class MemberKey:

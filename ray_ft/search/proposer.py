@@ -14,8 +14,6 @@ from ray_ft.config import GradientHyperparameters, Hyperparameters, StageConfig,
 from ray_ft.data.randomness import name_stream
 from ray_ft.search.plan import CandidateSpec
 
-__all__ = ["Outcome", "Proposer", "RandomProposer"]
-
 
 @dataclass(frozen=True)
 class Outcome:

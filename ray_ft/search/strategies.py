@@ -7,10 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ray_ft.config import STRATEGIES_FILE, RidgeHyperparameters, StageConfig, StrategyConfig, read_yaml
+from ray_ft.config import RidgeHyperparameters, StageConfig, StrategyConfig, read_shipped
 from ray_ft.errors import StrategyError, first_few, suggest
-
-__all__ = ["Stage", "Strategy", "find_head_dropouts", "match_strategies", "select_trained"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def match_strategies(
         try:
             matched[name] = match_strategy(name, strategy, network)
         except StrategyError as error:
-            shipped = read_yaml(STRATEGIES_FILE).get(name, {})
+            shipped = read_shipped().get(name, {})
             if named or list(strategy.stages[0].train) != shipped.get("train"):
                 raise
             hint = f"{name} is shipped for DiffractionNet: name your own with --strategies (cv.strategies)"

@@ -26,8 +26,6 @@ from ray_ft.files.arrays import parse_array
 from ray_ft.prediction.quantities import PredictionSpec, choose_quantities
 from ray_ft.serving.shared_pass import PreparedRequest
 
-__all__ = ["JSON", "NPZ", "Limits", "build_app"]
-
 JSON, NPZ = "application/json", "application/x-npz"
 NPY_TYPES = ("application/x-npy", "application/octet-stream")
 NPZ_TYPES = (NPZ, "application/octet-stream", "application/zip")

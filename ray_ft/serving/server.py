@@ -27,7 +27,6 @@ from ray_ft.serving.shared_pass import PreparedRequest, predict_together
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["serve"]
 
 LOOPBACK = "127.0.0.1"
 APPLICATION = "ray-ft"

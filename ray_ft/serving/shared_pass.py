@@ -8,8 +8,6 @@ from jaxtyping import Float
 
 from ray_ft.ensemble import Ensemble, Prediction
 
-__all__ = ["PreparedRequest", "predict_together"]
-
 
 @dataclass(frozen=True, eq=False)
 class PreparedRequest:

@@ -16,8 +16,6 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.fx import Graph, Node
 
-__all__ = ["SWITCHES", "DropoutSite", "arguments", "draw_masks", "draws", "mask_dropouts"]
-
 # The arguments by which operations know training, and their values in evaluation.
 SWITCHES = {"train": False, "training": False, "use_input_stats": False, "dropout_p": 0.0}
 RESOLUTION = 2**16  # of the probabilities

@@ -16,8 +16,6 @@ from ray_ft.files.hashes import hash_tensors
 from ray_ft.split.dropout import SWITCHES, DropoutSite, arguments, draws, mask_dropouts
 from ray_ft.split.program import Program, build_program, size_of
 
-__all__ = ["Cut", "cut_network", "trace_tail"]
-
 Axes = dict[Node, int | None]  # of the samples, by feature
 
 # Operations that cost the tail nothing: at the boundary they are left to it.

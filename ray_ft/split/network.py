@@ -26,8 +26,6 @@ from ray_ft.split.program import Program
 from ray_ft.split.silence import silence
 from ray_ft.split.whole import PASS_INPUTS, WholeTail, empty_copy, list_member_tensors, set_training_modes
 
-__all__ = ["Features", "SplitNetwork", "keep_whole", "split_network"]
-
 Features = tuple[Shaped[Tensor, "..."], ...]
 Tail = Program | WholeTail
 

@@ -12,8 +12,6 @@ from torch._ops import OpOverload
 
 from ray_ft.errors import shorten, show_value
 
-__all__ = ["find_operation", "size_of"]
-
 
 def size_of(tensor: Tensor, axis: int) -> int | torch.SymInt:
     """The size along an axis, as a number that `vmap` leaves alone."""

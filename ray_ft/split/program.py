@@ -19,8 +19,6 @@ from torch.utils._pytree import tree_leaves
 from ray_ft.errors import first_line, show_value
 from ray_ft.split.operations import find_operation, size_of
 
-__all__ = ["Program", "build_program", "find_foreign", "read_program", "resolve_operation", "size_of"]
-
 ENUMS = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
 PLACE = "device"  # of an argument that is the device on which the program runs
 

@@ -17,8 +17,6 @@ from ray_ft.split.network import SplitNetwork
 from ray_ft.split.program import Program, Step, find_foreign, read_program
 from ray_ft.split.whole import WholeTail
 
-__all__ = ["describe_obstacle", "describe_splits", "list_tensors", "read_splits", "share_backbone"]
-
 Splits = Mapping[str, SplitNetwork]
 
 

@@ -6,8 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-__all__ = ["silence"]
-
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:

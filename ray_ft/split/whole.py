@@ -11,8 +11,6 @@ from torch.func import functional_call
 
 from ray_ft.split.program import Program
 
-__all__ = ["PASS_INPUTS", "WholeTail", "empty_copy", "list_member_tensors", "set_training_modes"]
-
 LOCK = Lock()  # tensors are exchanged in the one module, whichever thread calls
 
 

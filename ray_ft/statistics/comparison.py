@@ -18,8 +18,6 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, computed_field
 
-__all__ = ["Comparison", "adjust_holm", "compare_all", "compare_pair", "count_repeats"]
-
 LEVEL = 0.05  # of the tests; intervals are 1 - LEVEL
 POWER = 0.8
 MOST_REPEATS = 20  # where the error has come within 2 % of its floor

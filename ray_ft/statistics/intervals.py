@@ -28,16 +28,6 @@ from jaxtyping import Float, Int
 
 from ray_ft.errors import ConfigError
 
-__all__ = [
-    "CalibrationPoint",
-    "Coverage",
-    "build_pointwise",
-    "build_simultaneous",
-    "check_level",
-    "measure_coverage",
-    "trace_calibration",
-]
-
 CHUNK_BYTES = 2**23  # of the ends alive at a time; more take longer, by page faults
 SMALLEST_SCALE = 1e-3  # of a target value, as a share of the mean scale
 ALPHAS = tuple(i / 20 for i in range(1, 10))

@@ -20,8 +20,6 @@ from jaxtyping import Float, Int
 
 from ray_ft.errors import DataError
 
-__all__ = ["Density", "fit_density"]
-
 NOISE_SHARE = 0.03  # of the mean squared distance from the mean; from 0.003 to 0.1 it hardly matters
 
 

@@ -13,8 +13,6 @@ from jaxtyping import Float, Int
 
 from ray_ft.data.folds import Splits
 
-__all__ = ["Curves", "Spread", "StrategyScore", "average_folds", "build_curves", "pick_winner", "score_strategy"]
-
 
 @dataclass(frozen=True)
 class Spread:

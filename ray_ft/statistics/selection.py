@@ -13,8 +13,6 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Selection", "correct_selection"]
-
 N_RESAMPLES = 1000
 ROUNDING = 1e-12  # relative differences below this are none
 

@@ -13,8 +13,6 @@ from jaxtyping import Shaped
 
 from ray_ft.domains import Tensor
 
-__all__ = ["OPERATIONS", "Operation", "generate_group", "move"]
-
 
 @dataclass(frozen=True, order=True)
 class Operation:
