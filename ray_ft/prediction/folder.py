@@ -156,7 +156,9 @@ def read_model(path: Path, kind: type[Model]) -> Model:
     try:
         return kind.model_validate(read_json(path))
     except (OSError, ValueError) as error:
-        text = f"an output folder's files must be its own, and readable, got {path}: {first_line(error)}"
+        text = (
+            f"an output folder's files must be its own, and readable, got {path} of another kind: {first_line(error)}"
+        )
         raise DataError(f"{text}; choose another") from error
 
 
