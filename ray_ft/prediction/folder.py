@@ -55,9 +55,6 @@ class SampleKind(ArrayKind):
 
     n: int
 
-    def __str__(self) -> str:
-        return f"{self.n:,} x {self.shape} {self.dtype}"
-
 
 class OutputPlan(BaseModel):
     """What is predicted, as `plan.json` has it."""
@@ -143,7 +140,9 @@ def read_model(path: Path, kind: type[Model]) -> Model:
     try:
         return kind.model_validate(read_json(path))
     except (OSError, ValueError) as error:
-        text = f"an output folder's files must be its own, and readable, got {path}: {first_line(error)}"
+        text = (
+            f"an output folder's files must be its own, and readable, got {path} of another kind: {first_line(error)}"
+        )
         raise DataError(f"{text}; choose another") from error
 
 
@@ -163,9 +162,8 @@ def check_same(
     Raises:
         DataError: It names what differs.
     """
-    words = {"form": "form", "ensemble": "ensemble", "level": "level", "arrays": "quantities", "samples": "inputs"}
-    pairs = {what: (getattr(begun, key), getattr(plan, key)) for key, what in words.items()}
-    changes = [f"{what}: {show(was)} there, {show(now)} now" for what, (was, now) in pairs.items() if was != now]
+    changes = [f"{what}: {was} there, {now} now" for (what, was), (_, now)
+               in zip(describe_plan(begun), describe_plan(plan), strict=True) if was != now]  # fmt: skip
     if not changes and position.n_done > plan.samples.n:
         changes = [f"samples: {position.n_done:,} are done there, and there are {plan.samples.n:,}"]
     if not changes and begun.files != plan.files and not are_same(position):
@@ -178,11 +176,17 @@ def check_same(
         )
 
 
-def show(content: object) -> str:
-    """Write an entry of a plan in a few words."""
-    if isinstance(content, dict):
-        return ", ".join(content)
-    return str(content) if isinstance(content, SampleKind) else str(content)[:12]
+def describe_plan(plan: OutputPlan) -> list[tuple[str, str]]:
+    """What must stay as it began, by its name for the user, in a few words."""
+    own = plan.samples
+    arrays = [f"{name} {kind.shape[1:]} {kind.dtype}" for name, kind in plan.arrays.items()]
+    return [
+        ("form", plan.form),
+        ("ensemble", plan.ensemble[:12]),
+        ("level", str(plan.level)),
+        ("quantities", ", ".join(arrays)),
+        ("inputs", f"{own.n:,} x {own.shape} {own.dtype}"),
+    ]
 
 
 def sum_inputs(source: Source, start: int, stop: int) -> int:
