@@ -13,7 +13,9 @@ __all__ = ["ForceOption", "check_output"]
 
 ForceOption = Annotated[
     bool,
-    typer.Option("--force", help="Replace a file of that name; what this command or the run reads is never replaced."),
+    typer.Option(
+        "--force", help="Replace a file that exists. Files that this command or the run reads are never replaced."
+    ),
 ]
 
 
