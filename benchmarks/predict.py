@@ -21,7 +21,8 @@ import torch
 
 from ray_ft.ensemble import Ensemble
 from ray_ft.ensemble.model import apply_stacked
-from ray_ft.prediction.streams import open_source, predict_to_folder
+from ray_ft.prediction.sources import open_source
+from ray_ft.prediction.streams import predict_to_folder
 from ray_ft.statistics.intervals import build_pointwise, build_simultaneous
 
 DEMO = Path(__file__).parents[1] / "ray_ft" / "demo" / "measured.npz"

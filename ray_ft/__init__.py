@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from ray_ft.cross_validation import cross_validate as cross_validate
     from ray_ft.ensemble import Ensemble as Ensemble
     from ray_ft.errors import RayFTError as RayFTError
-    from ray_ft.results.learning_curve import LearningCurve as LearningCurve
     from ray_ft.learning_curves import learning_curve as learning_curve
     from ray_ft.models import DiffractionNet as DiffractionNet
     from ray_ft.models import load_network as load_network
     from ray_ft.report.page import write_report as write_report
+    from ray_ft.results.learning_curve import LearningCurve as LearningCurve
     from ray_ft.results.run_comparison import RunComparison as RunComparison
     from ray_ft.results.run_comparison import compare as compare
     from ray_ft.results.summary import Summary as Summary

@@ -1,14 +1,14 @@
 """The errors that a user can cause; each states the rule, the value, and the remedy.
 
 RayFTError
-├── UserError            something given is wrong: exit code 2, nothing was changed
-│   ├── ConfigError      a config file, an option or an override
-│   ├── DataError        structures, spectra, groups
-│   ├── WeightsError     a file of weights, or a network that does not fit it
-│   ├── StrategyError    a strategy that does not fit the network
-│   ├── RunFolderError   a run folder: of another config, in use, unwritable, incomplete
-│   └── EnsembleError    an ensemble folder: foreign, damaged, of a newer version
-└── RunError             the run itself failed: exit code 1
+├── UserError            what a user gave breaks a rule; the exit code is 2, and nothing was changed
+│   ├── ConfigError      a config file, an option or an override is not valid
+│   ├── DataError        inputs, targets or a column beside them cannot be used
+│   ├── WeightsError     a file of weights cannot be read, or does not fit the network
+│   ├── StrategyError    a strategy does not fit the network
+│   ├── RunFolderError   a run folder is of another config, in use, unwritable or incomplete
+│   └── EnsembleError    an ensemble folder is foreign, damaged or of another version
+└── RunError             the run itself failed; the exit code is 1
     ├── StorageError     a file of the run cannot be written
     ├── FrozenDriftError a frozen parameter or buffer moved
     └── DivergedError    a loss is no longer a number
@@ -39,11 +39,11 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """Inputs, targets or a column beside them are not usable."""
+    """Inputs, targets or a column beside them cannot be used."""
 
 
 class WeightsError(UserError):
-    """A file of weights is not one, or does not fit the network."""
+    """A file of weights cannot be read, or does not fit the network."""
 
 
 class StrategyError(UserError):
@@ -51,15 +51,15 @@ class StrategyError(UserError):
 
 
 class RunFolderError(UserError):
-    """A run folder cannot be used."""
+    """A run folder is of another config, in use, unwritable or incomplete."""
 
 
 class EnsembleError(UserError):
-    """An ensemble folder cannot be used."""
+    """An ensemble folder is foreign, damaged or of another version."""
 
 
 class RunError(RayFTError):
-    """The run failed."""
+    """The run itself failed, through nothing that the user gave."""
 
 
 class StorageError(RunError):

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from ray_ft.cli import main
+from ray_ft.cli import app, main
 
 
 def ray_ft(*words: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +81,19 @@ def test_bad_input_states_the_rule_and_leaves_nothing(
     assert ended.value.code == 2
     assert text in capsys.readouterr().err
     assert not (toy_folder / "runs" / "toy").exists()
+
+
+def test_help_says_in_sentences_what_everything_is() -> None:
+    command = typer.main.get_command(app)
+    listed = CliRunner().invoke(app, ["--help"], terminal_width=100).stdout
+    assert "..." not in listed.partition("Commands:")[2], "of each command, a line of 100 columns says what it does"
+    said = {
+        f"{name} {parameter.name}": getattr(parameter, "help", None) or ""
+        for name, own in command.commands.items()
+        for parameter in own.params
+    }
+    assert len(said) > 80
+    assert not {name: text for name, text in said.items() if not text.endswith(".") or len(text.split()) < 4}
 
 
 def test_a_run_and_the_commands_that_it_suggests(toy_folder: Path) -> None:

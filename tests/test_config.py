@@ -4,13 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from ray_ft.config import AS_WRITTEN, load_config
+from ray_ft.config import AS_WRITTEN, Config, load_config
 from ray_ft.errors import ConfigError
 
 
 def write(folder: Path, text: str) -> Path:
     (folder / "c.yaml").write_text("model: {checkpoint: w.pt}\ndata: {inputs: x.npy, targets: y.npy}\n" + text)
     return folder / "c.yaml"
+
+
+@pytest.mark.parametrize("section", ["model", "data", "cv", "search", "compute", "ensemble", "loggers"])
+def test_every_key_says_what_it_is(section: str) -> None:
+    kind = Config.model_fields[section].annotation
+    texts = {name: field.description or "" for name, field in kind.model_fields.items()}
+    assert texts
+    assert not {name: text for name, text in texts.items() if not text.endswith(".") or len(text.split()) < 4}
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ from ray_ft.files.writing import write_json, write_record
 from ray_ft.fitting.checkpoint import load_checkpoint
 from ray_ft.models import read_weights
 from ray_ft.objectives import find_objective
-from ray_ft.prediction.sources import read_chunks
-from ray_ft.prediction.streams import open_source, predict_to_archive, predict_to_folder
+from ray_ft.prediction.sources import open_source, read_chunks
+from ray_ft.prediction.streams import predict_to_archive, predict_to_folder
 from ray_ft.report.terminal import render_summary
 from ray_ft.results.records import (
     load_blind,

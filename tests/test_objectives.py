@@ -22,7 +22,8 @@ from ray_ft.ensemble.export import export_ensemble
 from ray_ft.ensemble.suggestion import suggest_samples
 from ray_ft.errors import ConfigError, DataError
 from ray_ft.objectives import METRICS, ZERO_SHOT, Answers, Column, Measures, Objective, Presentation, find_objective
-from ray_ft.prediction.streams import open_source, predict_to_archive
+from ray_ft.prediction.sources import open_source
+from ray_ft.prediction.streams import predict_to_archive
 from ray_ft.report.ensembles import render_evaluation, write_calibration
 from ray_ft.report.page import write_report
 from ray_ft.results.summary import Summary

@@ -25,15 +25,16 @@ from ray_ft.prediction import folder
 from ray_ft.prediction.on_ray import PartPredictor, predict_on_ray
 from ray_ft.prediction.pace import show_pace
 from ray_ft.prediction.quantities import arrange, find_bad
-from ray_ft.prediction.sources import Block, Source, read_chunks
-from ray_ft.prediction.streams import Streamed, open_source, predict_to_archive, predict_to_folder
+from ray_ft.prediction.sources import Block, Source, open_source, read_chunks
+from ray_ft.prediction.streams import Streamed, predict_to_archive, predict_to_folder
 
 QUANTITIES = tuple(field.name for field in fields(Prediction))
 CODE = """
 import sys
 from pathlib import Path
 from ray_ft.ensemble import Ensemble
-from ray_ft.prediction.streams import open_source, predict_to_folder
+from ray_ft.prediction.sources import open_source
+from ray_ft.prediction.streams import predict_to_folder
 predict_to_folder(Ensemble.load("run"), open_source("many.npy"), Path("out"), n_threads=1, chunk_size=32)
 """
 

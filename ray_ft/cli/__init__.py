@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ray_ft.cli.ensembles import ensembles
+from ray_ft.cli.ensembles import AddressOption, ensembles
 from ray_ft.cli.show import resumable, show
 from ray_ft.errors import ConfigError, RayFTError, shorten
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="ray-ft",
-    help="Which parts of a pretrained network should learn from about 100 samples? Cross-validate and see.",
+    help="Which parts of a pretrained network should learn from about 100 samples? `ray-ft cv` compares them.",
+    context_settings={"max_content_width": 100},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,50 +27,76 @@ app = typer.Typer(
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="YAML file; the embedded demo where it is left out.", show_default=False),
+    typer.Option(
+        "--config", "-c", help="YAML file of what to run. Without it, the embedded demo is run.", show_default=False
+    ),
 ]
 OutOption = Annotated[
     str | None,
     typer.Option(
-        "--out", "-o", help="Run folder, or a URI (s3://bucket/run); runs/NAME where left out.", show_default=False
+        "--out",
+        "-o",
+        help="Folder that keeps the run, or a URI (s3://bucket/run). Without it, the run is kept in runs/NAME.",
+        show_default=False,
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Override of a config value, such as training.lr=3e-4; may be repeated.",
+        help="Value in place of one in the config, such as training.lr=3e-4. The option may be repeated.",
         metavar="KEY=VALUE",
         show_default=False,
     ),
 ]
-FoldsOption = Annotated[int | None, typer.Option(help="Folds of the cross-validation (cv.folds).", show_default="5")]
-SeedsOption = Annotated[int | None, typer.Option(help="Seeds of each fold (cv.seeds).", show_default="3")]
-RepeatsOption = Annotated[int | None, typer.Option(help="Re-deals of the folds (cv.repeats).", show_default="1")]
+FoldsOption = Annotated[int | None, typer.Option(help="Number of folds (cv.folds, 5 by default).", show_default=False)]
+SeedsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of trainings of each fold, by different seeds (cv.seeds, 3 by default).", show_default=False
+    ),
+]
+RepeatsOption = Annotated[
+    int | None,
+    typer.Option(help="Number of times that the folds are dealt (cv.repeats, 1 by default).", show_default=False),
+]
 StrategiesOption = Annotated[
-    str | None, typer.Option(help="Names, comma-separated (cv.strategies).", show_default="all")
+    str | None,
+    typer.Option(help="Strategies to compare, comma-separated (cv.strategies, all by default).", show_default=False),
 ]
 CandidatesOption = Annotated[
-    int | None, typer.Option(help="Draws of the hyperparameters by strategy (cv.candidates).", show_default="2")
+    int | None,
+    typer.Option(
+        help="Number of draws of the hyperparameters for each strategy (cv.candidates, 2 by default).",
+        show_default=False,
+    ),
 ]
 ProtocolOption = Annotated[
     str | None,
-    typer.Option(help="What stops and selects: crossfit or nested (cv.protocol).", show_default="crossfit"),
+    typer.Option(
+        help="Where the epoch and the candidate of a fold are chosen: crossfit, on the other folds, or nested, on an "
+        "inner part of its training part (cv.protocol, crossfit by default).",
+        show_default=False,
+    ),
 ]
 GroupsOption = Annotated[
     str | None,
     typer.Option(
-        help="Column file (.npy, .npz::key): samples of a group stay together (data.groups).", show_default=False
+        help="File (.npy or .npz::key) with the group of each sample; a group stays in one fold (data.groups).",
+        show_default=False,
     ),
 ]
 StratifyOption = Annotated[
-    str | None, typer.Option(help="Column file to spread evenly over the folds (data.stratify).", show_default=False)
-]
-AddressOption = Annotated[
     str | None,
-    typer.Option(help="Ray cluster to join: auto, or host:port; a local Ray where left out.", show_default=False),
+    typer.Option(
+        help="File (.npy or .npz::key) with a class or number of each sample, which folds share evenly "
+        "(data.stratify).",
+        show_default=False,
+    ),
 ]
-InlineOption = Annotated[bool, typer.Option("--inline", help="Train in this process, without Ray: for a debugger.")]
+InlineOption = Annotated[
+    bool, typer.Option("--inline", help="Train in this process and not by Ray, so that a debugger can follow.")
+]
 
 
 @app.command()
@@ -88,9 +115,9 @@ def cv(
     inline: InlineOption = False,
     overrides: SetOption = None,
 ) -> None:
-    """Cross-validate the strategies, compare them, and build the winner's ensemble.
+    """Cross-validate the strategies, and build an ensemble of the best one.
 
-    On the folder of an unfinished run the same command goes on; on that of a finished one it shows the table again.
+    The same command goes on with a run that was stopped, and shows the table of a finished one again.
     """
     options = collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify, address)
     loaded = load(config, options, overrides)
@@ -107,10 +134,10 @@ def cv(
 
 @app.command()
 def fetch(
-    uri: Annotated[str, typer.Argument(help="Of a run, as given to cv --out.")],
-    folder: Annotated[Path, typer.Argument(help="New folder for it.")],
+    uri: Annotated[str, typer.Argument(help="URI of the run, as it was given to cv --out.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for the copy.")],
 ) -> None:
-    """Copy a run that is kept behind a URI into a folder, where the other commands take it."""
+    """Copy a run from a URI into a folder, from which the other commands read."""
     from ray_ft.runs.folder import fetch_run
 
     fetch_run(uri, folder)
@@ -119,7 +146,7 @@ def fetch(
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
-    """Write a finished run's report: one HTML file, and its figures as PNG and SVG."""
+    """Write the report of a finished run: one HTML file, and figures as PNG and SVG."""
     from ray_ft.report.page import write_report
 
     typer.echo(f"report  {write_report(run)}")
@@ -128,9 +155,9 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs on the same data and splits.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
-    """Compare strategies across runs: other checkpoints, other augmentations, other code."""
+    """Compare strategies across runs of other checkpoints, views or code."""
     from ray_ft.results.run_comparison import compare as compare_runs
 
     found = compare_runs(runs)
@@ -145,8 +172,12 @@ def compare(
 @app.command()
 def learning_curve(
     config: ConfigOption = None,
-    sizes: Annotated[str, typer.Option(help="Samples of the training parts, comma-separated.")] = "20,40,60,80",
-    more: Annotated[str, typer.Option(help="Further samples to forecast for, comma-separated.")] = "25,50,100",
+    sizes: Annotated[
+        str, typer.Option(help="Sizes of the training parts in samples, three or more, comma-separated.")
+    ] = "20,40,60,80",
+    more: Annotated[
+        str, typer.Option(help="Numbers of further samples to forecast for, comma-separated.")
+    ] = "25,50,100",
     folds: FoldsOption = None,
     seeds: SeedsOption = None,
     repeats: RepeatsOption = None,
@@ -156,15 +187,19 @@ def learning_curve(
     groups: GroupsOption = None,
     stratify: StratifyOption = None,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="Folder; runs/NAME-curve where left out.", show_default=False)
+        str | None,
+        typer.Option(
+            "--out", "-o", help="Folder that keeps the curve. Without it, runs/NAME-curve does.", show_default=False
+        ),
     ] = None,
     address: AddressOption = None,
     inline: InlineOption = False,
     overrides: SetOption = None,
 ) -> None:
-    """What would more samples buy? The cross-validation on smaller training parts, and a power law.
+    """Forecast what more samples would buy.
 
-    The same command goes on where it was stopped.
+    The strategies are cross-validated on training parts of several sizes, and a power law is fitted to their scores.
+    The same command goes on with a curve that was stopped.
     """
     options = collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify, address)
     loaded = load(config, options, overrides)
@@ -202,7 +237,10 @@ def plan(
     stratify: StratifyOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Print what a config would train, without training: folds, candidates, members, parameters by part."""
+    """Print what a config would train, and train nothing.
+
+    It prints folds, candidates, members, the parameters that each strategy trains, and the memory that it takes.
+    """
     loaded = load(config, collect(folds, seeds, repeats, protocol, strategies, candidates, groups, stratify), overrides)
     from ray_ft.cross_validation import prepare
     from ray_ft.files.memory import find_available, write_bytes
@@ -227,7 +265,7 @@ def plan(
 
 @app.command()
 def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
-    """Validate a config against its data and checkpoint."""
+    """Check a config against its data, its checkpoint and its network."""
     loaded = load(config, {}, overrides)
     from ray_ft.cross_validation import prepare
 

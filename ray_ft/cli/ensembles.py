@@ -16,12 +16,66 @@ if TYPE_CHECKING:
 
 ensembles = typer.Typer()
 
-Source = Annotated[Path, typer.Argument(metavar="RUN_OR_ENSEMBLE", help="Folder of a run or of an ensemble.")]
+Source = Annotated[Path, typer.Argument(metavar="RUN_OR_ENSEMBLE", help="Folder of a finished run, or of an ensemble.")]
 TrustOption = Annotated[
-    bool, typer.Option("--trust", help="Run the network's own code, where the ensemble is one of yours that needs it.")
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run the code of the network if the ensemble needs it. Code can do anything: trust only your own.",
+    ),
 ]
 LevelOption = Annotated[
-    float | None, typer.Option(help="Of the intervals, 0.5 to 1; the ensemble's where left out.", show_default=False)
+    float | None,
+    typer.Option(
+        help="Confidence level of the intervals, between 0.5 and 1. Without it, that of the ensemble holds.",
+        show_default=False,
+    ),
+]
+InputsOption = Annotated[
+    str,
+    typer.Option(
+        help="File of the inputs: .npy, .npz, .npz::key, .parquet, .zarr or .zarr::key; or a folder of .npy or of "
+        ".parquet files."
+    ),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        help="File (.npz) or folder to write. A folder is written bit by bit, for inputs larger than memory, and "
+        "the same command goes on with it."
+    ),
+]
+QuantitiesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What to write, comma-separated, such as mean,flag. Without it, everything is written.",
+        show_default=False,
+    ),
+]
+ColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the inputs in Parquet files. It may be left out where there is one.", show_default=False
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option(help="Device that computes: cpu, cuda, or auto, which takes a GPU if there is one.")
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Number of batches that are predicted at a time.", show_default="as many as cores; 1 on a GPU"
+    ),
+]
+OnRayOption = Annotated[
+    bool, typer.Option("--ray", help="Predict by Ray Data, with all of a cluster, into a folder of Parquet files.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster to join: auto, or host:port. Without it, Ray is started on this machine.",
+        show_default=False,
+    ),
 ]
 
 
@@ -30,18 +84,36 @@ def ensemble(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     strategies: Annotated[
         str | None,
-        typer.Option(help="Whose members, comma-separated; the winner's where left out.", show_default=False),
+        typer.Option(
+            help="Strategies whose members are taken, comma-separated. Without it, those of the run's config are, or "
+            "the winner's.",
+            show_default=False,
+        ),
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="Weights of the members: uniform, greedy, stacked; auto decides.", show_default="auto"),
+        typer.Option(
+            help="How the members are weighed: uniform, greedy, stacked, or auto, which is uniform unless another is "
+            "better beyond noise.",
+            show_default="the run's",
+        ),
     ] = None,
     symmetric: Annotated[
-        bool | None, typer.Option("--symmetric", help="Average predictions over data.symmetry.", show_default=False)
+        bool | None,
+        typer.Option(
+            "--symmetric", help="Average predictions over the operations of data.symmetry.", show_default=False
+        ),
     ] = None,
-    level: LevelOption = None,
-    units: Annotated[str | None, typer.Option(help="Of the predictions, for the card.", show_default=False)] = None,
-    license: Annotated[str | None, typer.Option(help="Of the weights, for the card.", show_default=False)] = None,
+    level: Annotated[
+        float | None,
+        typer.Option(help="Confidence level of the intervals, between 0.5 and 1.", show_default="the run's"),
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option(help="Units of the predictions, which the card states.", show_default="the run's")
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="License of the weights, which the card states.", show_default="the run's")
+    ] = None,
 ) -> None:
     """Build the ensemble of a run from its members, again or in another way."""
     from ray_ft.cross_validation import rebuild_ensemble
@@ -66,21 +138,29 @@ def evaluate(
     source: Source,
     data: Annotated[
         str | None,
-        typer.Option(help="Labelled samples: .npz with the keys of the run's data.", show_default=False),
+        typer.Option(help="File of labelled samples: .npz with the keys of the run's data.", show_default=False),
     ] = None,
     inputs: Annotated[
-        str | None, typer.Option(help="Inputs, instead: .npy, .npz or .npz::key.", show_default=False)
+        str | None,
+        typer.Option(help="File of the inputs, in place of --data: .npy, .npz or .npz::key.", show_default=False),
     ] = None,
-    targets: Annotated[str | None, typer.Option(help="Targets, the same.", show_default=False)] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(help="File of the targets, in place of --data: .npy, .npz or .npz::key.", show_default=False),
+    ] = None,
     level: LevelOption = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Where to draw the calibration: .png, .svg or .pdf.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="File for a plot of the calibration: .png, .svg or .pdf. Without it, none is drawn.",
+            show_default=False,
+        ),
     ] = None,
     force: ForceOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
     trust: TrustOption = False,
 ) -> None:
-    """Measure an ensemble on fresh labelled samples: error, coverage and width of its intervals, flags."""
+    """Measure the error and the intervals of an ensemble on fresh labelled samples."""
     from ray_ft.ensemble import Ensemble
     from ray_ft.ensemble.evaluation import evaluate_ensemble, read_labelled
     from ray_ft.report.ensembles import render_evaluation, write_calibration
@@ -100,27 +180,21 @@ def evaluate(
 @ensembles.command()
 def predict(
     source: Source,
-    inputs: Annotated[
-        str, typer.Option(help="Inputs: .npy, .npz, .npz::key, .parquet, .zarr::key, or a folder of .npy or .parquet.")
-    ],
-    output: Annotated[Path, typer.Option(help="Where to write: .npz, or a folder that the same command goes on with.")],
+    inputs: InputsOption,
+    output: OutputOption,
     level: LevelOption = None,
-    quantities: Annotated[
-        str | None, typer.Option(help="Such as mean,flag; all where left out.", show_default=False)
-    ] = None,
-    column: Annotated[str | None, typer.Option(help="Of Parquet, that of the inputs.", show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Batches at a time.", show_default="cores")] = None,
-    on_ray: Annotated[bool, typer.Option("--ray", help="By Ray Data, into a folder of Parquet parts.")] = False,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join; a local one where left out.", show_default=False)
-    ] = None,
+    quantities: QuantitiesOption = None,
+    column: ColumnOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    on_ray: OnRayOption = False,
+    address: AddressOption = None,
     force: ForceOption = False,
     trust: TrustOption = False,
 ) -> None:
-    """Predict with an ensemble: mean, intervals, and whether an input is unlike the training samples.
+    """Predict with an ensemble.
 
-    The output as a folder is written as it is computed, for inputs larger than memory.
+    It writes the mean and the spread of the members, intervals, and whether an input is unlike the training samples.
     """
     from rich.console import Console
 
@@ -183,12 +257,15 @@ def describe_stream(found: "Streamed", n_members: int, output: Path) -> str:
 @ensembles.command()
 def export(
     source: Source,
-    output: Annotated[Path, typer.Argument(help="File to write: .pt2 (torch.export) or .onnx.")],
+    output: Annotated[Path, typer.Argument(help="File to write: .pt2 (for torch.export.load) or .onnx.")],
     soup: Annotated[
-        bool, typer.Option("--soup", help="Average all members to one network, without intervals.")
+        bool, typer.Option("--soup", help="Average the weights of all members to one network, which has no intervals.")
     ] = False,
     allow_worse: Annotated[
-        bool, typer.Option("--allow-worse", help="Write a soup also where its score is worse, or there is none.")
+        bool,
+        typer.Option(
+            "--allow-worse", help="Write the --soup also if it scores worse than the ensemble, or has no score."
+        ),
     ] = False,
     force: ForceOption = False,
 ) -> None:
@@ -208,21 +285,26 @@ def export(
 
 @ensembles.command()
 def suggest(
-    pool: Annotated[str, typer.Argument(help="Structures without labels: .npy, .npz or .npz::key.")],
-    n: Annotated[int, typer.Option("--n", help="How many to choose.")] = 20,
+    pool: Annotated[str, typer.Argument(help="File of inputs without labels: .npy, .npz or .npz::key.")],
+    n: Annotated[int, typer.Option("--n", help="Number of samples to choose.")] = 20,
     run: Annotated[
         Path | None,
         typer.Option(
             metavar="RUN_OR_ENSEMBLE",
-            help="Whose members disagree; the newest run in runs/ where left out.",
+            help="Run or ensemble whose members are asked. Without it, the newest finished run in runs/ is.",
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where to write: NAME.csv and NAME.png.")] = Path("suggestion"),
+    out: Annotated[Path, typer.Option(help="Name of the table (NAME.csv) and the picture (NAME.png).")] = Path(
+        "suggestion"
+    ),
     force: ForceOption = False,
     trust: TrustOption = False,
 ) -> None:
-    """Choose which samples of a pool to measure next: where the members disagree, and far from one another."""
+    """Choose which samples of a pool to measure next.
+
+    They are samples on which the members of an ensemble disagree, and which are unlike one another.
+    """
     from ray_ft.data.samples import read_array
     from ray_ft.ensemble import Ensemble
     from ray_ft.ensemble.suggestion import suggest_samples
@@ -242,18 +324,20 @@ def suggest(
 @ensembles.command()
 def serve(
     source: Source,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. 0.0.0.0 opens it to every network of the machine.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    max_samples: Annotated[int, typer.Option(help="Samples of a request, at most.", min=1)] = 1024,
-    max_body_mb: Annotated[float, typer.Option(help="Size of a request's body, at most.", min=0.001)] = 64,
-    replicas: Annotated[int, typer.Option(help="Processes that predict.", min=1)] = 1,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to join: auto, or host:port; a local Ray where left out.", show_default=False),
-    ] = None,
+    max_samples: Annotated[int, typer.Option(help="Most samples that a request may have.", min=1)] = 1024,
+    max_body_mb: Annotated[float, typer.Option(help="Largest body that a request may have, in MB.", min=0.001)] = 64,
+    replicas: Annotated[int, typer.Option(help="Number of processes that predict.", min=1)] = 1,
+    address: AddressOption = None,
     trust: TrustOption = False,
 ) -> None:
-    """Serve an ensemble over HTTP until Ctrl-C: POST /predict, GET /health."""
+    """Serve an ensemble over HTTP until Ctrl-C: POST /predict, GET /health.
+
+    There is no authentication.
+    """
     from ray_ft.serving.server import serve as serve_ensemble
 
     serve_ensemble(source, host, port, max_samples, max_body_mb, replicas, address, trust)

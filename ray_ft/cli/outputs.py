@@ -11,7 +11,9 @@ from ray_ft.errors import ConfigError
 
 ForceOption = Annotated[
     bool,
-    typer.Option("--force", help="Replace a file of that name; what this command or the run reads is never replaced."),
+    typer.Option(
+        "--force", help="Replace a file that exists. Files that this command or the run reads are never replaced."
+    ),
 ]
 
 

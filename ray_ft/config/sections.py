@@ -109,26 +109,38 @@ class ModelSection(Section):
     factory: str | None = Field(
         default=None,
         pattern=r"^\w+(\.\w+)*:\w+$",
-        description="`package.module:callable` that builds the network; DiffractionNet where it is left out",
+        description="What builds the network, as `package.module:callable`. Without it, DiffractionNet does.",
     )
-    params: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
-    checkpoint: str | None = Field(default=None, description="pretrained weights: .safetensors, .pt or .pth")
+    params: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory, by name.")
+    checkpoint: str | None = Field(
+        default=None,
+        description="File of the pretrained weights: .safetensors, .pt or .pth. A factory may do without.",
+    )
 
 
 class DataSection(Section):
-    inputs: str = Field(description=".npy, .npz or .npz::key")
-    targets: str = Field(description=".npy, .npz or .npz::key")
+    inputs: str = Field(description="File of the inputs, a sample a row: .npy, .npz or .npz::key.")
+    targets: str = Field(description="File of the targets, in the order of the inputs: .npy, .npz or .npz::key.")
     layout: DomainName | None = Field(
-        default=None, description="raw: arrays as they are; diffraction unless a factory is named"
+        default=None,
+        description="Structures and spectra, or arrays as they are (raw). Without it, raw where a factory is named.",
     )
     symmetry: tuple[str, ...] | None = Field(
-        default=None, description="operations that generate the views; [rot180] in the diffraction layout"
+        default=None,
+        description="Operations that generate the views. Without it, [rot180] in the diffraction layout, else none.",
     )
     wavelengths_nm: tuple[Positive, Positive] = Field(
-        default=(400.0, 700.0), description="first and last of the spectra, in the diffraction layout; for figures"
+        default=(400.0, 700.0),
+        description="First and last wavelength in the diffraction layout, in nm. Only figures use them.",
     )
-    groups: str | None = Field(default=None, description="column: samples of a group stay together")
-    stratify: str | None = Field(default=None, description="column: folds get equal shares of it")
+    groups: str | None = Field(
+        default=None,
+        description="File with a group for each sample; groups stay in one fold. Without it, images of a sample do.",
+    )
+    stratify: str | None = Field(
+        default=None,
+        description="File with a class or number for each sample, which folds share evenly. Without it, chance deals.",
+    )
 
     @field_validator("symmetry")
     @classmethod
@@ -141,18 +153,29 @@ class DataSection(Section):
 
 
 class CVSection(Section):
-    folds: int = Field(default=5, ge=2)
-    seeds: int = Field(default=3, ge=1, le=999, description="seeds of training for each fold")
+    folds: int = Field(default=5, ge=2, description="Number of parts that are held out in turn.")
+    seeds: int = Field(default=3, ge=1, le=999, description="Number of trainings of each fold, by different seeds.")
     protocol: Literal["crossfit", "nested"] = Field(
-        default="crossfit", description="what stops and selects: the other folds, or an inner part of the training part"
+        default="crossfit",
+        description="Where a fold's epoch and candidate are chosen: on the other folds, or inside its training part.",
     )
-    train_size: Count | None = Field(default=None, description="use so many samples of each training part")
-    repeats: int = Field(default=1, ge=1, le=999, description="re-deals of the folds")
-    candidates: int = Field(default=2, ge=1, le=999, description="draws of the hyperparameters by strategy")
-    strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
-    metric: str = Field(default="mse", description="loss and score, which name the objective: mse or mae")
-    rope: Share = Field(default=0.01, description="difference that is none in practice, as a share of the better mean")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="of the folds, the draws and the members")
+    train_size: Count | None = Field(
+        default=None, description="Number of samples of each training part that are used. Without it, all are."
+    )
+    repeats: int = Field(default=1, ge=1, le=999, description="Number of times that the folds are dealt.")
+    candidates: int = Field(
+        default=2, ge=1, le=999, description="Number of draws of the hyperparameters for each strategy."
+    )
+    strategies: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Strategies to compare. Without it, all, or the one that freeze flags describe.",
+    )
+    metric: str = Field(default="mse", description="Loss and score: mse, the mean squared error, or mae, the absolute.")
+    rope: Share = Field(
+        default=0.01, description="Difference that is none in practice, as a share of the better mean: 0.01 is 1 %."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the folds, the draws and the members.")
 
     @field_validator("metric")
     @classmethod
@@ -195,52 +218,78 @@ class SearchSection(Section):
     """Successive halving (ASHA) among the candidates of a strategy."""
 
     grace_epochs: Count | None = Field(
-        default=None, description="first rung; a quarter of the strategy's longest schedule where left out"
+        default=None,
+        description="Epochs before a candidate may be stopped. Without it, a quarter of the longest schedule.",
     )
-    reduction_factor: float = Field(default=2.0, ge=1.1)
+    reduction_factor: float = Field(
+        default=2.0, ge=1.1, description="One of so many candidates goes on at each rung; rungs lie as far apart."
+    )
 
 
 class ComputeSection(Section):
     """Where it runs; changes no result's meaning, so a run may go on under another."""
 
-    address: str | None = Field(default=None, description="Ray cluster to join; a local one where left out")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    cpus_per_candidate: Count | None = Field(
-        default=None, description="chosen from what the cluster has and how many candidates wait, where left out"
+    address: str | None = Field(
+        default=None,
+        description="Ray cluster to join: auto, or host:port. Without it, Ray is started on this machine.",
     )
-    gpus_per_candidate: NonNegative | None = Field(default=None, description="the same; a share of one, or several")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where networks run. `auto` is `cuda` where Ray has a GPU, else `cpu`."
+    )
+    cpus_per_candidate: Count | None = Field(
+        default=None,
+        description="CPU cores of a candidate. Without it, the cluster's are shared among the candidates that wait.",
+    )
+    gpus_per_candidate: NonNegative | None = Field(
+        default=None, description="GPUs of a candidate: a share of one, or several. Without it, as for CPU cores."
+    )
     workers_per_candidate: Count | None = Field(
-        default=None, description="processes that share a candidate's members; one a GPU where left out"
+        default=None,
+        description="Processes that share a candidate's members. Without it, one for each GPU, or as few as fit.",
     )
     packing: Literal["auto", "packed", "looped"] = Field(
         default="auto",
-        description="members in one step or one after the other; auto: what a few steps show to be faster",
+        description="Whether members train in one step or one after the other. `auto` tries both and takes the faster.",
     )
-    max_failures: Whole = Field(default=2, description="retries of a candidate whose process dies")
+    max_failures: Whole = Field(
+        default=2, description="Number of times that a candidate is tried again after its process died."
+    )
     max_silence_s: Positive = Field(
-        default=3600.0, description="a process that trains without an epoch for so long is ended and tried again"
+        default=3600.0,
+        description="Seconds that a process may train without ending an epoch; then it is tried again.",
     )
 
 
 class EnsembleSection(Section):
     """What is built of the members; changes none of them, so a run may be reduced again under another."""
 
-    strategies: tuple[str, ...] | None = Field(default=None, min_length=1, description="the winner where left out")
-    method: Literal["auto", "uniform", "greedy", "stacked"] = Field(
-        default="auto", description="weights of the members; auto: uniform unless another is better beyond noise"
+    strategies: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Strategies whose members are taken. Without it, the winner's are."
     )
-    symmetric: bool = Field(default=False, description="average predictions over data.symmetry")
-    level: float = Field(default=0.9, gt=0.5, lt=1, description="of the intervals")
-    units: str = Field(default="", description="of the predictions, for the card")
-    license: str = Field(default="", description="of the weights, for the card")
+    method: Literal["auto", "uniform", "greedy", "stacked"] = Field(
+        default="auto",
+        description="How the members are weighed. `auto` is `uniform` unless another is better beyond noise.",
+    )
+    symmetric: bool = Field(
+        default=False, description="Whether predictions are averaged over the operations of data.symmetry."
+    )
+    level: float = Field(default=0.9, gt=0.5, lt=1, description="Confidence level of the intervals, between 0.5 and 1.")
+    units: str = Field(default="", description="Units of the predictions, which the card states.")
+    license: str = Field(default="", description="License of the weights, which the card states.")
 
 
 class LoggersSection(Section):
     """Where each candidate's loss by epoch is logged besides; changes nothing else. None is on but by these keys."""
 
-    tensorboard: bool = Field(default=False, description="event files in the run folder; extra [tensorboard]")
-    mlflow: str | None = Field(default=None, min_length=1, description="tracking URI; extra [mlflow]")
-    wandb: str | None = Field(default=None, min_length=1, description="Weights & Biases project; extra [wandb]")
+    tensorboard: bool = Field(
+        default=False, description="Whether event files go into the run folder. It needs the extra [tensorboard]."
+    )
+    mlflow: str | None = Field(
+        default=None, min_length=1, description="Tracking URI of MLflow. It needs the extra [mlflow]."
+    )
+    wandb: str | None = Field(
+        default=None, min_length=1, description="Project of Weights & Biases. It needs the extra [wandb]."
+    )
 
 
 class Config(Section):

@@ -51,21 +51,22 @@ CAPTIONS = {
     ),
     "differences": (
         "Paired differences",
-        "Mean difference of the fold means and its 95 % interval by the corrected resampled t-test, by itself; green "
-        "and red where the difference holds after Holm's adjustment. Grey band: practically equal.",
+        "A dot is the mean difference of the fold means, and its line the 95 % interval of it alone, by the corrected "
+        "resampled t-test. Both are green or red where the difference holds after Holm's adjustment. Within the grey "
+        "band two are practically equal.",
     ),
     "folds": (
         "Folds and seeds",
-        "Score of each member; each map has a scale of its own. Rows that stand out are hard folds, columns are the "
-        "luck of a seed.",
+        "A cell is the score of one member; each map has a scale of its own. A row that stands out is a hard fold, a "
+        "column that does is the luck of a seed.",
     ),
     "curves": (
         "Learning",
-        "Mean held-out loss of each candidate by epoch; shaded: its lowest and highest fold.",
+        "A line is the mean held-out loss of a candidate by epoch. The shade spans its folds, lowest to highest.",
     ),
     "search": (
         "Search",
-        "Each candidate's lowest mean held-out loss (it chooses, it does not score) against what was drawn for it.",
+        "A mark is a candidate's lowest mean held-out loss (it chooses, it does not score) over what was drawn for it.",
     ),
 }
 
@@ -178,8 +179,8 @@ def draw_samples(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
     n_blind = findings.summary.ensemble.n_blind
     for which, sample in places.items():
         yield (
-            f"sample_{which}", f"The {which} sample", f"Sample {sample}, {metric} "
-            f"{findings.unit.write(scores[sample])}{findings.unit.suffix}, by the {n_blind} members that never saw it.",
+            f"sample_{which}", f"The {which} sample", f"Sample {sample} has the {metric} "
+            f"{findings.unit.write(scores[sample])}{findings.unit.suffix} by the {n_blind} members that never saw it.",
             presentation.draw_sample(findings.axes, *(blind[name][sample] for name in ("targets", "mean", "std"))),
         )  # fmt: skip
     responses = {"blind ensemble": blind["mean"], "zero-shot": blind["zero_shot"]}
