@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ray_ft.files.hashes import hash_tensors
 from ray_ft.split.dropout import SWITCHES, DropoutSite, arguments, draws, mask_dropouts
-from ray_ft.split.program import Program, build_program, size_of
+from ray_ft.split.operations import size_of
+from ray_ft.split.program import Program, build_program
 
 Axes = dict[Node, int | None]  # of the samples, by feature
 
