@@ -24,7 +24,7 @@ def test_configs_are_there() -> None:
 
 @pytest.mark.parametrize("path", [None, *CONFIGS], ids=str)
 def test_every_config_loads(path: Path | None) -> None:
-    assert set(load_config(path).selected) == {"head", "decoder_head", "full", "spec_bias"}
+    assert set(load_config(path).selected) == {"head", "decoder_head", "full", "spec_bias", "ridge"}
 
 
 def test_changelog_opens_with_this_version() -> None:

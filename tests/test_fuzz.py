@@ -24,7 +24,6 @@ import yaml
 from hostile import JUNK, mutate, mutate_tree, refusing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ray_ft.split.shared import read_shared
 from safetensors.torch import save as save_tensors
 
 from ray_ft import Summary
@@ -53,6 +52,7 @@ from ray_ft.results.records import (
     load_verdicts,
 )
 from ray_ft.runs.folder import RunFolder
+from ray_ft.split.sharing import read_splits
 
 DEPTH = int(os.environ.get("RAY_FT_FUZZ", "1"))
 CONFIGS = (
@@ -571,7 +571,7 @@ def test_programs_nested_without_end_are_refused() -> None:
         deep = [deep]
     content = {"n_inputs": 1, "steps": [["aten.tanh.default", deep, {}]], "output": []}
     with pytest.raises(ValueError, match="a program has n_inputs, steps and output"):
-        read_shared({"backbone": content, "batch_axes": [], "tails": {}}, {})
+        read_splits({"backbone": content, "batch_axes": [], "tails": {}}, {}, {})
 
 
 # ---- requests and folders of predictions

@@ -4,14 +4,15 @@ import pytest
 from torch import nn
 
 from ray_ft import DiffractionNet
-from ray_ft.config import StageConfig, load_config
+from ray_ft.config import load_config
+from ray_ft.config.sections import GradientStage
 from ray_ft.errors import StrategyError
 from ray_ft.search.strategies import count_by_part, find_head_dropouts, select_trained
 
 
 def select(network: nn.Module, **stage: object) -> tuple[str, ...]:
     names = [name for name, _ in network.named_parameters()]
-    return select_trained("mine", StageConfig(lr=1, epochs=1, **stage), names)
+    return select_trained("mine", GradientStage(lr=1, epochs=1, **stage), names)
 
 
 @pytest.mark.parametrize(
