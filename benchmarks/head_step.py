@@ -69,11 +69,11 @@ def build_step(precision: str) -> Callable[[], object]:
         nonlocal batches
         batch = next(batches, None)
         if batch is None or len(batch.rows) < BATCH:
-            batches = draw_batches(member, fitter.split, fitter.bank, fitter.recipe.hyper, 0)
+            batches = draw_batches(member, fitter.recipe, 0)
             batch = next(batches)
-        step_within_memory(fitter.whole, fitter.split, fitter.bank, fitter.recipe, [batch], 1)
+        step_within_memory(fitter.whole, fitter.recipe, [batch], 1)
 
-    batches = draw_batches(member, fitter.split, fitter.bank, fitter.recipe.hyper, 0)
+    batches = draw_batches(member, fitter.recipe, 0)
     return step
 
 

@@ -104,7 +104,7 @@ class Tight(SplitNetwork):
 def test_a_pack_that_does_not_fit_is_halved_until_it_does(toy_folder: Path) -> None:
     parts = build_parts(toy_folder, "all")
     fitter = start(parts, KEYS, "packed")
-    fitter.split = Tight(**vars(fitter.split))
+    fitter.recipe = replace(fitter.recipe, split=Tight(**vars(fitter.recipe.split)))
     fitter.run_epoch(0)
     assert fitter.pack_size == 2
     calm = start(parts, KEYS, "looped")
@@ -118,10 +118,7 @@ def test_a_last_batch_of_one_joins_the_one_before_it_where_there_is_batch_norm(t
     problem, prepared, spec = build_parts(toy_folder, "all")  # 22 and 23 samples for training
     spec = replace(spec, stages=(replace(spec.stages[0], batch_size=7),))
     fitter = start((problem, prepared, spec), KEYS, "looped")
-    sizes = [
-        [len(batch.rows) for batch in draw_batches(member, fitter.split, fitter.bank, fitter.recipe.hyper, 0)]
-        for member in fitter.whole.members
-    ]
+    sizes = [[len(batch.rows) for batch in draw_batches(member, fitter.recipe, 0)] for member in fitter.whole.members]
     assert sorted(map(tuple, sizes)) == [(7, 7, 7, 2)] * 4 + [(7, 7, 8)] * 4
     assert all(np.isfinite(predicted).all() for predicted in run_epoch(fitter, 0).values())
 

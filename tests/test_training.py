@@ -22,6 +22,7 @@ from ray_ft.objectives import find_objective
 from ray_ft.search.problem import MemberKey
 from ray_ft.split.network import split_network
 
+MSE = find_objective("mse")
 HYPER = GradientHyperparameters(0.1, 4, 3, 0.0, 0.0, None, 1, 10)
 
 
@@ -43,13 +44,13 @@ def test_the_schedule_warms_up_and_falls_to_zero() -> None:
 def test_an_epoch_deals_each_view_of_each_training_sample_once() -> None:
     _, split, bank = build_bank()
     (member,) = create_pack([MemberKey(0, 0, 0)], (1,), split, HYPER, [np.array([0, 2, 3])]).members
-    batches = list(draw_batches(member, split, bank, HYPER, 0))
+    batches = list(draw_batches(member, Recipe(split, bank, HYPER, MSE), 0))
     assert [len(batch.rows) for batch in batches] == [3, 3]
     rows = torch.cat([batch.rows for batch in batches])
     assert Counter(rows.tolist()) == Counter([0, 2, 3, 5, 7, 8])
     for batch in batches:
         torch.testing.assert_close(batch.targets, bank.targets.flatten(0, 1)[batch.rows])
-    again = torch.cat([batch.rows for batch in draw_batches(member, split, bank, HYPER, 1)])
+    again = torch.cat([batch.rows for batch in draw_batches(member, Recipe(split, bank, HYPER, MSE), 1)])
     assert not torch.equal(again, rows), "each epoch shuffles anew"
 
 
@@ -62,7 +63,7 @@ def test_noisy_copies_are_features_of_inputs_with_noise() -> None:
     torch.testing.assert_close(noisy.features[0][:10], bank.features[0])
     torch.testing.assert_close(noisy.features[0][10:20], expected)
     (member,) = create_pack([MemberKey(0, 0, 0)], (1,), split, HYPER, [np.arange(5)]).members
-    rows = torch.cat([batch.rows for batch in draw_batches(member, split, noisy, HYPER, 0)])
+    rows = torch.cat([batch.rows for batch in draw_batches(member, Recipe(split, noisy, HYPER, MSE), 0)])
     assert rows.min() >= 10, "where there is noise, every view is a noisy one"
 
 
@@ -80,7 +81,7 @@ def test_stacked_clipping_is_that_of_torch_for_each_member() -> None:
 
 
 def test_autocast_is_on_for_bf16_alone() -> None:
-    device = torch.device("cpu")
+    _, split, bank = build_bank()
     for dtype in (torch.float32, torch.bfloat16):
-        with Recipe(HYPER, find_objective("mse"), 1.0, dtype).autocast(device):
+        with Recipe(split, bank, HYPER, MSE, 1.0, dtype).autocast():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype

@@ -66,35 +66,35 @@ class GradientFitter:
         n_threads: int = 1,
     ) -> None:
         self.keys, self.n_threads, self.splits = tuple(keys), n_threads, problem.splits
-        self.recipe = Recipe(hyper, problem.objective, settings.grad_clip, prepared.dtype)
-        self.split = prepared.split.set_dropout(dict.fromkeys(prepared.stage.dropouts, hyper.head_dropout or 0.0))
+        split = prepared.split.set_dropout(dict.fromkeys(prepared.stage.dropouts, hyper.head_dropout or 0.0))
         inputs, targets = (torch.from_numpy(views).to(device) for views in problem.build_views())
         clean = ViewBank(tuple(feature.to(device) for feature in prepared.features), targets)
         noise = (hyper.noise_std, settings.n_noisy_views, problem.seed)
-        self.bank = add_noisy_copies(clean, self.split, inputs, *noise, prepared.dtype, n_threads)
-        self.frozen_hash = hash_tensors(self.split.tensors)
+        bank = add_noisy_copies(clean, split, inputs, *noise, prepared.dtype, n_threads)
+        self.recipe = Recipe(split, bank, hyper, problem.objective, settings.grad_clip, prepared.dtype)
+        self.frozen_hash = hash_tensors(self.recipe.split.tensors)
         self.stream = tuple(name_stream(problem.seed, name))
         self.whole = self.create_members(self.keys)
-        self.snapshots: list[dict[str, Tensor]] = [self.split.state for _ in self.keys]
+        self.snapshots: list[dict[str, Tensor]] = [self.recipe.split.state for _ in self.keys]
         self.obstacle = ""  # why the members cannot be packed
         self.pack_size = self.choose_pack_size(settings.packing)
 
     def create_members(self, keys: Sequence[MemberKey]) -> Pack:
         samples = [self.splits.training(key.repeat, key.fold) for key in keys]
-        return create_pack(keys, self.stream, self.split, self.recipe.hyper, samples)
+        return create_pack(keys, self.stream, self.recipe.split, self.recipe.hyper, samples)
 
     def choose_pack_size(self, packing: Packing) -> int:
         """Time a few steps of fresh members, packed and not."""
         evenly = -(-len(self.keys) // self.n_threads)
         if evenly == 1 or packing == "looped":
             return 1
-        if self.split.draws:
+        if self.recipe.split.draws:
             self.obstacle = "the network may draw random numbers itself"
             return 1
         if packing == "packed":
             return evenly
         alone = self.time_steps(self.create_members(self.keys[:1]))
-        if self.bank.targets.device.type == "cpu" and alone > LONG_STEP_S:
+        if self.recipe.bank.targets.device.type == "cpu" and alone > LONG_STEP_S:
             return 1
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]  # it is timed
         try:
@@ -111,13 +111,13 @@ class GradientFitter:
         for _ in range(N_TIMED):
             step = [next(of_member) for of_member in batches]
             started = time.perf_counter()
-            step_within_memory(pack, self.split, self.bank, self.recipe, step, len(step))[0].sum().item()  # it waits
+            step_within_memory(pack, self.recipe, step, len(step))[0].sum().item()  # it waits
             times.append(time.perf_counter() - started)
         return min(times[1:])
 
     def draw_steps(self, member: Member) -> Iterator[Batch]:
         """Deal the batches of as many epochs as make up the steps that are timed."""
-        epochs = (draw_batches(member, self.split, self.bank, self.recipe.hyper, epoch) for epoch in range(N_TIMED))
+        epochs = (draw_batches(member, self.recipe, epoch) for epoch in range(N_TIMED))
         return chain.from_iterable(epochs)
 
     def run_epoch(self, epoch: int) -> None:
@@ -126,21 +126,19 @@ class GradientFitter:
         Raises:
             DivergedError: A loss is infinite or not a number.
         """
-        for size in self.map_packs(lambda pack: train_epoch(pack, self.split, self.bank, self.recipe, epoch)):
+        for size in self.map_packs(lambda pack: train_epoch(pack, self.recipe, epoch)):
             self.pack_size = min(self.pack_size, size)
 
     def predict(self) -> Predictions:
         """Predict, by each member, the samples that it is watched on."""
-        of_packs = self.map_packs(
-            lambda pack: predict_watched(pack, self.split, self.bank, self.recipe, self.list_watched)
-        )
+        of_packs = self.map_packs(lambda pack: predict_watched(pack, self.recipe, self.list_watched))
         predicted = (own.cpu().numpy() for of_pack in of_packs for own in of_pack)
         return dict(zip(self.keys, predicted, strict=True))
 
     def map_packs(self, work: Callable[[Pack], T]) -> list[T]:
         """Do the same with each pack, several at a time where there are threads."""
         packs = self.whole.divide(self.pack_size)
-        if self.n_threads == 1 or self.split.draws:
+        if self.n_threads == 1 or self.recipe.split.draws:
             return list(map(work, packs))
         with ThreadPoolExecutor(self.n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, packs))
@@ -160,7 +158,7 @@ class GradientFitter:
 
     def has_drifted(self) -> bool:
         """Whether a frozen parameter or buffer has moved."""
-        return hash_tensors(self.split.tensors) != self.frozen_hash
+        return hash_tensors(self.recipe.split.tensors) != self.frozen_hash
 
     def save(self) -> dict[MemberKey, dict[str, Any]]:
         """Return all that the next epoch depends on, in the memory that it will change where that is the CPU's."""
@@ -190,7 +188,7 @@ class GradientFitter:
         how = "looped" if self.pack_size == 1 else f"packed by {self.pack_size}"
         why = f" (cannot be packed: {self.obstacle})" if self.obstacle else ""
         dtype = str(self.recipe.dtype).removeprefix("torch.")
-        note = self.split.reason and f"the whole network runs at each step, as {self.split.reason}"
+        note = self.recipe.split.reason and f"the whole network runs at each step, as {self.recipe.split.reason}"
         return FitterDescription(note, f"{how}, {dtype}{why}")
 
 

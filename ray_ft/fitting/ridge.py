@@ -238,7 +238,13 @@ def fit_rows(
     groups: Int[np.ndarray, " row"],
     kernel: str,
 ) -> Solution:
-    """Fit one ridge regression, with the penalty and the width that leave the least error on groups left out."""
+    """Fit one ridge regression, with the penalty and the width that leave the least error on groups left out.
+
+    Raises:
+        StrategyError: There is no group to leave out.
+    """
+    if len(np.unique(groups)) < 2:
+        raise StrategyError("fit: ridge needs two or more groups of samples in each training part, to choose its penalty")
     if kernel == "linear":
         return fit_kernel((rows @ rows.T).cpu().numpy(), wanted, groups, 1.0)
     distances = torch.cdist(rows, rows).square()

@@ -44,22 +44,27 @@ class ViewBank:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How members learn.
+    """What members learn, and how.
 
     Attributes:
+        split: The network.
+        bank: Features and targets by view and sample.
         hyper: The candidate's hyperparameters.
         objective: Has the loss.
         grad_clip: Largest norm of a member's gradient.
         dtype: Of the products; weights and optimizer are float32 in any case.
     """
 
+    split: SplitNetwork
+    bank: ViewBank
     hyper: GradientHyperparameters
     objective: Objective
-    grad_clip: float
+    grad_clip: float = 1.0
     dtype: torch.dtype = torch.float32
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype != torch.float32)
+    def autocast(self) -> torch.autocast:
+        device = self.bank.targets.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.dtype != torch.float32)
 
 
 @dataclass(frozen=True)
@@ -159,15 +164,8 @@ def share(tensor: Tensor, index: int | slice) -> Tensor:
     return tensor.detach()[index].requires_grad_(tensor.requires_grad)
 
 
-def train_epoch(pack: Pack, split: SplitNetwork, bank: ViewBank, recipe: Recipe, epoch: int) -> int:
-    """Pass each member once over all views of its samples.
-
-    Args:
-        pack: Changed in place.
-        split: The network.
-        bank: Features by view and sample.
-        recipe: How they learn.
-        epoch: From 0.
+def train_epoch(pack: Pack, recipe: Recipe, epoch: int) -> int:
+    """Pass each member once over all views of its samples, in an epoch from 0; the members change in place.
 
     Returns:
         How many members were packed, fewer than came where memory did not allow for all.
@@ -175,26 +173,25 @@ def train_epoch(pack: Pack, split: SplitNetwork, bank: ViewBank, recipe: Recipe,
     Raises:
         DivergedError: A loss is infinite or not a number.
     """
-    batches = [draw_batches(member, split, bank, recipe.hyper, epoch) for member in pack.members]
-    totals = torch.zeros(len(pack.members), device=bank.targets.device)
+    batches = [draw_batches(member, recipe, epoch) for member in pack.members]
+    totals = torch.zeros(len(pack.members), device=recipe.bank.targets.device)
     size = len(pack.members)
     while any(step := [next(of_member, None) for of_member in batches]):
-        losses, size = step_within_memory(pack, split, bank, recipe, step, size)
+        losses, size = step_within_memory(pack, recipe, step, size)
         totals += losses
     for member, total in zip(pack.members, totals.tolist(), strict=True):
         if not math.isfinite(total):
             raise DivergedError(f"the training loss of {member.key} became {total} in epoch {epoch + 1}; lower the lr")
-    check_single_batches(pack, split, bank, recipe.hyper, epoch)
+    check_single_batches(pack, recipe, epoch)
     return size
 
 
-def check_single_batches(
-    pack: Pack, split: SplitNetwork, bank: ViewBank, hyper: GradientHyperparameters, epoch: int
-) -> None:
+def check_single_batches(pack: Pack, recipe: Recipe, epoch: int) -> None:
     """Tell a batch norm that had one value a channel, and so no variance, from a learning rate that is too high."""
-    if hyper.batch_size > 1 and all(len(member.samples) * bank.n_views > 1 for member in pack.members):
+    n_views, buffers = recipe.bank.n_views, pack.state.keys() - set(recipe.split.trained_names)
+    if recipe.hyper.batch_size > 1 and all(len(member.samples) * n_views > 1 for member in pack.members):
         return
-    broken = [name for name in split.state if not pack.state[name].isfinite().all() and name not in split.trained_names]
+    broken = sorted(name for name in buffers if not pack.state[name].isfinite().all())
     if broken:
         raise DivergedError(
             f"batch norm needs batches of two or more samples, got one: {broken[0]} is no number in epoch {epoch + 1}; "
@@ -203,14 +200,14 @@ def check_single_batches(
 
 
 def step_within_memory(
-    pack: Pack, split: SplitNetwork, bank: ViewBank, recipe: Recipe, batches: Sequence[Batch | None], size: int
+    pack: Pack, recipe: Recipe, batches: Sequence[Batch | None], size: int
 ) -> tuple[Float[Tensor, " member"], int]:
     """Take a step in packs of this size, or of what fits into memory; also return the size that did."""
     losses: list[Tensor] = []
     while (done := sum(map(len, losses))) < len(pack.members):
         part = slice(done, done + size)
         try:
-            losses.append(step_pack(pack.part(part), split, bank, recipe, batches[part]))
+            losses.append(step_pack(pack.part(part), recipe, batches[part]))
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
@@ -218,10 +215,9 @@ def step_within_memory(
     return torch.cat(losses), size
 
 
-def draw_batches(
-    member: Member, split: SplitNetwork, bank: ViewBank, hyper: GradientHyperparameters, epoch: int
-) -> Iterator[Batch]:
+def draw_batches(member: Member, recipe: Recipe, epoch: int) -> Iterator[Batch]:
     """Shuffle the views of the member's samples and deal them, with their learning rates and dropout."""
+    split, bank, hyper = recipe.split, recipe.bank, recipe.hyper
     device = bank.targets.device
     rng = np.random.default_rng([*member.stream, epoch])
     seed = int(rng.integers(2**62))
@@ -252,42 +248,39 @@ def scale_lr(step: int, n_steps: int, n_warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
 
 
-def step_pack(
-    pack: Pack, split: SplitNetwork, bank: ViewBank, recipe: Recipe, batches: Sequence[Batch | None]
-) -> Float[Tensor, " member"]:
+def step_pack(pack: Pack, recipe: Recipe, batches: Sequence[Batch | None]) -> Float[Tensor, " member"]:
     """Take one step of each member that has a batch; return the losses before it, 0 where there is none.
 
     Batches of one size make one step for all; at the end of an epoch, where they may differ, members step alone.
     """
     alike = None not in batches and len({len(batch.rows) for batch in batches if batch}) == 1
     if len(pack.members) > 1 and alike:
-        return step_stacked(pack, split, bank, recipe, [batch for batch in batches if batch])
+        return step_stacked(pack, recipe, [batch for batch in batches if batch])
     losses = [
-        bank.targets.new_zeros(()) if batch is None else step_alone(member, split, bank, recipe, batch)
+        recipe.bank.targets.new_zeros(()) if batch is None else step_alone(member, recipe, batch)
         for member, batch in zip(pack.members, batches, strict=True)
     ]
     return torch.stack(losses)
 
 
-def step_alone(member: Member, split: SplitNetwork, bank: ViewBank, recipe: Recipe, batch: Batch) -> Tensor:
-    features = split.take(bank.features, batch.rows)
-    loss = compute_loss(split, recipe, member.state, features, batch.masks, batch.targets)
+def step_alone(member: Member, recipe: Recipe, batch: Batch) -> Tensor:
+    features = recipe.split.take(recipe.bank.features, batch.rows)
+    loss = compute_loss(recipe, member.state, features, batch.masks, batch.targets)
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-    torch.nn.utils.clip_grad_norm_([member.state[name] for name in split.trained_names], recipe.grad_clip)
+    torch.nn.utils.clip_grad_norm_([member.state[name] for name in recipe.split.trained_names], recipe.grad_clip)
     update(member, batch.lr)
     return loss.detach()
 
 
-def step_stacked(
-    pack: Pack, split: SplitNetwork, bank: ViewBank, recipe: Recipe, batches: Sequence[Batch]
-) -> Float[Tensor, " member"]:
-    features, axes = split.take_stacked(bank.features, torch.stack([batch.rows for batch in batches]))
+def step_stacked(pack: Pack, recipe: Recipe, batches: Sequence[Batch]) -> Float[Tensor, " member"]:
+    split = recipe.split
+    features, axes = split.take_stacked(recipe.bank.features, torch.stack([batch.rows for batch in batches]))
     masks = tuple(torch.stack(of_site) for of_site in zip(*(batch.masks for batch in batches), strict=True))
     targets = torch.stack([batch.targets for batch in batches])
     leaves = [pack.state[name] for name in split.trained_names]
     # A step that fails for want of memory has changed nothing: the buffers follow when all else is done.
     state = {name: tensor if name in split.trained_names else tensor.clone() for name, tensor in pack.state.items()}
-    losses = torch.vmap(partial(compute_loss, split, recipe), in_dims=(0, axes, 0, 0))(state, features, masks, targets)
+    losses = torch.vmap(partial(compute_loss, recipe), in_dims=(0, axes, 0, 0))(state, features, masks, targets)
     gradients = clip_stacked(torch.autograd.grad(losses.sum(), leaves), recipe.grad_clip)
     for name in state.keys() - set(split.trained_names):
         pack.state[name].copy_(state[name])
@@ -313,39 +306,27 @@ def update(member: Member, lr: float) -> None:
 
 
 def compute_loss(
-    split: SplitNetwork,
     recipe: Recipe,
     state: dict[str, Tensor],
     features: tuple[Tensor, ...],
     masks: tuple[Tensor, ...],
     targets: Tensor,
 ) -> Tensor:
-    with recipe.autocast(targets.device):
-        predicted = split.apply_tail(state, features, training=True, masks=masks)
+    with recipe.autocast():
+        predicted = recipe.split.apply_tail(state, features, training=True, masks=masks)
     return recipe.objective.losses(predicted.float(), targets).mean()
 
 
 @torch.no_grad()
 def predict_watched(
-    pack: Pack,
-    split: SplitNetwork,
-    bank: ViewBank,
-    recipe: Recipe,
-    samples: Callable[[MemberKey], Int[np.ndarray, " _"]],
-) -> list[Float[Tensor, "_ *target"]]:
-    """Predict samples as they are, without augmentation or dropout, by each member its own.
-
-    Args:
-        pack: The members.
-        split: The network.
-        bank: Features by view and sample.
-        recipe: Says how precisely.
-        samples: Which samples a member predicts.
-    """
+    pack: Pack, recipe: Recipe, samples: Callable[[MemberKey], Int[np.ndarray, " _"]]
+) -> list[Float[Tensor, "_ *response"]]:
+    """Predict by each member its own samples, as they are, without augmentation or dropout."""
+    split, bank = recipe.split, recipe.bank
     device = bank.targets.device
     rows = [torch.as_tensor(samples(member.key), device=device) for member in pack.members]
     predict = partial(split.apply_tail, training=False)
-    with recipe.autocast(device):
+    with recipe.autocast():
         if len(rows) > 1 and len({len(own) for own in rows}) == 1:
             features, axes = split.take_stacked(bank.features, torch.stack(rows))
             return list(recipe.objective.respond(torch.vmap(predict, in_dims=(0, axes))(pack.state, features).float()))
