@@ -107,14 +107,16 @@ COUNT = """
 """
 
 
-def test_a_frozen_buffer_that_moves_fails_the_candidate(toy_folder: Path) -> None:
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("inline", [True, pytest.param(False, marks=pytest.mark.ray)], ids=["inline", "ray"])
+def test_a_frozen_buffer_that_moves_fails_the_candidate(toy_folder: Path, inline: bool) -> None:
     break_toy(
         toy_folder, "        self.body = nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Tanh())", COUNTER
     )
     break_toy(toy_folder, "    def forward(self, x):", COUNT)
     config = load_config(toy_folder / "toy.yaml", {"cv.strategies": ["top"], "cv.candidates": 1})
     with pytest.raises(RunError, match="FrozenDriftError: frozen parameters and buffers must not move"):
-        cross_validate(config, toy_folder / "run", inline=True)
+        cross_validate(config, toy_folder / "run", inline=inline)
 
 
 def test_every_pair_and_the_best_baseline_are_compared(toy_config: Config, tmp_path: Path) -> None:

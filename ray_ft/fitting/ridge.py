@@ -244,7 +244,7 @@ def fit_rows(
         StrategyError: There is no group to leave out.
     """
     if len(np.unique(groups)) < 2:
-        raise StrategyError("fit: ridge needs two or more groups of samples in each training part, to choose its penalty")
+        raise StrategyError("fit: ridge leaves groups out to choose its penalty, so a training part needs two or more")
     if kernel == "linear":
         return fit_kernel((rows @ rows.T).cpu().numpy(), wanted, groups, 1.0)
     distances = torch.cdist(rows, rows).square()
