@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -34,7 +33,7 @@ def test_a_program_is_its_graph_after_json() -> None:
         node.op, node.target = "get_attr", "the weight"  # as the package's own graphs have their constants
     written = build_program(program.graph)
     assert written.constants == ["the weight"]
-    again = read_program(json.loads(json.dumps(asdict(written))))
+    again = read_program(json.loads(json.dumps(written.as_dict())))
     for n in (1, 5):
         x = torch.randn(n, 2)
         (found,) = again.run((x,), {"the weight": network.weight})

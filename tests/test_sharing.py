@@ -48,7 +48,7 @@ def test_every_strategy_computes_its_whole_networks(network: DiffractionNet, str
     names = {name: names_of(network)[name] for name in strategies}
     inputs = torch.randn(5, 1, 128, 128)
     shared = share_backbone(split_all(network, names, inputs), inputs)
-    assert describe_obstacle(shared) == ""
+    assert describe_obstacle(shared, inputs) == ""
     again = write_and_read(shared)
     with torch.no_grad():
         features = again[strategies[0]].run_backbone(inputs)
@@ -105,7 +105,7 @@ class Branching(nn.Module):
 def test_what_cannot_be_traced_runs_whole_and_names_its_tensors() -> None:
     network, inputs = Branching(), torch.randn(4, 4)
     splits = split_all(network, {"head": ("head.weight", "head.bias")}, inputs)
-    assert "it cannot be split" in describe_obstacle(splits)
+    assert "it cannot be split" in describe_obstacle(splits, inputs)
     assert describe_splits(splits) == {}
     assert list_tensors(splits).keys() == network.state_dict().keys()
     state = {"head.weight": torch.ones(2, 4), "head.bias": torch.zeros(2)}

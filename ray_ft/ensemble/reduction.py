@@ -157,7 +157,7 @@ def split_networks(
         stage = strategies[name].stages[-1]
         hyper = next(spec.stages[-1] for spec in plan if spec.strategy == name)
         splits[name] = complete_split(split_at(pretrained, stage, inputs), inputs, hyper)
-    if reason := describe_obstacle(splits):
+    if reason := describe_obstacle(splits, inputs[:2]):
         network = pretrained.build()
         return {name: keep_whole(network, list_trained(network, members[name]), reason) for name in splits}
     return share_backbone(splits, inputs[:4])

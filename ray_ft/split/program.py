@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
 from ray_ft.errors import first_line, show_value
-from ray_ft.split.operations import find_operation, size_of
+from ray_ft.split.operations import ON_SIZES, find_operation
 
 ENUMS = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
 PLACE = "device"  # of an argument that is the device on which the program runs
@@ -45,11 +45,13 @@ class Program:
         steps: `(operation, arguments, keywords)`; a value is named by `{"value": i}`, where the inputs come first and
             then the results of the steps, a tensor by `{"tensor": name}`, the caller's device by `{"torch": "device"}`.
         output: One argument: a value, or a list of values.
+        foreign: Whether it comes from a file, and may call but the operations of `operations`.
     """
 
     n_inputs: int
     steps: tuple[Step, ...]
     output: Any
+    foreign: bool = False
 
     def run(self, inputs: Sequence[Any], tensors: Mapping[str, Tensor]) -> Any:
         """Compute the output.
@@ -75,10 +77,10 @@ class Program:
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
-        last_uses = find_last_uses(self)
+        last_uses, find = find_last_uses(self), find_operation if self.foreign else resolve_operation
         return tuple(
             Call(
-                resolve_operation(name),
+                find(name),
                 tuple(map(prepare_reading, arguments)),
                 tuple((key, prepare_reading(argument)) for key, argument in keywords.items()),
                 tuple(last_uses.get(index, ())),
@@ -89,6 +91,10 @@ class Program:
     @cached_property
     def reads_device(self) -> bool:
         return PLACE in list_named(self.arguments, "torch")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return {"n_inputs": self.n_inputs, "steps": self.steps, "output": self.output}
 
     @property
     def constants(self) -> list[str]:
@@ -164,29 +170,14 @@ def list_named(argument: Any, kind: str) -> Iterator[Any]:
 
 @cache
 def resolve_operation(name: str) -> Callable[..., Any]:
-    """Look up an operation of a program that was traced in this process, or that `find_operation` has let pass.
-
-    Raises:
-        AttributeError: There is none of that name here.
-    """
-    try:
-        return find_operation(name)
-    except ValueError:
-        module, _, function = name.partition(":")
-        if function:
-            return cast("Callable[..., Any]", getattr(importlib.import_module(module), function))
-        space, packet, overload = name.split(".")
-        return cast("Callable[..., Any]", getattr(getattr(getattr(torch.ops, space), packet), overload))
-
-
-def find_foreign(program: Program) -> str | None:
-    """Name an operation of a program that one from a file may not call, if there is one."""
-    for name, _, _ in program.steps:
-        try:
-            find_operation(name)
-        except ValueError:
-            return name
-    return None
+    """Look up an operation of a program that was traced in this process, whatever it is."""
+    if name in ON_SIZES:
+        return ON_SIZES[name]
+    module, _, function = name.partition(":")
+    if function:
+        return cast("Callable[..., Any]", getattr(importlib.import_module(module), function))
+    space, packet, overload = name.split(".")
+    return cast("Callable[..., Any]", getattr(getattr(getattr(torch.ops, space), packet), overload))
 
 
 def build_program(graph: Graph) -> Program:
@@ -213,16 +204,7 @@ def build_program(graph: Graph) -> Program:
 def name_operation(target: Any) -> str:
     if isinstance(target, OpOverload):
         return str(target)
-    if find_or_none(target.__name__) is not None and target.__module__ in ("_operator", size_of.__module__):
-        return str(target.__name__)
-    return f"{target.__module__}:{target.__qualname__}"
-
-
-def find_or_none(name: str) -> Callable[..., Any] | None:
-    try:
-        return find_operation(name)
-    except ValueError:
-        return None
+    return target.__name__ if target in ON_SIZES.values() else f"{target.__module__}:{target.__qualname__}"
 
 
 def encode(argument: Any, numbers: Mapping[Node, int]) -> Any:
@@ -250,7 +232,7 @@ def read_program(content: Any) -> Program:
     """
     try:
         steps = tuple((name, arguments, keywords) for name, arguments, keywords in content["steps"])
-        program = Program(content["n_inputs"], steps, content["output"])
+        program = Program(content["n_inputs"], steps, content["output"], foreign=True)
         for index, (name, arguments, keywords) in enumerate(steps):
             find_operation(name)
             check_arguments([arguments, list(keywords.values())], program.n_inputs + index)

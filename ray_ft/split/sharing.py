@@ -7,14 +7,15 @@ the pretrained weights on the way, for those that read it there.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ray_ft.errors import first_line
 from ray_ft.split.network import SplitNetwork
-from ray_ft.split.program import Program, Step, find_foreign, read_program
+from ray_ft.split.program import Program, Step, read_program
 from ray_ft.split.whole import WholeTail
 
 Splits = Mapping[str, SplitNetwork]
@@ -102,13 +103,23 @@ def agree(shared: SplitNetwork, alone: SplitNetwork, example: Tensor) -> bool:
     )
 
 
-def describe_obstacle(splits: Splits) -> str:
-    """Say why the network cannot be written as operations; empty where it can."""
+@torch.no_grad()
+def describe_obstacle(splits: Splits, example: Tensor) -> str:
+    """Say why the network cannot be written as operations that an artefact may hold; empty where it can."""
     for split in splits.values():
-        if split.reason:
-            return f"each member runs the whole network, as {split.reason}"
-        if operation := find_foreign(split.backbone) or find_foreign(tail_of(split)):
-            return f"each member runs the whole network, as an artefact may not hold its operation {operation}"
+        reason = split.reason
+        if not reason:
+            foreign = replace(
+                split,
+                backbone=replace(split.backbone, foreign=True),
+                evaluation=replace(tail_of(split), foreign=True),
+            )
+            try:
+                foreign.apply_tail(split.state, foreign.take(foreign.run_backbone(example)))
+            except ValueError as error:
+                reason = f"it cannot be written down: {first_line(error)}"
+        if reason:
+            return f"each member runs the whole network, as {reason}"
     return ""
 
 
@@ -122,8 +133,8 @@ def describe_splits(splits: Splits) -> dict[str, Any]:
     first = next(iter(splits.values()))
     if first.reason:
         return {}
-    tails = {name: {"program": asdict(tail_of(split)), "features": split.reads} for name, split in splits.items()}
-    return {"backbone": asdict(first.backbone), "batch_axes": first.batch_axes, "tails": tails}
+    tails = {name: {"program": tail_of(split).as_dict(), "features": split.reads} for name, split in splits.items()}
+    return {"backbone": first.backbone.as_dict(), "batch_axes": first.batch_axes, "tails": tails}
 
 
 def list_tensors(splits: Splits) -> dict[str, Tensor]:
