@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from toy import write_toy
 
@@ -37,15 +38,37 @@ def toy_config(toy_folder: Path) -> Config:
     return load_config(toy_folder / "toy.yaml", {"cv.strategies": ["top", "last"]})
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start Ray, which takes all cores, run one after the other in one process; the others beside them."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Make a folder in the first process of the tests that asks for it; the others wait and take it."""
+    base = factory.getbasetemp()
+    root = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder = root / name
+    with FileLock(root / f"{name}.lock"):
+        if not folder.exists():
+            (partial := root / f"{name}-partial").mkdir()
+            make(partial)
+            partial.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two strategies and two repeats, made once; tests copy it."""
-    folder = tmp_path_factory.mktemp("toy")
+    return make_once(tmp_path_factory, "toy", run_toy) / "run"
+
+
+def run_toy(folder: Path) -> None:
     write_toy(folder)
     command = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--inline", "--out", "run", "--repeats", "2"]
     command += ["--candidates", "1", "--strategies", "top,last"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder / "run"
 
 
 @pytest.fixture
@@ -58,15 +81,17 @@ def run(toy_run: Path, toy_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on a few of the demo's samples, made once; its ensemble averages over two views."""
-    folder = tmp_path_factory.mktemp("demo")
+    return make_once(tmp_path_factory, "demo", run_demo) / "run"
+
+
+def run_demo(folder: Path) -> None:
     with np.load(Path(package.__file__).parent / "demo" / "measured.npz") as archive:
         np.savez(folder / "few.npz", structure=archive["structure"][:30], spectra=archive["spectra"][:30])
     command = [sys.executable, "-m", "ray_ft", "cv", "--inline", "--out", "run", "--strategies", "spec_bias,head"]
     command += ["--candidates", "1", "--folds", "3", "--set", "training.epochs=2", "--set", "training.lr=0.003"]
-    command += ["--set", f"data.inputs={folder}/few.npz::structure", "--set", f"data.targets={folder}/few.npz::spectra"]
+    command += ["--set", "data.inputs=few.npz::structure", "--set", "data.targets=few.npz::spectra"]
     command += ["--set", "ensemble.symmetric=true"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder / "run"
 
 
 @pytest.fixture
