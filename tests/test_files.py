@@ -4,10 +4,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import ray_ft
 from ray_ft.cli import app
@@ -30,6 +33,20 @@ def test_every_config_loads(path: Path | None) -> None:
 def test_changelog_opens_with_this_version() -> None:
     versions = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert versions[0] == ray_ft.__version__
+
+
+def test_the_lowest_versions_that_are_promised_are_those_that_are_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    promised = [*project["dependencies"], *(line for name in extras if name != "test" for line in extras[name])]
+    lowest = {name: Version(version.removeprefix(">=")) for name, version in map(read_requirement, promised)}
+    tested = map(read_requirement, (ROOT / "constraints-lowest.txt").read_text().splitlines()[2:])
+    assert lowest == {name: Version(version.removeprefix("==")) for name, version in tested}
+
+
+def read_requirement(line: str) -> tuple[str, str]:
+    requirement = Requirement(line)
+    return requirement.name.lower(), str(requirement.specifier)
 
 
 def test_the_readme_names_commands_and_files_that_are_there() -> None:
