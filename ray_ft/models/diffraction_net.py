@@ -193,17 +193,7 @@ class DecoderBlock(nn.Module):
 
 
 def read_params(shapes: Mapping[str, Sequence[int]]) -> dict[str, object]:
-    """Read the arguments of `DiffractionNet` off the shapes in its state dict.
-
-    Args:
-        shapes: Shape of each entry of the state dict, by name.
-
-    Returns:
-        `n_blocks`, `widths`, `d_model`, `n_decoder_blocks`, `n_wavelengths` and `wav_kernel`.
-
-    Raises:
-        KeyError: An entry from which one of them is read is missing.
-    """
+    """Read arguments of `DiffractionNet` off the shapes in its state dict; what is missing there is a `KeyError`."""
     stages = range(1, 5)
     return {
         "n_blocks": tuple(count_children(shapes, f"stage{i}.") for i in stages),

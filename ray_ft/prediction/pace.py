@@ -12,12 +12,7 @@ LINE_EVERY_S = 10.0
 
 @contextmanager
 def show_pace(console: Console | None, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show samples done, how many a second, and the time left.
-
-    Args:
-        console: Where; nowhere where left out.
-        total: Samples in all.
-        done: By an earlier call; they leave the pace as it is.
+    """Show samples done, how many a second, and the time left; those done by an earlier call leave the pace as it is.
 
     Yields:
         A function that takes note of further samples.

@@ -19,15 +19,9 @@ KINDS = ".npy, .npz, .npz::key, .parquet, .zarr, .zarr::key, or a folder of .npy
 
 @dataclass(frozen=True)
 class Block:
-    """Samples that follow one another in a file.
+    """Samples that follow one another in a file; `shape` and `dtype` are those of one.
 
-    Attributes:
-        path: Of the file.
-        n_samples: How many.
-        shape: Of a sample.
-        dtype: Of its values.
-        key: Which array or column; empty where the file holds one.
-        group: Of the rows of a Parquet file.
+    `key` is the array or the column, empty where the file holds one; `group` counts the row groups of a Parquet file.
     """
 
     path: str
@@ -40,12 +34,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Source:
-    """Inputs in their order.
+    """Inputs in their order, by the name that the user gave them; all blocks have one shape and type.
 
-    Attributes:
-        name: As the user wrote it.
-        blocks: All of one shape and type.
-        files: Absolute path, bytes and time of change in ns of each file.
+    `files` are the absolute path, the bytes and the time of change in ns of each file.
     """
 
     name: str
@@ -67,20 +58,16 @@ class Source:
         """Write which sample a row is, for messages."""
         if len(self.files) == 1:
             return f"sample {row} of {self.name}"
-        starts: dict[str, int] = {}
-        for first, block in walk_blocks(self.blocks):
-            start = starts.setdefault(block.path, first)
-            if row < first + block.n_samples:
-                return f"sample {row - start} of {block.path}, which is number {row} of all"
-        raise IndexError(row)
+        known = [(first, block.path) for first, block in walk_blocks(self.blocks) if first <= row]
+        path = known[-1][1]
+        start = next(first for first, own in known if own == path)
+        return f"sample {row - start} of {path}, which is number {row} of all"
 
 
 def open_source(name: str, column: str | None = None) -> Source:
-    """Find the files of inputs and check their headers; no samples are read, but of `.npz`.
+    """Find the files of inputs, of a kind in `KINDS`, and check their headers; no samples are read, but of `.npz`.
 
-    Args:
-        name: A path as the messages list them.
-        column: Of Parquet; may be left out where there is one.
+    The column is one of Parquet; it may be left out where there is one.
 
     Raises:
         DataError: There are no such inputs, a file is damaged, or files differ in shape or type.
@@ -92,9 +79,8 @@ def open_source(name: str, column: str | None = None) -> Source:
             raise DataError(f"inputs must exist, got {text}; check the path")
         paths = list_files(path)
         blocks = tuple(block for own in paths for block in open_file(own, key or column or ""))
-        files = tuple(stamp_file(own) for own in paths)
-    check_blocks(blocks, name)
-    return Source(name, blocks, files)
+        check_blocks(blocks, name)
+        return Source(name, blocks, tuple(map(stamp_file, paths)))
 
 
 @contextmanager
@@ -119,16 +105,14 @@ def list_files(path: Path) -> list[Path]:
     return found[kinds[0]]
 
 
-def open_file(path: Path, key: str) -> Iterator[Block]:
+def open_file(path: Path, key: str) -> list[Block]:
     if path.suffix == ".parquet":
-        for group, (n_samples, shape, dtype, column) in enumerate(tables.open_parquet(path, key)):
-            yield Block(str(path), n_samples, shape, dtype, column, group)
-        return
+        return [Block(str(path), *own) for own in tables.open_parquet(path, key)]
     array = open_array(path, key)
     if array.ndim < 2:
         raise DataError(f"inputs must have a sample axis and at least one more, got shape {array.shape} in {path}")
-    own_key = "" if path.suffix == ".npy" else key
-    yield Block(str(path), int(array.shape[0]), tuple(map(int, array.shape[1:])), str(array.dtype), own_key)
+    n_samples, *shape = map(int, array.shape)
+    return [Block(str(path), n_samples, tuple(shape), str(array.dtype), "" if path.suffix == ".npy" else key)]
 
 
 def open_array(path: Path, key: str) -> Shaped[np.ndarray, "..."] | tables.Zarr:
@@ -192,7 +176,7 @@ def read_blocks(source: Source, start: int, stop: int, size: int) -> Iterator[Sh
     for first, block in walk_blocks(source.blocks):
         low, high = max(start - first, 0), min(stop - first, block.n_samples)
         if low < high:
-            with reading(f"inputs must be whole, and stay as they are while they are read, got {block.path}"):
+            with reading(f"inputs must be whole, of one shape, and stay as they are while read, got {block.path}"):
                 yield from read_block(block, low, high, size)
 
 
@@ -203,5 +187,4 @@ def read_block(block: Block, start: int, stop: int, size: int) -> Iterator[Shape
         return
     whole = None if path.suffix == ".npy" else open_array(path, block.key)
     for low in range(start, stop, size):  # a .npy is mapped anew: pages once read would count as this process's memory
-        part = slice(low, min(low + size, stop))
-        yield np.array((map_array(path) if whole is None else whole)[part])
+        yield np.array((map_array(path) if whole is None else whole)[low : min(low + size, stop)])

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Shaped
 
-from ray_ft.errors import DataError, first_few, first_line, suggest
+from ray_ft.errors import DataError, first_few, suggest
 from ray_ft.files.memory import describe_excess
 
 VALUE_BYTES = 8
@@ -26,13 +26,8 @@ def open_zarr(path: Path, key: str) -> Zarr:
         import zarr
     except ImportError as error:
         raise DataError(f"zarr must be installed to read {path}; pip install 'ray-ft[zarr]'") from error
-    try:
-        found: Any = zarr.open(str(path), mode="r")
-        found = found[key] if key else found
-    except Exception as error:  # of any class, as its metadata may be anything
-        raise DataError(
-            f"inputs must be a zarr array, got {'::'.join((str(path), key))}: {first_line(error)}"
-        ) from error
+    store: Any = zarr.open(str(path), mode="r")
+    found = store[key] if key else store
     if not hasattr(found, "dtype"):
         raise DataError(f"a zarr group needs ::key out of {first_few(sorted(found))}, got none for {path}")
     if excess := describe_excess(math.prod(found.chunks) * found.dtype.itemsize):
@@ -40,8 +35,8 @@ def open_zarr(path: Path, key: str) -> Zarr:
     return found
 
 
-def open_parquet(path: Path, column: str) -> list[tuple[int, tuple[int, ...], str, str]]:
-    """Read samples, shape and type of each group of rows, and the column's name; the first row gives the shape.
+def open_parquet(path: Path, column: str) -> list[tuple[int, tuple[int, ...], str, str, int]]:
+    """Read samples, shape, type, column and number of each group of rows; the first row gives the shape.
 
     Raises:
         DataError: It has no such column, or the column is none of numbers in lists.
@@ -61,7 +56,7 @@ def open_parquet(path: Path, column: str) -> list[tuple[int, tuple[int, ...], st
     if not first:
         return []
     shape, dtype = describe_sample(first.column(0), path)
-    return [(group.num_rows, shape, dtype, column) for group in groups]
+    return [(group.num_rows, shape, dtype, column, number) for number, group in enumerate(groups)]
 
 
 def count_values(group: Any, column: str) -> int:
@@ -92,27 +87,15 @@ def get_storage(column: Any) -> Any:
 def read_parquet(
     path: Path, column: str, group: int, start: int, stop: int, size: int, shape: tuple[int, ...]
 ) -> Iterator[Shaped[np.ndarray, "sample ..."]]:
-    """Read samples of a group of rows; those before `start` are decoded and dropped.
-
-    Raises:
-        DataError: A sample has another shape, or is missing; it says which row.
-    """
+    """Read samples of a group of rows; those before `start` are decoded and dropped."""
     from pyarrow import parquet
 
     with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-        before = sum(file.metadata.row_group(i).num_rows for i in range(group))
         first = 0
         for batch in file.iter_batches(size, row_groups=[group], columns=[column]):
             low, high = max(start - first, 0), min(stop - first, len(batch))
             if low < high:
-                rows = batch.column(0).slice(low, high - low)
-                try:
-                    yield lay_out(rows, shape)
-                except ValueError as error:
-                    row = before + first + low + find_odd(rows, shape)
-                    raise DataError(
-                        f"samples must be {shape} numbers, as the first is, got row {row} of {path}"
-                    ) from error
+                yield lay_out(batch.column(0).slice(low, high - low), shape)
             first += len(batch)
             if first >= stop:
                 return
@@ -131,13 +114,3 @@ def lay_out(column: Any, shape: tuple[int, ...]) -> Shaped[np.ndarray, "sample .
         level = level.cast(pa.list_(level.type.value_type, n)).flatten()  # leaves out what is missing
     array: np.ndarray = level.to_numpy(zero_copy_only=False).reshape(len(column), *shape)
     return array
-
-
-def find_odd(column: Any, shape: tuple[int, ...]) -> int:
-    """Find the first sample that cannot be laid out."""
-    for i in range(len(column)):
-        try:
-            lay_out(column.slice(i, 1), shape)
-        except ValueError:
-            return i
-    return 0

@@ -28,7 +28,6 @@ from ray_ft.serving.shared_pass import PreparedRequest
 
 JSON, NPZ = "application/json", "application/x-npz"
 NPY_TYPES = ("application/x-npy", "application/octet-stream")
-NPZ_TYPES = (NPZ, "application/octet-stream", "application/zip")
 MEGABYTE = 2**20
 MAX_WAITING = 64  # requests for predictions; a further one is told to come again
 MAX_WAITING_BODIES = 16  # of the largest size, in bytes, together; a chunked one counts as such
@@ -52,14 +51,11 @@ class Limits:
 
 def build_array(value: object) -> Shaped[np.ndarray, "..."]:
     """Turn nested lists into an array of numbers."""
-    if isinstance(value, np.ndarray):
-        return value
     try:
-        return np.asarray(value, np.float64)
+        return value if isinstance(value, np.ndarray) else np.asarray(value, np.float64)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(
-            f"it must be nested lists of numbers, equally long at each depth; {first_line(error)}"
-        ) from error
+        rule = "it must be nested lists of numbers, equally long at each depth"
+        raise ValueError(f"{rule}; {first_line(error)}") from error
 
 
 def split_names(value: object) -> object:
@@ -80,13 +76,7 @@ class PredictionRequest(BaseModel):
 def build_app(
     ensemble: Ensemble, limits: Limits, predict: Callable[[PreparedRequest], Awaitable[Prediction | Exception]]
 ) -> FastAPI:
-    """Build the application that answers for an ensemble.
-
-    Args:
-        ensemble: What is asked.
-        limits: Of a request.
-        predict: Says what the ensemble predicts for a request that is checked.
-    """
+    """Build the application that answers for an ensemble; `predict` says what it predicts for a checked request."""
     app = FastAPI(title="ray-ft", openapi_url=None, redirect_slashes=False)
     waiting: dict[Request, int] = {}  # and the bytes of its body
     one_at_a_time = ThreadPoolExecutor(1)  # a body that becomes an array takes much memory
@@ -99,7 +89,7 @@ def build_app(
     @app.post("/predict")
     async def predict_inputs(request: Request) -> Response:
         content_type = read_content_type(request.headers)
-        kind = choose_answer(request.headers.get("accept", ""), JSON if content_type == JSON else NPZ)
+        kind = JSON if content_type == JSON else NPZ  # the answer is like the body
         run = asyncio.get_running_loop().run_in_executor
         n_bytes = read_length(request.headers, limits)
         if len(waiting) >= MAX_WAITING or n_bytes + sum(waiting.values()) > MAX_WAITING_BODIES * limits.max_bytes:
@@ -171,13 +161,6 @@ def read_content_type(headers: Mapping[str, str]) -> str:
     return name
 
 
-def choose_answer(accept: str, like_body: str) -> str:
-    """Find the content type that the client accepts; without a wish, it is like the body's."""
-    wishes = [wish.partition(";")[0].strip().lower() for wish in accept.split(",")]
-    known = [JSON if wish == JSON else NPZ for wish in wishes if wish == JSON or wish in NPZ_TYPES]
-    return known[0] if known else like_body
-
-
 def read_length(headers: Mapping[str, str], limits: Limits) -> int:
     """Read how long a body will be; a chunked one, which does not say so, may be as long as any."""
     text = headers.get("content-length", "")
@@ -188,11 +171,8 @@ def read_length(headers: Mapping[str, str], limits: Limits) -> int:
 
 def check_length(n_bytes: int, limits: Limits) -> None:
     if n_bytes > limits.max_bytes:
-        raise HTTPException(
-            413,
-            f"a body may have {limits.max_body_mb:g} MB at most, got {n_bytes / MEGABYTE:.3g} MB or more; send fewer "
-            "samples at a time, or .npy",
-        )
+        text = f"a body may have {limits.max_body_mb:g} MB at most, got {n_bytes / MEGABYTE:.3g} MB or more"
+        raise HTTPException(413, f"{text}; send fewer samples at a time, or .npy")
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -217,12 +197,7 @@ def parse_request(
 ) -> tuple[PreparedRequest, PredictionSpec]:
     """Read what a client asks for, and check it, so that no request spoils a pass that it shares.
 
-    Args:
-        body: JSON with `inputs` and, if wanted, `level` and `quantities`; or `.npy` with the inputs alone.
-        content_type: JSON, or one of `.npy`.
-        parameters: Of the URL: `level` and `quantities`, with commas.
-        ensemble: What is asked.
-        max_samples: Of a request.
+    JSON has `inputs` and, if wanted, `level` and `quantities`; `.npy` has the inputs, and the URL the others.
 
     Raises:
         HTTPException: It breaks a rule of the server.

@@ -45,17 +45,9 @@ def serve(
     address: str | None = None,
     trust: bool = False,
 ) -> None:
-    """Serve an ensemble until Ctrl-C or SIGTERM.
+    """Serve an ensemble until Ctrl-C or SIGTERM, by a local Ray, which ends with the server, or on a cluster.
 
-    Args:
-        path: Folder of an ensemble or of its run; on a cluster, all nodes must see it.
-        host: Address to listen on; on a cluster, of its head node.
-        port: The same.
-        max_samples: Of a request.
-        max_body_mb: Size of its body, in MiB.
-        replicas: Processes that predict.
-        address: Ray cluster to join; a local Ray, which ends with the server, where left out.
-        trust: Whether the ensemble may run its network's own code.
+    On a cluster, all nodes must see the folder, and host and port are those of its head node.
 
     Raises:
         EnsembleError: It is no ensemble.
@@ -114,18 +106,13 @@ def import_serve() -> Any:
     try:
         from ray import serve as ray_serve
     except ImportError as error:
-        raise ConfigError(
-            f"ray-ft serve needs Ray Serve, got none ({error}); install it by: pip install 'ray-ft[serve]'"
-        ) from error
+        rule = f"ray-ft serve needs Ray Serve, got none ({error})"
+        raise ConfigError(f"{rule}; install it by: pip install 'ray-ft[serve]'") from error
     return ray_serve
 
 
 def check_free(host: str, port: int) -> None:
-    """Bind the port for a moment: Serve would share it with another server that does the same.
-
-    Raises:
-        ConfigError: It cannot be had.
-    """
+    """Bind the port for a moment: Serve would share it with another server that does the same."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
