@@ -29,13 +29,12 @@ from hypothesis import strategies as st
 from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import ConfigError
 from ray_ft.serving.server import check_free
-from ray_ft.serving.shared_pass import PreparedRequest, predict_together
 
 pytest.importorskip("ray.serve")
 from fastapi import FastAPI  # it comes with Serve
 
 from ray_ft.serving import app as served
-from ray_ft.serving.app import JSON, NPZ, Limits, build_app
+from ray_ft.serving.app import JSON, NPZ, Limits, PreparedRequest, build_app, predict_together
 
 QUANTITIES = tuple(field.name for field in fields(Prediction))
 X = np.random.default_rng(3).normal(size=(5, 6)).astype(np.float32)

@@ -159,9 +159,8 @@ def plan(config: "Config") -> None:
     show(render_plan(prepared.proposer.ask(), parts, len(problem.keys), shape))
     n_noisy = config.training.n_noisy_views
     needed = max(estimate_bytes(problem, strategy, n_noisy) for strategy in prepared.strategies.values())
-    typer.echo(
-        f"{write_bytes(needed)} of memory for a candidate at least; {write_bytes(find_available())} are available"
-    )
+    free = write_bytes(find_available())
+    typer.echo(f"{write_bytes(needed)} of memory for a candidate at least; {free} are available")
 
 
 @app.command()
@@ -171,12 +170,10 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     from ray_ft.cross_validation import prepare
 
     prepared = prepare(loaded)
-    dataset = prepared.problem.samples
+    data = prepared.problem.samples
     typer.echo(f"config      {config or 'embedded demo'}: valid")
-    typer.echo(
-        f"data        {len(dataset)} samples, inputs {dataset.inputs.shape[1:]}, targets {dataset.targets.shape[1:]}"
-    )
-    for note in dataset.notes:
+    typer.echo(f"data        {len(data)} samples, inputs {data.inputs.shape[1:]}, targets {data.targets.shape[1:]}")
+    for note in data.notes:
         typer.echo(f"note        {note}")
     typer.echo(f"checkpoint  {loaded.checkpoint or 'none: the weights of the factory'}: fits the network")
     for name, strategy in prepared.strategies.items():

@@ -12,6 +12,7 @@ from typer import Argument, Option
 from ray_ft.cli.options import AddressOption, ForceOption, JsonOption, LevelOption, RunArgument, Source, TrustOption
 from ray_ft.cli.outputs import check_output
 from ray_ft.cli.show import resumable, show
+from ray_ft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ray_ft.prediction.streams import Streamed
@@ -31,6 +32,18 @@ OUTPUT = (
     "File (.npz) or folder to write. A folder is written bit by bit, for inputs larger than memory, and the same "
     "command goes on with it."
 )
+SYMMETRIC = "Average predictions over the operations of data.symmetry."
+LEVEL = "Confidence level of the intervals, between 0.5 and 1."
+UNITS = "Units of the predictions, which the card states."
+LICENSE = "License of the weights, which the card states."
+PLOT = "File for a plot of the calibration: .png, .svg or .pdf. Without it, none is drawn."
+QUANTITIES = "What to write, comma-separated, such as mean,flag. Without it, everything is written."
+COLUMN = "Column of the inputs in Parquet files. It may be left out where there is one."
+ON_RAY = "Predict by Ray Data, with all of a cluster, into a folder of Parquet files."
+SOUP = "Average the weights of all members to one network, which has no intervals."
+ALLOW_WORSE = "Write the --soup also if it scores worse than the ensemble, or has no score."
+HOST = "Address to listen on. 0.0.0.0 opens it to every network of the machine."
+THREADS = "Number of batches that are predicted at a time."
 DEVICE = "Device that computes: cpu, cuda, or auto, which takes a GPU if there is one."
 LABELLED = "File of the {}, in place of --data: .npy, .npz or .npz::key."
 NEWEST = "Run or ensemble whose members are asked. Without it, the newest finished run in runs/ is."
@@ -44,18 +57,10 @@ def ensemble(
     run: RunArgument,
     strategies: Annotated[str | None, Option(help=OWN_STRATEGIES)] = None,
     method: Annotated[str | None, Option(help=METHOD, show_default=OF_RUN)] = None,
-    symmetric: Annotated[
-        bool | None, Option("--symmetric", help="Average predictions over the operations of data.symmetry.")
-    ] = None,
-    level: Annotated[
-        float | None, Option(help="Confidence level of the intervals, between 0.5 and 1.", show_default=OF_RUN)
-    ] = None,
-    units: Annotated[
-        str | None, Option(help="Units of the predictions, which the card states.", show_default=OF_RUN)
-    ] = None,
-    license: Annotated[
-        str | None, Option(help="License of the weights, which the card states.", show_default=OF_RUN)
-    ] = None,
+    symmetric: Annotated[bool | None, Option("--symmetric", help=SYMMETRIC)] = None,
+    level: Annotated[float | None, Option(help=LEVEL, show_default=OF_RUN)] = None,
+    units: Annotated[str | None, Option(help=UNITS, show_default=OF_RUN)] = None,
+    license: Annotated[str | None, Option(help=LICENSE, show_default=OF_RUN)] = None,
 ) -> None:
     """Build the ensemble of a run from its members, again or in another way."""
     from ray_ft.cross_validation import rebuild_ensemble
@@ -77,9 +82,7 @@ def evaluate(
     inputs: Annotated[str | None, Option(help=LABELLED.format("inputs"))] = None,
     targets: Annotated[str | None, Option(help=LABELLED.format("targets"))] = None,
     level: LevelOption = None,
-    plot: Annotated[
-        Path | None, Option(help="File for a plot of the calibration: .png, .svg or .pdf. Without it, none is drawn.")
-    ] = None,
+    plot: Annotated[Path | None, Option(help=PLOT)] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     trust: TrustOption = False,
@@ -107,22 +110,11 @@ def predict(
     inputs: Annotated[str, Option(help=INPUTS)],
     output: Annotated[Path, Option(help=OUTPUT)],
     level: LevelOption = None,
-    quantities: Annotated[
-        str | None, Option(help="What to write, comma-separated, such as mean,flag. Without it, everything is written.")
-    ] = None,
-    column: Annotated[
-        str | None, Option(help="Column of the inputs in Parquet files. It may be left out where there is one.")
-    ] = None,
+    quantities: Annotated[str | None, Option(help=QUANTITIES)] = None,
+    column: Annotated[str | None, Option(help=COLUMN)] = None,
     device: Annotated[str, Option(help=DEVICE)] = "auto",
-    threads: Annotated[
-        int | None,
-        Option(
-            min=1, help="Number of batches that are predicted at a time.", show_default="as many as cores; 1 on a GPU"
-        ),
-    ] = None,
-    on_ray: Annotated[
-        bool, Option("--ray", help="Predict by Ray Data, with all of a cluster, into a folder of Parquet files.")
-    ] = False,
+    threads: Annotated[int | None, Option(min=1, help=THREADS, show_default="as many as cores; 1 on a GPU")] = None,
+    on_ray: Annotated[bool, Option("--ray", help=ON_RAY)] = False,
     address: AddressOption = None,
     force: ForceOption = False,
     trust: TrustOption = False,
@@ -161,8 +153,6 @@ def predict(
 
 
 def check_kinds(device: str, output: Path, on_ray: bool) -> None:
-    from ray_ft.errors import ConfigError, DataError
-
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device must be auto, cpu or cuda, got {device}")
     if output.suffix not in ("", ".npz") or (on_ray and output.suffix):
@@ -171,8 +161,6 @@ def check_kinds(device: str, output: Path, on_ray: bool) -> None:
 
 def pick_device(device: str) -> str:
     import torch
-
-    from ray_ft.errors import ConfigError
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda needs a GPU that torch can use, got none; leave it out")
@@ -191,13 +179,8 @@ def describe_stream(found: "Streamed", n_members: int, output: Path, seconds: fl
 def export(
     source: Source,
     output: Annotated[Path, Argument(help="File to write: .pt2 (for torch.export.load) or .onnx.")],
-    soup: Annotated[
-        bool, Option("--soup", help="Average the weights of all members to one network, which has no intervals.")
-    ] = False,
-    allow_worse: Annotated[
-        bool,
-        Option("--allow-worse", help="Write the --soup also if it scores worse than the ensemble, or has no score."),
-    ] = False,
+    soup: Annotated[bool, Option("--soup", help=SOUP)] = False,
+    allow_worse: Annotated[bool, Option("--allow-worse", help=ALLOW_WORSE)] = False,
     force: ForceOption = False,
 ) -> None:
     """Write an ensemble to one file that runs without this package."""
@@ -246,9 +229,7 @@ def suggest(
 @ensembles.command()
 def serve(
     source: Source,
-    host: Annotated[
-        str, Option(help="Address to listen on. 0.0.0.0 opens it to every network of the machine.")
-    ] = "127.0.0.1",
+    host: Annotated[str, Option(help=HOST)] = "127.0.0.1",
     port: Annotated[int, Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     max_samples: Annotated[int, Option(help="Most samples that a request may have.", min=1)] = 1024,
     max_body_mb: Annotated[float, Option(help="Largest body that a request may have, in MB.", min=0.001)] = 64,

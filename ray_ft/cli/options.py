@@ -15,25 +15,20 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 Source = Annotated[Path, Argument(metavar="RUN_OR_ENSEMBLE", help="Folder of a finished run, or of an ensemble.")]
 RunArgument = Annotated[Path, Argument(help="Folder of a finished run.")]
-AddressOption = Annotated[
-    str | None, Option(help="Ray cluster to join: auto, or host:port. Without it, Ray is started on this machine.")
-]
+ADDRESS = "Ray cluster to join: auto, or host:port. Without it, Ray is started on this machine."
+AddressOption = Annotated[str | None, Option(help=ADDRESS)]
 FORCE = "Replace a file that exists. Files that this command or the run reads are never replaced."
 ForceOption = Annotated[bool, Option("--force", help=FORCE)]
-InlineOption = Annotated[
-    bool, Option("--inline", help="Train in this process and not by Ray, so that a debugger can follow.")
-]
+INLINE = "Train in this process and not by Ray, so that a debugger can follow."
+InlineOption = Annotated[bool, Option("--inline", help=INLINE)]
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object instead of the table.")]
-LevelOption = Annotated[
-    float | None,
-    Option(help="Confidence level of the intervals, between 0.5 and 1. Without it, that of the ensemble holds."),
-]
+LEVEL = "Confidence level of the intervals, between 0.5 and 1. Without it, that of the ensemble holds."
+LevelOption = Annotated[float | None, Option(help=LEVEL)]
 TRUST = "Run the code of the network if the ensemble needs it. Code can do anything: trust only your own."
 TrustOption = Annotated[bool, Option("--trust", help=TRUST)]
 
-ConfigOption = Annotated[
-    Path | None, Option("--config", "-c", help="YAML file of what to run. Without it, the embedded demo is run.")
-]
+CONFIG = "YAML file of what to run. Without it, the embedded demo is run."
+ConfigOption = Annotated[Path | None, Option("--config", "-c", help=CONFIG)]
 SET = "Value in place of one in the config, such as training.lr=3e-4. The option may be repeated."
 SetOption = Annotated[list[str] | None, Option("--set", help=SET, metavar="KEY=VALUE")]
 CONFIG_OPTIONS: dict[str, tuple[Any, str]] = {  # by the key of the config that each sets, whose last part is its name

@@ -166,12 +166,9 @@ class DecoderBlock(nn.Module):
         self.wav_pw_conv = nn.Conv1d(d_model, d_model, 1, bias=False)
         self.wav_dropout = nn.Dropout(dropout)
         self.norm_ff = nn.LayerNorm(d_model)
+        inner = 4 * d_model
         self.ff = nn.Sequential(
-            nn.Linear(d_model, 4 * d_model),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(4 * d_model, d_model),
-            nn.Dropout(dropout),
+            nn.Linear(d_model, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, d_model), nn.Dropout(dropout)
         )
 
     def forward(

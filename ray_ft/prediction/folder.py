@@ -13,17 +13,16 @@ from jaxtyping import Shaped
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ray_ft.ensemble.artefact import Card
-from ray_ft.errors import DataError, first_few, first_line, show_value
+from ray_ft.errors import DataError, first_few, first_line, shorten
 from ray_ft.files.arrays import map_array
 from ray_ft.files.hashes import hash_text
 from ray_ft.files.json_text import read_json
 from ray_ft.files.writing import write_json
-from ray_ft.prediction.quantities import PredictionSpec
+from ray_ft.prediction.quantities import Found, PredictionSpec
 from ray_ft.prediction.sources import Source
 
 PLAN, PROGRESS, DONE = "plan.json", "progress.json", "done.json"  # written first, in between, and last
 T = TypeVar("T")
-First = Mapping[str, Shaped[np.ndarray, "1 ..."]]  # predictions of the first sample, which have all shapes and types
 
 
 class StreamPosition(BaseModel):
@@ -35,12 +34,8 @@ class StreamPosition(BaseModel):
     n_flagged: int | None = None
 
 
-def locate_array(root: Path, quantity: str) -> Path:
-    return root / f"{quantity}.npy"
-
-
-def describe_plan(card: Card, source: Source, spec: PredictionSpec, first: First, form: str) -> dict[str, Any]:
-    """Say what is predicted, in words that JSON keeps as they are; it must stay as it began."""
+def describe_plan(card: Card, source: Source, spec: PredictionSpec, first: Found, form: str) -> dict[str, Any]:
+    """Say what is predicted, in words that JSON keeps as they are; the first sample has all shapes and types."""
     return {
         "form": form,
         "ensemble": hash_text(card.model_dump_json())[:12],
@@ -54,21 +49,14 @@ def describe_plan(card: Card, source: Source, spec: PredictionSpec, first: First
 
 @contextmanager
 def open_folder(root: Path, plan: Mapping[str, Any], n_samples: int) -> Iterator[StreamPosition]:
-    """Make a folder, or make sure that it holds the beginning of these very predictions; keep others out meanwhile.
+    """Make a folder, or make sure that it holds the beginning of these very predictions; yield how far they are.
 
-    Yields:
-        How far they are.
-
-    Raises:
-        DataError: It cannot be written, is in use, or holds something else.
+    It is kept from others meanwhile. One that cannot be written, is in use, or holds something else is a `DataError`.
     """
-    begun = read_own(root / PLAN, dict) if (root / PLAN).exists() else None
-    if begun is None and root.is_dir():
+    if root.is_dir() and not (root / PLAN).exists():
         strangers = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
         if strangers:
             raise DataError(f"--output needs a new folder, got {root} with {first_few(strangers)}; choose another")
-    if begun is not None:
-        check_same(root, begun, plan)
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / ".lock").open("a")
@@ -79,7 +67,9 @@ def open_folder(root: Path, plan: Mapping[str, Any], n_samples: int) -> Iterator
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
         except OSError as error:
             raise DataError(f"one command at a time may write into a folder, got {root}, which is in use") from error
-        if begun is None:
+        if (root / PLAN).exists():
+            check_same(root, read_own(root / PLAN, dict), plan)
+        else:
             write_json(root / PLAN, plan)
         known = (path for path in (root / DONE, root / PROGRESS) if path.exists())
         position = next((read_own(path, StreamPosition) for path in known), StreamPosition())
@@ -97,15 +87,11 @@ def read_own(path: Path, kind: type[T]) -> T:
 
 
 def check_same(root: Path, begun: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-    """Refuse a folder that began otherwise, or with files that have another size or time of change now.
-
-    Raises:
-        DataError: It names what differs.
-    """
+    """Refuse a folder that began otherwise, or whose inputs have another size or time of change; say what differs."""
     if begun.keys() != plan.keys():
         raise DataError(f"an output folder's files must be its own, got {root / PLAN} of another kind; choose another")
     changes = [
-        f"{key}: {value if isinstance(value := begun[key], str) else show_value(value)} there, {plan[key]} now"
+        f"{key}: {shorten(str(begun[key]), 400)} there, {plan[key]} now"
         for key in ("form", "ensemble", "level", "quantities", "inputs")
         if begun[key] != plan[key]
     ]
@@ -114,35 +100,23 @@ def check_same(root: Path, begun: Mapping[str, Any], plan: Mapping[str, Any]) ->
         other = next((path for path, *stamp in plan["files"] if [path, *stamp] not in known), "fewer files")
         changes = [f"inputs: other files, or changed since, in {other}"]
     if changes:
-        differ = "\n  ".join(changes)
-        raise DataError(
-            f"predictions go on as they began, got {root} with\n  {differ}\ngive the same again, or another --output"
-        )
+        differ = "\n  ".join([f"predictions go on as they began, got {root} with", *changes])
+        raise DataError(f"{differ}\ngive the same again, or another --output")
 
 
-def check_space(root: Path, first: First, n_left: int) -> None:
-    """Refuse what does not fit on the disk before it is begun.
-
-    Raises:
-        DataError: It has the numbers.
-    """
+def check_space(root: Path, first: Found, n_left: int) -> None:
+    """Refuse what does not fit on the disk before it is begun."""
     needed = n_left * sum(own.nbytes for own in first.values())
     free = shutil.disk_usage(next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())).free
     if needed > free:
-        raise DataError(
-            f"{n_left:,} samples need {needed / 1e6:,.2f} MB for {', '.join(first)}, got {free / 1e6:,.2f} MB free for "
-            f"{root}; ask for fewer --quantities, or another --output"
-        )
+        text = f"{n_left:,} samples need {needed / 1e6:,.2f} MB for {', '.join(first)}, got {free / 1e6:,.2f} MB free"
+        raise DataError(f"{text} for {root}; ask for fewer --quantities, or another --output")
 
 
-def make_arrays(root: Path, first: First, n_samples: int, n_done: int) -> None:
-    """Make the files in their full size, or make sure that they are still there.
-
-    Raises:
-        DataError: One is gone or another.
-    """
+def make_arrays(root: Path, first: Found, n_samples: int, n_done: int) -> None:
+    """Make the files in their full size, or make sure that they are still there, and of their shape and type."""
     for name, own in first.items():
-        path, shape = locate_array(root, name), (n_samples, *own.shape[1:])
+        path, shape = root / f"{name}.npy", (n_samples, *own.shape[1:])
         if n_done == 0:
             np.lib.format.open_memmap(path, "w+", own.dtype, shape)
             continue

@@ -22,12 +22,11 @@ from ray_ft.errors import DataError
 from ray_ft.files.writing import replace_file, write_json
 from ray_ft.prediction.folder import DONE, StreamPosition, check_space, describe_plan, open_folder
 from ray_ft.prediction.pace import show_pace
-from ray_ft.prediction.quantities import PredictionSpec, choose_quantities, predict_chunks, try_first
-from ray_ft.prediction.sources import Source
+from ray_ft.prediction.quantities import PredictionSpec, Span, choose_quantities, predict_chunks, try_first
+from ray_ft.prediction.sources import Source, walk_blocks
 from ray_ft.prediction.streams import Streamed, count_flagged
 
 PART_SIZE = 2048  # samples of a part, the most that a worker loses
-Span = tuple[int, int]
 
 
 def predict_on_ray(
@@ -44,11 +43,7 @@ def predict_on_ray(
     """Predict into a folder of Parquet parts, in order by their names; the same call makes the parts that are missing.
 
     A part has the number of each sample in the column `sample`, and each quantity flattened. The workers load the
-    ensemble from `path`. The other arguments are those of `predict_to_folder`.
-
-    Raises:
-        ConfigError: A quantity or the level is not one, or the cluster cannot be reached.
-        DataError: The inputs are not as the run's were (other parts are kept), or the folder cannot be used.
+    ensemble from `path`. Where the inputs are not as the run's were, other parts are kept.
     """
     compute = compute or ComputeSection()
     set_up_ray(compute.address)
@@ -75,15 +70,13 @@ def predict_on_ray(
 
 def cut_parts(source: Source, size: int) -> list[Span]:
     """Cut all samples into parts of `size`, or of whole groups of rows of Parquet, as many as reach it."""
-    if not source.blocks[0].path.endswith(".parquet"):
-        return [(start, min(start + size, len(source))) for start in range(0, len(source), size)]
-    parts, start, stop = [], 0, 0
-    for block in source.blocks:
-        stop += block.n_samples
+    n_samples, in_groups = len(source), source.blocks[0].path.endswith(".parquet")
+    parts, start = [], 0
+    for stop in [first for first, _ in walk_blocks(source.blocks)] if in_groups else range(0, n_samples, size):
         if stop - start >= size:
             parts.append((start, stop))
             start = stop
-    return [*parts, (start, stop)] if stop > start else parts
+    return [*parts, (start, n_samples)] if start < n_samples else parts
 
 
 def locate_part(output: Path, span: Span) -> Path:
@@ -150,16 +143,12 @@ class PartPredictor:
         return {"n_samples": np.array([stop - start]), "error": np.array([error])}
 
     def write_part(self, start: int, stop: int) -> None:
-        """Write the predictions of a part, in one step.
-
-        Raises:
-            DataError: A sample is refused.
-        """
+        """Write the predictions of a part, in one step."""
         import pyarrow as pa
         from pyarrow import parquet
 
         parts, n_flagged = [], 0
-        for _, found in predict_chunks(self.ensemble, self.source, self.spec, start, stop):
+        for _, found in predict_chunks(self.ensemble, self.source, self.spec, (start, stop)):
             parts.append(pa.table({name: flatten_rows(rows) for name, rows in found.items()}))
             n_flagged += count_flagged(found) or 0
         table = pa.concat_tables(parts).add_column(0, "sample", pa.array(np.arange(start, stop)))

@@ -6,14 +6,14 @@ A body is JSON or `.npy`. Nothing of it is unpickled or evaluated, and no header
 import asyncio
 import io
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -24,7 +24,6 @@ from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import UserError, first_line, shorten
 from ray_ft.files.arrays import parse_array
 from ray_ft.prediction.quantities import PredictionSpec, choose_quantities
-from ray_ft.serving.shared_pass import PreparedRequest
 
 JSON, NPZ = "application/json", "application/x-npz"
 NPY_TYPES = ("application/x-npy", "application/octet-stream")
@@ -32,6 +31,7 @@ MEGABYTE = 2**20
 MAX_WAITING = 64  # requests for predictions; a further one is told to come again
 MAX_WAITING_BODIES = 16  # of the largest size, in bytes, together; a chunked one counts as such
 READ_SECONDS = 60.0  # for a client to send its body
+SHOWN = {"version", "metric", "score", "level", "layout", "input_shape", "target_shape", "units"}  # of the card
 MAX_PROBLEMS = 4  # of a request, in one message
 
 logger = logging.getLogger("ray.serve")
@@ -47,6 +47,14 @@ class Limits:
     @property
     def max_bytes(self) -> int:
         return int(self.max_body_mb * MEGABYTE)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRequest:
+    """Inputs as `Ensemble.prepare` returns them, and a level that `check_level` passes."""
+
+    inputs: Float[np.ndarray, "sample *input"]
+    level: float
 
 
 def build_array(value: object) -> Shaped[np.ndarray, "..."]:
@@ -83,8 +91,9 @@ def build_app(
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def describe_server() -> Response:
-        own = {"max_samples": limits.max_samples, "max_body_mb": limits.max_body_mb, "waiting": len(waiting)}
-        return answer(200, describe_ensemble(ensemble) | own)
+        card = ensemble.card
+        own = {"status": "ready", "name": card.run, "members": len(card.members), "waiting": len(waiting)}
+        return answer(200, own | asdict(limits) | card.model_dump(include=SHOWN))
 
     @app.post("/predict")
     async def predict_inputs(request: Request) -> Response:
@@ -138,19 +147,8 @@ def answer_failure(request: Request, error: Exception) -> Response:
     return answer(500, {"error": "the server failed on this request; its log says why"})
 
 
-def describe_ensemble(ensemble: Ensemble) -> dict[str, Any]:
-    """Say what is served."""
-    card = ensemble.card
-    shown = {"version", "metric", "score", "level", "layout", "input_shape", "target_shape", "units"}
-    return {"status": "ready", "name": card.run, "members": len(card.members), **card.model_dump(include=shown)}
-
-
 def read_content_type(headers: Mapping[str, str]) -> str:
-    """Find what a body is.
-
-    Raises:
-        HTTPException: It is neither JSON nor `.npy`.
-    """
+    """Find what a body is, or refuse what is neither JSON nor `.npy`."""
     name = headers.get("content-type", "").partition(";")[0].strip().lower()
     if name != JSON and name not in NPY_TYPES:
         text = f"Content-Type must be {JSON} or, for .npy, {' or '.join(NPY_TYPES)}, got {shorten(name, 80) or 'none'}"
@@ -176,11 +174,7 @@ def check_length(n_bytes: int, limits: Limits) -> None:
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """Read a body part by part.
-
-    Raises:
-        HTTPException: It is too long, or too slow.
-    """
+    """Read a body part by part; refuse one that is too long, or too slow."""
     body = bytearray()
     try:
         async with asyncio.timeout(READ_SECONDS):
@@ -198,10 +192,6 @@ def parse_request(
     """Read what a client asks for, and check it, so that no request spoils a pass that it shares.
 
     JSON has `inputs` and, if wanted, `level` and `quantities`; `.npy` has the inputs, and the URL the others.
-
-    Raises:
-        HTTPException: It breaks a rule of the server.
-        UserError: It breaks one of the ensemble.
     """
     try:
         content = from_json(body, allow_inf_nan=False) if content_type == JSON else {"inputs": parse_array(body)}
@@ -230,3 +220,24 @@ def format_answer(arrays: Mapping[str, np.ndarray], kind: str) -> bytes:
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **arrays)
     return stream.getvalue()
+
+
+def predict_together(ensemble: Ensemble, requests: Sequence[PreparedRequest]) -> list[Prediction | Exception]:
+    """Predict for several requests, those of one level in one pass; what fails together is tried one by one."""
+    found: dict[int, Prediction | Exception] = {}
+    for level in {request.level for request in requests}:
+        own = [i for i, request in enumerate(requests) if request.level == level]
+        found |= zip(own, predict_level(ensemble, [requests[i].inputs for i in own], level), strict=True)
+    return [found[i] for i in range(len(requests))]
+
+
+def predict_level(
+    ensemble: Ensemble, inputs: Sequence[Float[np.ndarray, "_ *input"]], level: float
+) -> list[Prediction | Exception]:
+    try:
+        whole = ensemble.predict_prepared(np.concatenate(inputs), level)
+    except Exception as error:  # the border of a request
+        return [error] if len(inputs) == 1 else [predict_level(ensemble, [own], level)[0] for own in inputs]
+    ends = np.cumsum([len(own) for own in inputs])[:-1]
+    columns = [np.split(getattr(whole, field.name), ends) for field in fields(whole)]
+    return [type(whole)(*own) for own in zip(*columns, strict=True)]
