@@ -17,17 +17,9 @@ from ray_ft.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from ray_ft.prediction.streams import Streamed
 
-OWN_STRATEGIES = (
-    "Strategies whose members are taken, comma-separated. Without it, those of the run's config are, or the winner's."
-)
-METHOD = (
-    "How the members are weighed: uniform, greedy, stacked, or auto, which is uniform unless another is better beyond "
-    "noise."
-)
-INPUTS = (
-    "File of the inputs: .npy, .npz, .npz::key, .parquet, .zarr or .zarr::key; or a folder of .npy or of .parquet "
-    "files."
-)
+TAKEN = "Strategies whose members are taken, comma-separated. Without it, those of the run's config, or the winner's."
+METHOD = "How members are weighed: uniform, greedy, stacked, or auto: uniform unless another is better beyond noise."
+INPUTS = "File of the inputs: .npy, .npz, .npz::key, .parquet, .zarr or .zarr::key; or a folder of .npy or .parquet."
 OUTPUT = (
     "File (.npz) or folder to write. A folder is written bit by bit, for inputs larger than memory, and the same "
     "command goes on with it."
@@ -55,7 +47,7 @@ ensembles = typer.Typer()
 @ensembles.command()
 def ensemble(
     run: RunArgument,
-    strategies: Annotated[str | None, Option(help=OWN_STRATEGIES)] = None,
+    strategies: Annotated[str | None, Option(help=TAKEN)] = None,
     method: Annotated[str | None, Option(help=METHOD, show_default=OF_RUN)] = None,
     symmetric: Annotated[bool | None, Option("--symmetric", help=SYMMETRIC)] = None,
     level: Annotated[float | None, Option(help=LEVEL, show_default=OF_RUN)] = None,

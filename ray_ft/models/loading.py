@@ -45,7 +45,7 @@ def build_network(factory: str | None, params: Mapping[str, Any], weights: Mappi
     """
     if factory is None:
         assert weights is not None, "the config asks for a checkpoint where there is no factory"
-        params = add_sizes(params, read_sizes(weights))
+        params = add_sizes(params, weights)
         with torch.device("meta"):  # the sizes are a file's: they are compared before memory is taken for them
             check_fit(call_factory(None, params), weights)
     network = call_factory(factory, params)
@@ -98,15 +98,13 @@ def check_fits(n_bytes: int, rule: str) -> None:
         raise WeightsError(f"{rule}: {excess}")
 
 
-def read_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def add_sizes(params: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Add the sizes that a DiffractionNet's weights show to the arguments that a user gives, which may repeat them."""
     try:
-        return read_params({name: tuple(tensor.shape) for name, tensor in weights.items()})
+        sizes = read_params({name: tuple(tensor.shape) for name, tensor in weights.items()})
     except (KeyError, IndexError) as error:
         text = f"a DiffractionNet checkpoint must name {error}, got {first_few(list(weights))}"
         raise WeightsError(f"{text}; for another network set model.factory") from error
-
-
-def add_sizes(params: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
     for name in params.keys() & sizes.keys():
         given = tuple(params[name]) if isinstance(params[name], list) else params[name]
         if given != sizes[name]:

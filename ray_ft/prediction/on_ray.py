@@ -133,28 +133,25 @@ class PartPredictor:
 
     def __call__(self, batch: dict[str, Int[np.ndarray, " part"]]) -> dict[str, Shaped[np.ndarray, " part"]]:
         start, stop = int(batch["start"][0]), int(batch["stop"][0])
-        error = ""
         try:
-            self.write_part(start, stop)
+            self.write_part((start, stop))
+            error = ""
         except DataError as problem:  # as text, because Ray would wrap it
             error = f"{problem}; other parts are kept, and the same command does the rest if no file changes"
         except OSError as problem:
             error = f"--output must be writable from every node, got {self.output}: {problem.strerror}"
         return {"n_samples": np.array([stop - start]), "error": np.array([error])}
 
-    def write_part(self, start: int, stop: int) -> None:
-        """Write the predictions of a part, in one step."""
+    def write_part(self, span: Span) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
-        parts, n_flagged = [], 0
-        for _, found in predict_chunks(self.ensemble, self.source, self.spec, (start, stop)):
-            parts.append(pa.table({name: flatten_rows(rows) for name, rows in found.items()}))
-            n_flagged += count_flagged(found) or 0
-        table = pa.concat_tables(parts).add_column(0, "sample", pa.array(np.arange(start, stop)))
-        table = table.replace_schema_metadata({"n_flagged": str(n_flagged)})
-        with replace_file(locate_part(self.output, (start, stop))) as partial:
-            parquet.write_table(table, partial)
+        chunks = [found for _, found in predict_chunks(self.ensemble, self.source, self.spec, span)]
+        parts = [pa.table({name: flatten_rows(rows) for name, rows in found.items()}) for found in chunks]
+        table = pa.concat_tables(parts).add_column(0, "sample", pa.array(np.arange(*span)))
+        n_flagged = sum(count_flagged(found) or 0 for found in chunks)
+        with replace_file(locate_part(self.output, span)) as partial:
+            parquet.write_table(table.replace_schema_metadata({"n_flagged": str(n_flagged)}), partial)
 
 
 def flatten_rows(rows: Shaped[np.ndarray, "sample ..."]) -> Any:

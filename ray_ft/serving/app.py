@@ -44,10 +44,6 @@ class Limits:
     max_samples: int = 1024
     max_body_mb: float = 64
 
-    @property
-    def max_bytes(self) -> int:
-        return int(self.max_body_mb * MEGABYTE)
-
 
 @dataclass(frozen=True, eq=False)
 class PreparedRequest:
@@ -101,7 +97,8 @@ def build_app(
         kind = JSON if content_type == JSON else NPZ  # the answer is like the body
         run = asyncio.get_running_loop().run_in_executor
         n_bytes = read_length(request.headers, limits)
-        if len(waiting) >= MAX_WAITING or n_bytes + sum(waiting.values()) > MAX_WAITING_BODIES * limits.max_bytes:
+        most = MAX_WAITING_BODIES * limits.max_body_mb * MEGABYTE
+        if len(waiting) >= MAX_WAITING or n_bytes + sum(waiting.values()) > most:
             text = f"the server is busy with {len(waiting)} requests, as many as may wait; send it again later"
             raise HTTPException(503, text, {"Retry-After": "1"})
         waiting[request] = n_bytes
@@ -162,13 +159,13 @@ def read_content_type(headers: Mapping[str, str]) -> str:
 def read_length(headers: Mapping[str, str], limits: Limits) -> int:
     """Read how long a body will be; a chunked one, which does not say so, may be as long as any."""
     text = headers.get("content-length", "")
-    n_bytes = int(text) if text.isdecimal() and len(text) < 19 else limits.max_bytes
+    n_bytes = int(text) if text.isdecimal() and len(text) < 19 else int(limits.max_body_mb * MEGABYTE)
     check_length(n_bytes, limits)
     return n_bytes
 
 
 def check_length(n_bytes: int, limits: Limits) -> None:
-    if n_bytes > limits.max_bytes:
+    if n_bytes > limits.max_body_mb * MEGABYTE:
         text = f"a body may have {limits.max_body_mb:g} MB at most, got {n_bytes / MEGABYTE:.3g} MB or more"
         raise HTTPException(413, f"{text}; send fewer samples at a time, or .npy")
 

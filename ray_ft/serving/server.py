@@ -24,7 +24,6 @@ from ray_ft.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-LOOPBACK = "127.0.0.1"
 APPLICATION = "ray-ft"
 WAIT_SECONDS = 0.01  # for others that share a pass
 MAX_ONGOING = 128  # requests in a replica, twice what it lets wait: it refuses the others itself, in JSON
@@ -33,7 +32,7 @@ END_SECONDS = 5.0  # for requests under way when the server ends
 
 def serve(
     path: str | Path,
-    host: str = LOOPBACK,
+    host: str = "127.0.0.1",
     port: int = 8000,
     max_samples: int = 1024,
     max_body_mb: float = 64,
