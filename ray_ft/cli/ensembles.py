@@ -1,133 +1,67 @@
 """The commands on what a run leaves: its ensemble."""
 
 import os
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from ray_ft.cli.outputs import ForceOption, check_output
+from ray_ft.cli.options import AddressOption, ForceOption, JsonOption, LevelOption, RunArgument, Source, TrustOption
+from ray_ft.cli.outputs import check_output
 from ray_ft.cli.show import resumable, show
+from ray_ft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ray_ft.prediction.streams import Streamed
 
+TAKEN = "Strategies whose members are taken, comma-separated. Without it, those of the run's config, or the winner's."
+METHOD = "How members are weighed: uniform, greedy, stacked, or auto: uniform unless another is better beyond noise."
+INPUTS = "File of the inputs: .npy, .npz, .npz::key, .parquet, .zarr or .zarr::key; or a folder of .npy or .parquet."
+OUTPUT = (
+    "File (.npz) or folder to write. A folder is written bit by bit, for inputs larger than memory, and the same "
+    "command goes on with it."
+)
+SYMMETRIC = "Average predictions over the operations of data.symmetry."
+LEVEL = "Confidence level of the intervals, between 0.5 and 1."
+UNITS = "Units of the predictions, which the card states."
+LICENSE = "License of the weights, which the card states."
+PLOT = "File for a plot of the calibration: .png, .svg or .pdf. Without it, none is drawn."
+QUANTITIES = "What to write, comma-separated, such as mean,flag. Without it, everything is written."
+COLUMN = "Column of the inputs in Parquet files. It may be left out where there is one."
+ON_RAY = "Predict by Ray Data, with all of a cluster, into a folder of Parquet files."
+SOUP = "Average the weights of all members to one network, which has no intervals."
+ALLOW_WORSE = "Write the --soup also if it scores worse than the ensemble, or has no score."
+HOST = "Address to listen on. 0.0.0.0 opens it to every network of the machine."
+THREADS = "Number of batches that are predicted at a time."
+DEVICE = "Device that computes: cpu, cuda, or auto, which takes a GPU if there is one."
+LABELLED = "File of the {}, in place of --data: .npy, .npz or .npz::key."
+NEWEST = "Run or ensemble whose members are asked. Without it, the newest finished run in runs/ is."
+OF_RUN = "the run's"
 
 ensembles = typer.Typer()
-
-Source = Annotated[Path, typer.Argument(metavar="RUN_OR_ENSEMBLE", help="Folder of a finished run, or of an ensemble.")]
-TrustOption = Annotated[
-    bool,
-    typer.Option(
-        "--trust",
-        help="Run the code of the network if the ensemble needs it. Code can do anything: trust only your own.",
-    ),
-]
-LevelOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Confidence level of the intervals, between 0.5 and 1. Without it, that of the ensemble holds.",
-        show_default=False,
-    ),
-]
-InputsOption = Annotated[
-    str,
-    typer.Option(
-        help="File of the inputs: .npy, .npz, .npz::key, .parquet, .zarr or .zarr::key; or a folder of .npy or of "
-        ".parquet files."
-    ),
-]
-OutputOption = Annotated[
-    Path,
-    typer.Option(
-        help="File (.npz) or folder to write. A folder is written bit by bit, for inputs larger than memory, and "
-        "the same command goes on with it."
-    ),
-]
-QuantitiesOption = Annotated[
-    str | None,
-    typer.Option(
-        help="What to write, comma-separated, such as mean,flag. Without it, everything is written.",
-        show_default=False,
-    ),
-]
-ColumnOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Column of the inputs in Parquet files. It may be left out where there is one.", show_default=False
-    ),
-]
-DeviceOption = Annotated[
-    str, typer.Option(help="Device that computes: cpu, cuda, or auto, which takes a GPU if there is one.")
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Number of batches that are predicted at a time.", show_default="as many as cores; 1 on a GPU"
-    ),
-]
-OnRayOption = Annotated[
-    bool, typer.Option("--ray", help="Predict by Ray Data, with all of a cluster, into a folder of Parquet files.")
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Ray cluster to join: auto, or host:port. Without it, Ray is started on this machine.",
-        show_default=False,
-    ),
-]
 
 
 @ensembles.command()
 def ensemble(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    strategies: Annotated[
-        str | None,
-        typer.Option(
-            help="Strategies whose members are taken, comma-separated. Without it, those of the run's config are, or "
-            "the winner's.",
-            show_default=False,
-        ),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="How the members are weighed: uniform, greedy, stacked, or auto, which is uniform unless another is "
-            "better beyond noise.",
-            show_default="the run's",
-        ),
-    ] = None,
-    symmetric: Annotated[
-        bool | None,
-        typer.Option(
-            "--symmetric", help="Average predictions over the operations of data.symmetry.", show_default=False
-        ),
-    ] = None,
-    level: Annotated[
-        float | None,
-        typer.Option(help="Confidence level of the intervals, between 0.5 and 1.", show_default="the run's"),
-    ] = None,
-    units: Annotated[
-        str | None, typer.Option(help="Units of the predictions, which the card states.", show_default="the run's")
-    ] = None,
-    license: Annotated[
-        str | None, typer.Option(help="License of the weights, which the card states.", show_default="the run's")
-    ] = None,
+    run: RunArgument,
+    strategies: Annotated[str | None, Option(help=TAKEN)] = None,
+    method: Annotated[str | None, Option(help=METHOD, show_default=OF_RUN)] = None,
+    symmetric: Annotated[bool | None, Option("--symmetric", help=SYMMETRIC)] = None,
+    level: Annotated[float | None, Option(help=LEVEL, show_default=OF_RUN)] = None,
+    units: Annotated[str | None, Option(help=UNITS, show_default=OF_RUN)] = None,
+    license: Annotated[str | None, Option(help=LICENSE, show_default=OF_RUN)] = None,
 ) -> None:
     """Build the ensemble of a run from its members, again or in another way."""
     from ray_ft.cross_validation import rebuild_ensemble
     from ray_ft.report.ensembles import render_ensemble
     from ray_ft.report.page import write_report
 
-    choice: dict[str, Any] = {
-        "strategies": strategies.split(",") if strategies else None,
-        "method": method,
-        "symmetric": symmetric,
-        "level": level,
-        "units": units,
-        "license": license,
-    }
+    names = strategies.split(",") if strategies else None
+    choice = {"strategies": names, "method": method, "symmetric": symmetric, "level": level, "units": units}
+    choice["license"] = license
     summary = rebuild_ensemble(run, **{key: value for key, value in choice.items() if value is not None})
     write_report(run)  # which shows the ensemble
     show(render_ensemble(summary))
@@ -136,28 +70,13 @@ def ensemble(
 @ensembles.command()
 def evaluate(
     source: Source,
-    data: Annotated[
-        str | None,
-        typer.Option(help="File of labelled samples: .npz with the keys of the run's data.", show_default=False),
-    ] = None,
-    inputs: Annotated[
-        str | None,
-        typer.Option(help="File of the inputs, in place of --data: .npy, .npz or .npz::key.", show_default=False),
-    ] = None,
-    targets: Annotated[
-        str | None,
-        typer.Option(help="File of the targets, in place of --data: .npy, .npz or .npz::key.", show_default=False),
-    ] = None,
+    data: Annotated[str | None, Option(help="File of labelled samples: .npz with the keys of the run's data.")] = None,
+    inputs: Annotated[str | None, Option(help=LABELLED.format("inputs"))] = None,
+    targets: Annotated[str | None, Option(help=LABELLED.format("targets"))] = None,
     level: LevelOption = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            help="File for a plot of the calibration: .png, .svg or .pdf. Without it, none is drawn.",
-            show_default=False,
-        ),
-    ] = None,
+    plot: Annotated[Path | None, Option(help=PLOT)] = None,
     force: ForceOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+    as_json: JsonOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Measure the error and the intervals of an ensemble on fresh labelled samples."""
@@ -180,14 +99,14 @@ def evaluate(
 @ensembles.command()
 def predict(
     source: Source,
-    inputs: InputsOption,
-    output: OutputOption,
+    inputs: Annotated[str, Option(help=INPUTS)],
+    output: Annotated[Path, Option(help=OUTPUT)],
     level: LevelOption = None,
-    quantities: QuantitiesOption = None,
-    column: ColumnOption = None,
-    device: DeviceOption = "auto",
-    threads: ThreadsOption = None,
-    on_ray: OnRayOption = False,
+    quantities: Annotated[str | None, Option(help=QUANTITIES)] = None,
+    column: Annotated[str | None, Option(help=COLUMN)] = None,
+    device: Annotated[str, Option(help=DEVICE)] = "auto",
+    threads: Annotated[int | None, Option(min=1, help=THREADS, show_default="as many as cores; 1 on a GPU")] = None,
+    on_ray: Annotated[bool, Option("--ray", help=ON_RAY)] = False,
     address: AddressOption = None,
     force: ForceOption = False,
     trust: TrustOption = False,
@@ -207,11 +126,9 @@ def predict(
     if output.suffix:  # a folder is gone on with, or refused
         check_output("--output", output, force, source, inputs)
     opened = open_source(inputs, column)
-    asked: dict[str, Any] = {
-        "quantities": quantities.split(",") if quantities else None,
-        "level": level,
-        "console": Console(stderr=True, highlight=False),
-    }
+    names, console = quantities.split(",") if quantities else None, Console(stderr=True, highlight=False)
+    asked: dict[str, Any] = {"quantities": names, "level": level, "console": console}
+    started = time.monotonic()
     with nullcontext() if output.suffix else resumable():  # what goes into one file waits in memory
         if on_ray:
             from ray_ft.prediction.on_ray import predict_on_ray
@@ -224,12 +141,10 @@ def predict(
             n_threads = threads or (os.cpu_count() or 1 if loaded.device.type == "cpu" else 1)
             write = predict_to_archive if output.suffix else predict_to_folder
             found = write(loaded, opened, output, n_threads=n_threads, **asked)
-    typer.echo(describe_stream(found, len(loaded.card.members), output))
+    typer.echo(describe_stream(found, len(loaded.card.members), output, time.monotonic() - started))
 
 
 def check_kinds(device: str, output: Path, on_ray: bool) -> None:
-    from ray_ft.errors import ConfigError, DataError
-
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device must be auto, cpu or cuda, got {device}")
     if output.suffix not in ("", ".npz") or (on_ray and output.suffix):
@@ -239,17 +154,15 @@ def check_kinds(device: str, output: Path, on_ray: bool) -> None:
 def pick_device(device: str) -> str:
     import torch
 
-    from ray_ft.errors import ConfigError
-
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda needs a GPU that torch can use, got none; leave it out")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def describe_stream(found: "Streamed", n_members: int, output: Path) -> str:
+def describe_stream(found: "Streamed", n_members: int, output: Path, seconds: float) -> str:
     new = found.n_samples - found.n_before
     rest = f" for {new:,} of them, the others before" if found.n_before else ""
-    took = f"{found.seconds:.0f} s{rest}" if new else "finished before"
+    took = f"{seconds:.0f} s{rest}" if new else "finished before"
     flagged = "" if found.n_flagged is None else f"; {found.n_flagged:,} unlike the training samples"
     return f"{found.n_samples:,} samples by {n_members} members in {output}, {took}{flagged}"
 
@@ -257,16 +170,9 @@ def describe_stream(found: "Streamed", n_members: int, output: Path) -> str:
 @ensembles.command()
 def export(
     source: Source,
-    output: Annotated[Path, typer.Argument(help="File to write: .pt2 (for torch.export.load) or .onnx.")],
-    soup: Annotated[
-        bool, typer.Option("--soup", help="Average the weights of all members to one network, which has no intervals.")
-    ] = False,
-    allow_worse: Annotated[
-        bool,
-        typer.Option(
-            "--allow-worse", help="Write the --soup also if it scores worse than the ensemble, or has no score."
-        ),
-    ] = False,
+    output: Annotated[Path, Argument(help="File to write: .pt2 (for torch.export.load) or .onnx.")],
+    soup: Annotated[bool, Option("--soup", help=SOUP)] = False,
+    allow_worse: Annotated[bool, Option("--allow-worse", help=ALLOW_WORSE)] = False,
     force: ForceOption = False,
 ) -> None:
     """Write an ensemble to one file that runs without this package."""
@@ -285,19 +191,10 @@ def export(
 
 @ensembles.command()
 def suggest(
-    pool: Annotated[str, typer.Argument(help="File of inputs without labels: .npy, .npz or .npz::key.")],
-    n: Annotated[int, typer.Option("--n", help="Number of samples to choose.")] = 20,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN_OR_ENSEMBLE",
-            help="Run or ensemble whose members are asked. Without it, the newest finished run in runs/ is.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Name of the table (NAME.csv) and the picture (NAME.png).")] = Path(
-        "suggestion"
-    ),
+    pool: Annotated[str, Argument(help="File of inputs without labels: .npy, .npz or .npz::key.")],
+    n: Annotated[int, Option("--n", help="Number of samples to choose.")] = 20,
+    run: Annotated[Path | None, Option(metavar="RUN_OR_ENSEMBLE", help=NEWEST)] = None,
+    out: Annotated[Path, Option(help="Name of the table (NAME.csv) and the picture (NAME.png).")] = Path("suggestion"),
     force: ForceOption = False,
     trust: TrustOption = False,
 ) -> None:
@@ -324,13 +221,11 @@ def suggest(
 @ensembles.command()
 def serve(
     source: Source,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. 0.0.0.0 opens it to every network of the machine.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    max_samples: Annotated[int, typer.Option(help="Most samples that a request may have.", min=1)] = 1024,
-    max_body_mb: Annotated[float, typer.Option(help="Largest body that a request may have, in MB.", min=0.001)] = 64,
-    replicas: Annotated[int, typer.Option(help="Number of processes that predict.", min=1)] = 1,
+    host: Annotated[str, Option(help=HOST)] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    max_samples: Annotated[int, Option(help="Most samples that a request may have.", min=1)] = 1024,
+    max_body_mb: Annotated[float, Option(help="Largest body that a request may have, in MB.", min=0.001)] = 64,
+    replicas: Annotated[int, Option(help="Number of processes that predict.", min=1)] = 1,
     address: AddressOption = None,
     trust: TrustOption = False,
 ) -> None:

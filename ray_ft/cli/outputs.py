@@ -3,42 +3,20 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from ray_ft.errors import ConfigError
 
-ForceOption = Annotated[
-    bool,
-    typer.Option(
-        "--force", help="Replace a file that exists. Files that this command or the run reads are never replaced."
-    ),
-]
-
 
 def check_output(option: str, path: Path, force: bool, source: Path, *inputs: str | None) -> None:
-    """Refuse a file that exists, before any work, unless it may be replaced.
-
-    Args:
-        option: How the command line names the file, for the message.
-        path: File to write.
-        force: Whether it may replace a file that nobody reads.
-        source: Folder of the run or ensemble at work.
-        inputs: Files that the command reads, with or without `::key`.
-
-    Raises:
-        ConfigError: The file exists, and may not be replaced; or the run's config, which names its files, is damaged.
-        EnsembleError: There is no ensemble in the folder.
-    """
+    """Refuse a file that exists, before any work, unless it may be replaced and neither inputs nor the run name it."""
     if not os.path.lexists(path):
         return
     if path.is_dir():
         raise ConfigError(f"{option} must be a file, got {path}, which is a folder; name another")
     if is_read(path, [Path(text.partition("::")[0]) for text in inputs if text], source):
-        raise ConfigError(
-            f"{option} must be another file than the inputs and the files of the run, got {path}; name another"
-        )
+        rule = f"{option} must be another file than the inputs and the files of the run"
+        raise ConfigError(f"{rule}, got {path}; name another")
     if not force:
         raise ConfigError(f"{option} must be a new file, got {path}, which exists; name another, or add --force")
 

@@ -1,7 +1,8 @@
 """Arrays out of .npy and .npz files, or their bytes, that nobody vouches for.
 
 Nothing is unpickled, and nothing is allocated for what a header claims before that is compared with the file and with
-the memory that there is.
+the memory that there is. A file that cannot be read raises an `OSError`; one that is damaged, holds objects, or does
+not fit into memory, a `ValueError`.
 """
 
 import io
@@ -34,26 +35,17 @@ def parsing() -> Iterator[None]:
 
 
 def list_arrays(path: Path) -> list[str]:
-    """List the arrays of a `.npz`; a `.npy` has one without a name.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is damaged.
-    """
+    """List the arrays of a `.npz`; a `.npy` has one without a name."""
     with parsing():
-        if not zipfile.is_zipfile(path):
-            return [""]
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(SUFFIX) for name in archive.namelist() if name.endswith(SUFFIX)]
+        names = [SUFFIX]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        return [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
 
 
 def read_one(path: Path, key: str = "") -> Shaped[np.ndarray, "..."]:
-    """Read an array that `list_arrays` names.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is damaged, holds objects, or does not fit into memory.
-    """
+    """Read an array that `list_arrays` names."""
     if key:
         with parsing(), zipfile.ZipFile(path) as archive:
             return read_member(archive, key)
@@ -62,11 +54,7 @@ def read_one(path: Path, key: str = "") -> Shaped[np.ndarray, "..."]:
 
 
 def parse_array(content: bytes) -> Shaped[np.ndarray, "..."]:
-    """Read an array from the bytes of a `.npy`.
-
-    Raises:
-        ValueError: It is damaged, holds objects, or does not fit into memory.
-    """
+    """Read an array from the bytes of a `.npy`."""
     with parsing():
         return read_whole(io.BytesIO(content))
 
@@ -85,15 +73,9 @@ def read_whole(file: Any) -> Shaped[np.ndarray, "..."]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read all arrays of a `.npz`.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is damaged, holds objects, or does not fit into memory.
-    """
+    """Read all arrays of a `.npz`."""
     with parsing(), zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(SUFFIX) for name in archive.namelist()]
-        return {name: read_member(archive, name) for name in names}
+        return {name: read_member(archive, name) for name in (own.removesuffix(SUFFIX) for own in archive.namelist())}
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."]:
@@ -106,12 +88,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> Shaped[np.ndarray, "..."
 
 
 def map_array(path: Path) -> Shaped[np.ndarray, "..."]:
-    """Map a `.npy` file, of which nothing is read but the header.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is damaged, or shorter than its header says.
-    """
+    """Map a `.npy` file, of which nothing is read but the header."""
     with parsing():
         with path.open("rb") as file:
             read_header(file)
@@ -120,15 +97,10 @@ def map_array(path: Path) -> Shaped[np.ndarray, "..."]:
 
 
 def read_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Read shape and type of an array.
-
-    Raises:
-        ValueError: It is not one of plain values.
-    """
-    version = np.lib.format.read_magic(file)
+    """Read shape and type of an array."""
     formats = np.lib.format
-    read = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
-    shape, _, dtype = read(file)
+    is_first = formats.read_magic(file) == (1, 0)
+    shape, _, dtype = (formats.read_array_header_1_0 if is_first else formats.read_array_header_2_0)(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which only unpickling would read")
     if min(shape, default=0) < 0:
@@ -137,6 +109,5 @@ def read_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def check_fits(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    excess = describe_excess(math.prod(shape) * dtype.itemsize)
-    if excess:
+    if excess := describe_excess(math.prod(shape) * dtype.itemsize):
         raise ValueError(f"{excess}, for {shape} of {dtype}")

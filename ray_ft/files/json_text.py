@@ -9,12 +9,7 @@ MAX_BYTES, MAX_DEPTH = 2**28, 100
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of JSON.
-
-    Raises:
-        OSError: It is no file, or cannot be read.
-        ValueError: It is no JSON, or larger or deeper than any that is written here.
-    """
+    """Read a file of JSON; one that is none, or larger or deeper than any that is written here, is a `ValueError`."""
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     with path.open("rb") as file:
@@ -25,11 +20,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: bytes) -> Any:
-    """Parse JSON.
-
-    Raises:
-        ValueError: It is none, or nested too deeply for what reads it.
-    """
+    """Parse JSON; what is none, or nested too deeply for what reads it, is a `ValueError`."""
     try:
         content = json.loads(text)
         if b"\\ud" in text.lower():
@@ -37,11 +28,9 @@ def parse_json(text: bytes) -> Any:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     level: list[Any] = [[content]]
-    depth = 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH + 1:
-            raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+    for _ in range(MAX_DEPTH + 1):
         inner = (value.values() if isinstance(value, dict) else value for value in level)
         level = [part for parts in inner for part in parts if isinstance(part, dict | list)]
+    if level:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
     return content

@@ -14,8 +14,7 @@ CGROUP_FILES = (
 
 def describe_excess(n_bytes: int) -> str:
     """Say that so many bytes do not fit into memory, with both numbers; empty where they do."""
-    available = find_available()
-    if n_bytes <= available:
+    if n_bytes <= (available := find_available()):
         return ""
     return f"it needs {write_bytes(n_bytes)} of memory, of which {write_bytes(available)} are available"
 

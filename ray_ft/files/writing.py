@@ -41,12 +41,7 @@ def write_record(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read what `write_record` wrote.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is damaged.
-    """
+    """Read what `write_record` wrote; what is damaged is a `ValueError`."""
     content = read_json(path)
     if not isinstance(content, dict) or content.pop("sha256", None) != hash_text(json.dumps(content)):
         raise ValueError(f"{path} is not as it was written")

@@ -166,12 +166,9 @@ class DecoderBlock(nn.Module):
         self.wav_pw_conv = nn.Conv1d(d_model, d_model, 1, bias=False)
         self.wav_dropout = nn.Dropout(dropout)
         self.norm_ff = nn.LayerNorm(d_model)
+        inner = 4 * d_model
         self.ff = nn.Sequential(
-            nn.Linear(d_model, 4 * d_model),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(4 * d_model, d_model),
-            nn.Dropout(dropout),
+            nn.Linear(d_model, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, d_model), nn.Dropout(dropout)
         )
 
     def forward(
@@ -193,17 +190,7 @@ class DecoderBlock(nn.Module):
 
 
 def read_params(shapes: Mapping[str, Sequence[int]]) -> dict[str, object]:
-    """Read the arguments of `DiffractionNet` off the shapes in its state dict.
-
-    Args:
-        shapes: Shape of each entry of the state dict, by name.
-
-    Returns:
-        `n_blocks`, `widths`, `d_model`, `n_decoder_blocks`, `n_wavelengths` and `wav_kernel`.
-
-    Raises:
-        KeyError: An entry from which one of them is read is missing.
-    """
+    """Read arguments of `DiffractionNet` off the shapes in its state dict; what is missing there is a `KeyError`."""
     stages = range(1, 5)
     return {
         "n_blocks": tuple(count_children(shapes, f"stage{i}.") for i in stages),

@@ -35,12 +35,9 @@ def load_network(checkpoint_path: str | Path, **params: Any) -> DiffractionNet:
 
 
 def build_network(factory: str | None, params: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
-    """Build a network and load its pretrained weights, every name and shape of them.
+    """Build a network and load its pretrained weights, every name and shape of them; without any, its own stay.
 
-    Args:
-        factory: `package.module:callable`; DiffractionNet, sized by the weights, where it is None.
-        params: Keyword arguments of the factory.
-        weights: A state dict; without one the factory's own weights stay.
+    The factory is `package.module:callable`; without one the network is a DiffractionNet, sized by the weights.
 
     Raises:
         ConfigError: The factory cannot be imported or called with `params`.
@@ -48,7 +45,7 @@ def build_network(factory: str | None, params: Mapping[str, Any], weights: Mappi
     """
     if factory is None:
         assert weights is not None, "the config asks for a checkpoint where there is no factory"
-        params = add_sizes(params, read_sizes(weights))
+        params = add_sizes(params, weights)
         with torch.device("meta"):  # the sizes are a file's: they are compared before memory is taken for them
             check_fit(call_factory(None, params), weights)
     network = call_factory(factory, params)
@@ -59,17 +56,15 @@ def build_network(factory: str | None, params: Mapping[str, Any], weights: Mappi
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict; no code in the file is run.
-
-    Raises:
-        WeightsError: The file is missing or is no weights file.
-    """
+    """Read a state dict; no code in the file is run, and a file that is none raises a `WeightsError`."""
     rule = f"a checkpoint must be weights alone (safetensors, or tensors by torch.save), got {shorten(str(path))}"
     try:
         if not path.is_file():
             raise WeightsError(f"a checkpoint must be a file, got {path}; check model.checkpoint")
         check_fits(measure_content(path), rule)
-        content = load_file(path) if path.suffix == ".safetensors" else load_pickled(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles by another protocol, which are then refused
+            content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:  # torch's own advice is to trust the file, which is not ours
@@ -103,51 +98,35 @@ def check_fits(n_bytes: int, rule: str) -> None:
         raise WeightsError(f"{rule}: {excess}")
 
 
-def load_pickled(path: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickles by another protocol, which are then refused
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def read_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def add_sizes(params: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Add the sizes that a DiffractionNet's weights show to the arguments that a user gives, which may repeat them."""
     try:
-        return read_params({name: tuple(tensor.shape) for name, tensor in weights.items()})
+        sizes = read_params({name: tuple(tensor.shape) for name, tensor in weights.items()})
     except (KeyError, IndexError) as error:
-        raise WeightsError(
-            f"a DiffractionNet checkpoint must name {error}, got {first_few(list(weights))}; "
-            "for another network set model.factory"
-        ) from error
-
-
-def add_sizes(params: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+        text = f"a DiffractionNet checkpoint must name {error}, got {first_few(list(weights))}"
+        raise WeightsError(f"{text}; for another network set model.factory") from error
     for name in params.keys() & sizes.keys():
         given = tuple(params[name]) if isinstance(params[name], list) else params[name]
         if given != sizes[name]:
-            raise ConfigError(
-                f"model.params.{name} is read off the checkpoint, which has {sizes[name]}, got "
-                f"{show_value(params[name])}; leave it out"
-            )
+            rule = f"model.params.{name} is read off the checkpoint, which has {sizes[name]}"
+            raise ConfigError(f"{rule}, got {show_value(params[name])}; leave it out")
     return {**params, **sizes}
 
 
 def call_factory(factory: str | None, params: Mapping[str, Any]) -> nn.Module:
-    build = DiffractionNet if factory is None else import_factory(factory)
+    build, name = DiffractionNet if factory is None else import_factory(factory), factory or "DiffractionNet"
+    given = show_value(dict(params))
     try:
         inspect.signature(build).bind(**params)
     except (TypeError, ValueError) as error:  # a class of C may have no signature
-        name = factory or "DiffractionNet"
-        raise ConfigError(
-            f"model.params must be keyword arguments of {name}, got {show_value(dict(params))}: {error}"
-        ) from error
+        raise ConfigError(f"model.params must be keyword arguments of {name}, got {given}: {error}") from error
     try:
         network = build(**params)
     except Exception as error:  # of any class, as torch's layers raise for sizes that are none
         if factory is not None:
             raise  # a bug in the user's own code keeps its traceback
-        raise ConfigError(
-            f"model.params must suit DiffractionNet and its checkpoint, got {show_value(dict(params))}: "
-            f"{first_line(error)}"
-        ) from error
+        rule = "model.params must suit DiffractionNet and its checkpoint"
+        raise ConfigError(f"{rule}, got {given}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model.factory must build a torch.nn.Module, got {type(network).__name__} from {factory}")
     return network
@@ -166,20 +145,12 @@ def import_factory(factory: str) -> Any:
 def check_fit(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Compare names and shapes both ways before any weight is loaded."""
     own = network.state_dict()
-    missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    reshaped = [
-        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-        for name in own.keys() & weights.keys()
-        if weights[name].shape != own[name].shape
-    ]
-    lines = [
-        f"  {what}: {first_few(names)}"
-        for what, names in (
-            ("the checkpoint lacks", missing),
-            ("the network lacks", foreign),
-            ("shapes differ (checkpoint for network)", sorted(reshaped)),
-        )
-        if names
-    ]
+    shapes = {name: (tuple(weights[name].shape), tuple(own[name].shape)) for name in own.keys() & weights.keys()}
+    found = {
+        "the checkpoint lacks": own.keys() - weights.keys(),
+        "the network lacks": weights.keys() - own.keys(),
+        "shapes differ (checkpoint for network)": {f"{k} {a} for {b}" for k, (a, b) in shapes.items() if a != b},
+    }
+    lines = [f"  {what}: {first_few(sorted(names))}" for what, names in found.items() if names]
     if lines:
         raise WeightsError("names and shapes of checkpoint and network must agree, but\n" + "\n".join(lines))

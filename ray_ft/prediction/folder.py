@@ -1,116 +1,59 @@
 """The output folder: a file for each quantity, filled chunk by chunk; what stands in it is never half a chunk."""
 
 import fcntl
-import hashlib
 import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from ray_ft.ensemble.artefact import Card
-from ray_ft.errors import DataError, first_few, first_line
+from ray_ft.errors import DataError, first_few, first_line, shorten
 from ray_ft.files.arrays import map_array
+from ray_ft.files.hashes import hash_text
 from ray_ft.files.json_text import read_json
 from ray_ft.files.writing import write_json
-from ray_ft.prediction.quantities import PredictionSpec
-from ray_ft.prediction.sources import Source, read_chunks
+from ray_ft.prediction.quantities import Found, PredictionSpec
+from ray_ft.prediction.sources import Source
 
 PLAN, PROGRESS, DONE = "plan.json", "progress.json", "done.json"  # written first, in between, and last
-
-
-def locate_array(root: Path, quantity: str) -> Path:
-    return root / f"{quantity}.npy"
+T = TypeVar("T")
 
 
 class StreamPosition(BaseModel):
-    """How far predictions are.
-
-    Attributes:
-        n_done: Samples.
-        n_flagged: Of them unlike the training samples; None where that was not asked for.
-        checksum: CRC-32 of the inputs of these samples.
-    """
+    """How many samples are done, and how many of them are unlike the training samples (None if that is not asked)."""
 
     model_config = ConfigDict(frozen=True)
 
     n_done: int = Field(default=0, ge=0)
     n_flagged: int | None = None
-    checksum: int = 0
 
 
-class ArrayKind(BaseModel):
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class SampleKind(ArrayKind):
-    """How many samples there are, and the shape and type of each."""
-
-    n: int
-
-
-class OutputPlan(BaseModel):
-    """What is predicted, as `plan.json` has it."""
-
-    ensemble: str
-    run: str
-    form: str
-    level: float
-    arrays: dict[str, ArrayKind]
-    samples: SampleKind
-    files: tuple[tuple[str, int, int], ...] = Field(min_length=1)
-    blocks: tuple[tuple[str, int], ...]
-
-
-def plan_output(
-    card: Card, source: Source, spec: PredictionSpec, first: Mapping[str, Shaped[np.ndarray, "1 ..."]], form: str
-) -> OutputPlan:
-    """Write down what is predicted.
-
-    Args:
-        card: Of the ensemble.
-        source: The inputs.
-        spec: What is asked of them.
-        first: Predictions of the first sample.
-        form: `npy` or `parquet`.
-    """
-    n = len(source)
-    return OutputPlan(
-        ensemble=hashlib.sha256(card.model_dump_json().encode()).hexdigest(),
-        run=card.run,
-        form=form,
-        level=spec.level,
-        arrays={name: ArrayKind(shape=(n, *own.shape[1:]), dtype=own.dtype.str) for name, own in first.items()},
-        samples=SampleKind(n=n, shape=source.shape, dtype=source.dtype),
-        files=source.files,
-        blocks=tuple((Path(block.path).name, block.n_samples) for block in source.blocks),
-    )
+def describe_plan(card: Card, source: Source, spec: PredictionSpec, first: Found, form: str) -> dict[str, Any]:
+    """Say what is predicted, in words that JSON keeps as they are; the first sample has all shapes and types."""
+    return {
+        "form": form,
+        "ensemble": hash_text(card.model_dump_json())[:12],
+        "level": spec.level,
+        "quantities": ", ".join(f"{name} {own.shape[1:]} {own.dtype.str}" for name, own in first.items()),
+        "inputs": f"{len(source):,} x {source.shape} {source.dtype}",
+        "files": [list(stamp) for stamp in source.files],
+        "blocks": [[Path(block.path).name, block.n_samples] for block in source.blocks],
+    }
 
 
 @contextmanager
-def open_folder(root: Path, plan: OutputPlan, are_same: Callable[[StreamPosition], bool]) -> Iterator[StreamPosition]:
-    """Make a folder, or make sure that it holds the beginning of these very predictions; keep others out meanwhile.
+def open_folder(root: Path, plan: Mapping[str, Any], n_samples: int) -> Iterator[StreamPosition]:
+    """Make a folder, or make sure that it holds the beginning of these very predictions; yield how far they are.
 
-    Args:
-        root: The folder.
-        plan: What is to be in it.
-        are_same: Says, where the files of inputs have changed, whether the samples that are done have not.
-
-    Yields:
-        How far they are.
-
-    Raises:
-        DataError: It cannot be written, is in use, or holds something else.
+    It is kept from others meanwhile. One that cannot be written, is in use, or holds something else is a `DataError`.
     """
-    begun = read_model(root / PLAN, OutputPlan) if (root / PLAN).exists() else None
-    if begun is None and root.is_dir():
+    if root.is_dir() and not (root / PLAN).exists():
         strangers = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
         if strangers:
             raise DataError(f"--output needs a new folder, got {root} with {first_few(strangers)}; choose another")
@@ -124,116 +67,65 @@ def open_folder(root: Path, plan: OutputPlan, are_same: Callable[[StreamPosition
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
         except OSError as error:
             raise DataError(f"one command at a time may write into a folder, got {root}, which is in use") from error
+        if (root / PLAN).exists():
+            check_same(root, read_own(root / PLAN, dict), plan)
+        else:
+            write_json(root / PLAN, plan)
         known = (path for path in (root / DONE, root / PROGRESS) if path.exists())
-        position = next((read_model(path, StreamPosition) for path in known), StreamPosition())
-        if begun is not None:
-            check_same(root, begun, plan, position, are_same)
-        if not (root / DONE).exists():
-            write_model(root / PLAN, plan)
+        position = next((read_own(path, StreamPosition) for path in known), StreamPosition())
+        if position.n_done > n_samples:
+            raise DataError(f"{n_samples:,} samples can be done, got {position.n_done:,} in {root}; choose another")
         yield position
 
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def read_model(path: Path, kind: type[Model]) -> Model:
+def read_own(path: Path, kind: type[T]) -> T:
     try:
-        return kind.model_validate(read_json(path))
+        return TypeAdapter(kind).validate_python(read_json(path))
     except (OSError, ValueError) as error:
-        text = (
-            f"an output folder's files must be its own, and readable, got {path} of another kind: {first_line(error)}"
-        )
-        raise DataError(f"{text}; choose another") from error
+        rule = "an output folder's files must be its own, and readable"
+        raise DataError(f"{rule}, got {path} of another kind: {first_line(error)}; choose another") from error
 
 
-def write_model(path: Path, model: BaseModel) -> None:
-    write_json(path, model.model_dump(mode="json"))
-
-
-def check_same(
-    root: Path,
-    begun: OutputPlan,
-    plan: OutputPlan,
-    position: StreamPosition,
-    are_same: Callable[[StreamPosition], bool],
-) -> None:
-    """Refuse a folder that began otherwise; files that changed may do so after what is done.
-
-    Raises:
-        DataError: It names what differs.
-    """
-    changes = [f"{what}: {was} there, {now} now" for (what, was), (_, now)
-               in zip(describe_plan(begun), describe_plan(plan), strict=True) if was != now]  # fmt: skip
-    if not changes and position.n_done > plan.samples.n:
-        changes = [f"samples: {position.n_done:,} are done there, and there are {plan.samples.n:,}"]
-    if not changes and begun.files != plan.files and not are_same(position):
-        other = next((path for path, *stamp in plan.files if (path, *stamp) not in begun.files), "fewer files")
-        changes = [f"inputs: other samples than those that are done, or changed since, in {other}"]
-    if changes:
-        differ = "\n  ".join(changes)
-        raise DataError(
-            f"predictions go on as they began, got {root} with\n  {differ}\ngive the same again, or another --output"
-        )
-
-
-def describe_plan(plan: OutputPlan) -> list[tuple[str, str]]:
-    """What must stay as it began, by its name for the user, in a few words."""
-    own = plan.samples
-    arrays = [f"{name} {kind.shape[1:]} {kind.dtype}" for name, kind in plan.arrays.items()]
-    return [
-        ("form", plan.form),
-        ("ensemble", plan.ensemble[:12]),
-        ("level", str(plan.level)),
-        ("quantities", ", ".join(arrays)),
-        ("inputs", f"{own.n:,} x {own.shape} {own.dtype}"),
+def check_same(root: Path, begun: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    """Refuse a folder that began otherwise, or whose inputs have another size or time of change; say what differs."""
+    if begun.keys() != plan.keys():
+        raise DataError(f"an output folder's files must be its own, got {root / PLAN} of another kind; choose another")
+    changes = [
+        f"{key}: {shorten(str(begun[key]), 400)} there, {plan[key]} now"
+        for key in ("form", "ensemble", "level", "quantities", "inputs")
+        if begun[key] != plan[key]
     ]
+    if not changes and begun["files"] != plan["files"]:
+        known = begun["files"] if isinstance(begun["files"], list) else []
+        other = next((path for path, *stamp in plan["files"] if [path, *stamp] not in known), "fewer files")
+        changes = [f"inputs: other files, or changed since, in {other}"]
+    if changes:
+        differ = "\n  ".join([f"predictions go on as they began, got {root} with", *changes])
+        raise DataError(f"{differ}\ngive the same again, or another --output")
 
 
-def sum_inputs(source: Source, start: int, stop: int) -> int:
-    """Checksum of some of the samples."""
-    checksum = 0
-    for chunk in read_chunks(source, start, stop, 1024):
-        checksum = extend_sum(chunk, checksum)
-    return checksum
-
-
-def extend_sum(chunk: Shaped[np.ndarray, "sample ..."], checksum: int) -> int:
-    return zlib.crc32(np.ascontiguousarray(chunk).tobytes(), checksum)
-
-
-def check_space(root: Path, plan: OutputPlan, n_left: int) -> None:
-    """Refuse what does not fit on the disk before it is begun.
-
-    Raises:
-        DataError: It has the numbers.
-    """
-    kinds = plan.arrays.values()
-    needed = n_left * sum(np.dtype(kind.dtype).itemsize * int(np.prod(kind.shape[1:])) for kind in kinds)
+def check_space(root: Path, first: Found, n_left: int) -> None:
+    """Refuse what does not fit on the disk before it is begun."""
+    needed = n_left * sum(own.nbytes for own in first.values())
     free = shutil.disk_usage(next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())).free
     if needed > free:
-        raise DataError(
-            f"{n_left:,} samples need {needed / 1e6:,.2f} MB for {', '.join(plan.arrays)}, got {free / 1e6:,.2f} MB "
-            f"free for {root}; ask for fewer --quantities, or another --output"
-        )
+        text = f"{n_left:,} samples need {needed / 1e6:,.2f} MB for {', '.join(first)}, got {free / 1e6:,.2f} MB free"
+        raise DataError(f"{text} for {root}; ask for fewer --quantities, or another --output")
 
 
-def make_arrays(root: Path, plan: OutputPlan, n_done: int) -> None:
-    """Make the files in their full size, or make sure that they are still there.
-
-    Raises:
-        DataError: One is gone or another.
-    """
-    for name, kind in plan.arrays.items():
-        path, dtype = locate_array(root, name), np.dtype(kind.dtype)
+def make_arrays(root: Path, first: Found, n_samples: int, n_done: int) -> None:
+    """Make the files in their full size, or make sure that they are still there, and of their shape and type."""
+    for name, own in first.items():
+        path, shape = root / f"{name}.npy", (n_samples, *own.shape[1:])
         if n_done == 0:
-            np.lib.format.open_memmap(path, "w+", dtype, kind.shape)
+            np.lib.format.open_memmap(path, "w+", own.dtype, shape)
             continue
         try:
             found = map_array(path)
         except (OSError, ValueError) as error:
             raise DataError(f"an output folder must be whole to go on, got {path}: {error}") from error
-        if (found.shape, found.dtype) != (kind.shape, dtype):
-            raise DataError(f"{path} must be {kind.shape} {dtype} to go on, got {found.shape} {found.dtype}")
+        if (found.shape, found.dtype) != (shape, own.dtype):
+            raise DataError(f"{path} must be {shape} {own.dtype} to go on, got {found.shape} {found.dtype}")
 
 
 def write_rows(path: Path, first: int, rows: Shaped[np.ndarray, "sample ..."]) -> None:

@@ -6,7 +6,6 @@ Files of inputs, the ensemble and the output must have the same paths on all nod
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,31 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int, Shaped
-from pydantic import BaseModel
 from rich.console import Console
 
 from ray_ft.backends.running import set_up_ray
 from ray_ft.config import ComputeSection
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import DataError
-from ray_ft.files.writing import replace_file
-from ray_ft.prediction.folder import (
-    DONE,
-    StreamPosition,
-    check_space,
-    extend_sum,
-    open_folder,
-    plan_output,
-    sum_inputs,
-    write_model,
-)
+from ray_ft.files.writing import replace_file, write_json
+from ray_ft.prediction.folder import DONE, StreamPosition, check_space, describe_plan, open_folder
 from ray_ft.prediction.pace import show_pace
-from ray_ft.prediction.quantities import PredictionSpec, choose_chunk, choose_quantities, predict_chunks, try_first
-from ray_ft.prediction.sources import Source
+from ray_ft.prediction.quantities import PredictionSpec, Span, choose_quantities, predict_chunks, try_first
+from ray_ft.prediction.sources import Source, walk_blocks
 from ray_ft.prediction.streams import Streamed, count_flagged
 
 PART_SIZE = 2048  # samples of a part, the most that a worker loses
-Span = tuple[int, int]
 
 
 def predict_on_ray(
@@ -54,64 +42,41 @@ def predict_on_ray(
 ) -> Streamed:
     """Predict into a folder of Parquet parts, in order by their names; the same call makes the parts that are missing.
 
-    A part has the number of each sample in the column `sample`, and each quantity flattened.
-
-    Args:
-        ensemble: What `path` holds.
-        path: From which the workers load it.
-        source: The inputs, which `open_source` finds.
-        output: The folder.
-        quantities: Some of `Ensemble.quantities`; all where left out.
-        level: Of the intervals; the card's where left out.
-        compute: Cluster and device; a local Ray where left out.
-        console: For the progress; silent where left out.
-        part_size: Samples of a part; a group of rows of Parquet stays whole.
-
-    Raises:
-        ConfigError: A quantity or the level is not one, or the cluster cannot be reached.
-        DataError: The inputs are not as the run's were (other parts are kept), or the folder cannot be used.
+    A part has the number of each sample in the column `sample`, and each quantity flattened. The workers load the
+    ensemble from `path`. Where the inputs are not as the run's were, other parts are kept.
     """
-    started, compute = time.monotonic(), compute or ComputeSection()
+    compute = compute or ComputeSection()
     set_up_ray(compute.address)
-    spec = choose_quantities(ensemble, quantities, level)
-    plan = plan_output(ensemble.card, source, spec, try_first(ensemble, source, spec), "parquet")
-    spans = cut_parts(source, part_size)
-    done = {span: record for span in spans if (record := read_record(output, span))}
-
-    def are_same(_: StreamPosition) -> bool:
-        return all(sum_inputs(source, *span) == record.checksum for span, record in done.items())
-
-    with open_folder(output, plan, are_same):
-        left = [span for span in spans if span not in done]
+    spec, n_samples = choose_quantities(ensemble, quantities, level), len(source)
+    first, spans = try_first(ensemble, source, spec), cut_parts(source, part_size)
+    with open_folder(output, describe_plan(ensemble.card, source, spec, first, "parquet"), n_samples):
+        left = [span for span in spans if read_flagged(output, span) is None]
         n_left = sum(stop - start for start, stop in left)
         for partial in output.glob(".part-*"):  # of workers that were killed
             partial.unlink()
         if left:
-            check_space(output, plan, n_left)
+            check_space(output, first, n_left)
             worker = {"path": path.absolute(), "method": ensemble.card.method, "source": source, "spec": spec}
             rows = run_parts({**worker, "output": output.absolute()}, left, compute)
-            with show_pace(console, len(source), len(source) - n_left) as advance, contextlib.closing(rows):
+            with show_pace(console, n_samples, n_samples - n_left) as advance, contextlib.closing(rows):
                 for row in rows:
                     if row["error"]:
                         raise DataError(row["error"])
                     advance(row["n_samples"])
-        records = [read_record(output, span) for span in spans]
-        n_flagged = sum(record.n_flagged for record in records if record) if "flag" in spec.quantities else None
-        write_model(output / DONE, StreamPosition(n_done=len(source), n_flagged=n_flagged))
-    return Streamed(len(source), len(source) - n_left, n_flagged, time.monotonic() - started)
+        n_flagged = sum(read_flagged(output, span) or 0 for span in spans) if "flag" in spec.quantities else None
+        write_json(output / DONE, StreamPosition(n_done=n_samples, n_flagged=n_flagged).model_dump())
+    return Streamed(n_samples, n_samples - n_left, n_flagged)
 
 
 def cut_parts(source: Source, size: int) -> list[Span]:
     """Cut all samples into parts of `size`, or of whole groups of rows of Parquet, as many as reach it."""
-    if not source.blocks[0].path.endswith(".parquet"):
-        return [(start, min(start + size, len(source))) for start in range(0, len(source), size)]
-    parts, start, stop = [], 0, 0
-    for block in source.blocks:
-        stop += block.n_samples
+    n_samples, in_groups = len(source), source.blocks[0].path.endswith(".parquet")
+    parts, start = [], 0
+    for stop in [first for first, _ in walk_blocks(source.blocks)] if in_groups else range(0, n_samples, size):
         if stop - start >= size:
             parts.append((start, stop))
             start = stop
-    return [*parts, (start, stop)] if stop > start else parts
+    return [*parts, (start, n_samples)] if start < n_samples else parts
 
 
 def locate_part(output: Path, span: Span) -> Path:
@@ -119,23 +84,15 @@ def locate_part(output: Path, span: Span) -> Path:
     return output / f"part-{span[0]:012d}.parquet"
 
 
-class PartRecord(BaseModel):
-    """What the metadata of a part say: how many samples are flagged, and a checksum of the inputs."""
-
-    n_flagged: int
-    checksum: int
-
-
-def read_record(output: Path, span: Span) -> PartRecord | None:
-    """Read a part's record; None where the part is missing, damaged or of other samples, and so to be made."""
+def read_flagged(output: Path, span: Span) -> int | None:
+    """Read how many samples of a part are flagged; None where it is to be made: missing, damaged or others."""
     from pyarrow import parquet
 
     try:
         found = parquet.read_metadata(locate_part(output, span))
-        record = PartRecord.model_validate({key.decode(): value.decode() for key, value in found.metadata.items()})
-    except (OSError, ValueError, AttributeError):  # the last where there are no metadata
+        return int(found.metadata[b"n_flagged"]) if found.num_rows == span[1] - span[0] else None
+    except (OSError, ValueError, TypeError, KeyError):  # the last two where there are no such metadata
         return None
-    return record if found.num_rows == span[1] - span[0] else None
 
 
 def run_parts(
@@ -165,16 +122,7 @@ def run_parts(
 
 
 class PartPredictor:
-    """Predicts parts in a worker of Ray.
-
-    Args:
-        path: Of the ensemble.
-        method: Weights of its members.
-        source: The inputs.
-        spec: What is asked of them.
-        output: Folder of the parts.
-        device: Where it computes.
-    """
+    """Predicts parts in a worker of Ray, with the ensemble in `path`, into the folder `output`."""
 
     def __init__(
         self, path: Path, method: str, source: Source, spec: PredictionSpec, output: Path, device: str
@@ -185,34 +133,25 @@ class PartPredictor:
 
     def __call__(self, batch: dict[str, Int[np.ndarray, " part"]]) -> dict[str, Shaped[np.ndarray, " part"]]:
         start, stop = int(batch["start"][0]), int(batch["stop"][0])
-        error = ""
         try:
-            self.write_part(start, stop)
+            self.write_part((start, stop))
+            error = ""
         except DataError as problem:  # as text, because Ray would wrap it
-            error = f"{problem}; other parts are kept, and the same command does the rest"
+            error = f"{problem}; other parts are kept, and the same command does the rest if no file changes"
         except OSError as problem:
             error = f"--output must be writable from every node, got {self.output}: {problem.strerror}"
         return {"n_samples": np.array([stop - start]), "error": np.array([error])}
 
-    def write_part(self, start: int, stop: int) -> None:
-        """Write the predictions of a part, in one step.
-
-        Raises:
-            DataError: A sample is refused.
-        """
+    def write_part(self, span: Span) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
-        parts, n_flagged, checksum = [], 0, 0
-        for chunk, found in predict_chunks(
-            self.ensemble, self.source, self.spec, start, stop, choose_chunk(self.ensemble)
-        ):
-            parts.append(pa.table({name: flatten_rows(rows) for name, rows in found.items()}))
-            n_flagged, checksum = n_flagged + (count_flagged(found) or 0), extend_sum(chunk, checksum)
-        table = pa.concat_tables(parts).add_column(0, "sample", pa.array(np.arange(start, stop)))
-        table = table.replace_schema_metadata({"n_flagged": str(n_flagged), "checksum": str(checksum)})
-        with replace_file(locate_part(self.output, (start, stop))) as partial:
-            parquet.write_table(table, partial)
+        chunks = [found for _, found in predict_chunks(self.ensemble, self.source, self.spec, span)]
+        parts = [pa.table({name: flatten_rows(rows) for name, rows in found.items()}) for found in chunks]
+        table = pa.concat_tables(parts).add_column(0, "sample", pa.array(np.arange(*span)))
+        n_flagged = sum(count_flagged(found) or 0 for found in chunks)
+        with replace_file(locate_part(self.output, span)) as partial:
+            parquet.write_table(table.replace_schema_metadata({"n_flagged": str(n_flagged)}), partial)
 
 
 def flatten_rows(rows: Shaped[np.ndarray, "sample ..."]) -> Any:

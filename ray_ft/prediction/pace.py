@@ -12,16 +12,7 @@ LINE_EVERY_S = 10.0
 
 @contextmanager
 def show_pace(console: Console | None, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show samples done, how many a second, and the time left.
-
-    Args:
-        console: Where; nowhere where left out.
-        total: Samples in all.
-        done: By an earlier call; they leave the pace as it is.
-
-    Yields:
-        A function that takes note of further samples.
-    """
+    """Show samples done (those before leave the pace as it is) and the time left; yield a function that notes more."""
     console = console or Console(quiet=True)
     bar = Progress(BarColumn(), TextColumn("{task.description}"), console=console, disable=not console.is_terminal)
     task = bar.add_task("", total=total, completed=done)

@@ -1,7 +1,7 @@
 """The quantities of a prediction that are asked for, chunk by chunk, and no work for the others."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,32 +16,20 @@ from ray_ft.statistics.intervals import check_level
 
 CHUNK_BYTES = 2**25  # of a chunk's prepared inputs
 BATCH_SIZE = 32
+Span = tuple[int, int]  # the first sample, and the one after the last
+Found = Mapping[str, Shaped[np.ndarray, "sample ..."]]  # by quantity
 
 
 @dataclass(frozen=True)
 class PredictionSpec:
-    """What to predict.
-
-    Attributes:
-        quantities: Some of `Ensemble.quantities`, in their order.
-        level: Of the intervals.
-    """
+    """What to predict: some of `Ensemble.quantities`, in their order, and the level of the intervals."""
 
     quantities: tuple[str, ...]
     level: float
 
 
 def choose_quantities(ensemble: Ensemble, quantities: Collection[str] | None, level: float | None) -> PredictionSpec:
-    """Check what is asked for.
-
-    Args:
-        ensemble: Its card has the level where none is given.
-        quantities: Some of `Ensemble.quantities`; all where left out.
-        level: Of the intervals.
-
-    Raises:
-        ConfigError: There is no such quantity, or the level is not one.
-    """
+    """Check what is asked for: all quantities and the card's level where they are left out."""
     known = ensemble.quantities
     asked = known if quantities is None else quantities
     for name in asked:
@@ -54,49 +42,38 @@ def choose_quantities(ensemble: Ensemble, quantities: Collection[str] | None, le
     return PredictionSpec(tuple(name for name in known if name in asked), level)
 
 
-def choose_chunk(ensemble: Ensemble) -> int:
-    """Choose how many samples are kept in memory: whole batches, 32 MB at most where a batch is less."""
-    n_samples = CHUNK_BYTES // (4 * math.prod(ensemble.card.input_shape))
-    return min(max(n_samples // BATCH_SIZE, 1), 128) * BATCH_SIZE
-
-
 def predict_chunks(
-    ensemble: Ensemble, source: Source, spec: PredictionSpec, start: int, stop: int, size: int, n_threads: int = 1
-) -> Iterator[tuple[Shaped[np.ndarray, "sample ..."], dict[str, np.ndarray]]]:
-    """Yield the samples from `start` to `stop`, `size` at a time, with their predictions.
+    ensemble: Ensemble, source: Source, spec: PredictionSpec, span: Span, size: int | None = None, n_threads: int = 1
+) -> Iterator[tuple[int, Found]]:
+    """Yield the predictions of the samples from one to another, `size` at a time, with how many they are.
 
-    Each thread computes a batch by itself: the network's layers are too small to be shared.
-
-    Raises:
-        DataError: A sample is not as the run's were; the message has its number.
+    Without a size, chunks are whole batches, of 32 MB at most where a batch is less. Each thread computes a batch by
+    itself: the network's layers are too small to be shared. A sample that is not as the run's were is named.
     """
+    in_bytes = CHUNK_BYTES // (4 * math.prod(ensemble.card.input_shape))
+    size = size or min(max(in_bytes // BATCH_SIZE, 1), 128) * BATCH_SIZE
     shape = arrange(source, ensemble)
     pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
     with pool, limit_blas():
-        first = start
-        for chunk in read_chunks(source, start, stop, size):
+        first = span[0]
+        for chunk in read_chunks(source, *span, size):
             inputs = chunk.reshape(len(chunk), *shape)
-            starts = range(0, len(chunk), BATCH_SIZE)
 
-            def compute(i: int, own: np.ndarray = inputs) -> dict[str, np.ndarray]:
+            def compute(i: int, own: np.ndarray = inputs) -> Found:
                 prepared = ensemble.prepare(own[i : i + BATCH_SIZE])
                 return ensemble.compute(prepared, spec.level, spec.quantities)
 
             try:
-                parts = list(pool.map(compute, starts))
+                parts = list(pool.map(compute, range(0, len(chunk), BATCH_SIZE)))
             except DataError as error:
                 raise find_bad(ensemble, inputs, source, first) or error from error
-            yield chunk, {name: np.concatenate([part[name] for part in parts]) for name in spec.quantities}
+            yield len(chunk), {name: np.concatenate([part[name] for part in parts]) for name in spec.quantities}
             first += len(chunk)
 
 
-def try_first(ensemble: Ensemble, source: Source, spec: PredictionSpec) -> dict[str, Shaped[np.ndarray, "1 ..."]]:
-    """Predict the first sample, for the shapes and types of the quantities.
-
-    Raises:
-        DataError: Its shape is not that of the run's samples, or it is not one in another way.
-    """
-    ((_, found),) = predict_chunks(ensemble, source, spec, 0, 1, 1)
+def try_first(ensemble: Ensemble, source: Source, spec: PredictionSpec) -> Found:
+    """Predict the first sample, for the shapes and types of the quantities."""
+    ((_, found),) = predict_chunks(ensemble, source, spec, (0, 1), 1)
     return found
 
 

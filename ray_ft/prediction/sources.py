@@ -1,33 +1,31 @@
-"""Inputs on disk, read a few samples at a time: `.npy`, `.npz`, a folder of `.npy`, Parquet, zarr."""
+"""Inputs on disk, read a few samples at a time: `.npy`, `.npz`, a folder of `.npy`, Parquet by pyarrow, zarr."""
 
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Shaped
 
 from ray_ft.data.samples import read_array
-from ray_ft.errors import DataError, first_line, shorten
+from ray_ft.errors import DataError, first_few, first_line, shorten, suggest
 from ray_ft.files.arrays import map_array
-from ray_ft.prediction import tables
+from ray_ft.files.memory import describe_excess
 
+VALUE_BYTES = 8
+Zarr: TypeAlias = Any  # zarr.Array, without loading zarr
 KINDS = ".npy, .npz, .npz::key, .parquet, .zarr, .zarr::key, or a folder of .npy or of .parquet files"
 
 
 @dataclass(frozen=True)
 class Block:
-    """Samples that follow one another in a file.
+    """Samples that follow one another in a file; `shape` and `dtype` are those of one.
 
-    Attributes:
-        path: Of the file.
-        n_samples: How many.
-        shape: Of a sample.
-        dtype: Of its values.
-        key: Which array or column; empty where the file holds one.
-        group: Of the rows of a Parquet file.
+    `key` is the array or the column, empty where the file holds one; `group` counts the row groups of a Parquet file.
     """
 
     path: str
@@ -40,12 +38,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Source:
-    """Inputs in their order.
+    """Inputs in their order, by the name that the user gave them; all blocks have one shape and type.
 
-    Attributes:
-        name: As the user wrote it.
-        blocks: All of one shape and type.
-        files: Absolute path, bytes and time of change in ns of each file.
+    `files` are the absolute path, the bytes and the time of change in ns of each file.
     """
 
     name: str
@@ -67,23 +62,16 @@ class Source:
         """Write which sample a row is, for messages."""
         if len(self.files) == 1:
             return f"sample {row} of {self.name}"
-        starts: dict[str, int] = {}
-        for first, block in walk_blocks(self.blocks):
-            start = starts.setdefault(block.path, first)
-            if row < first + block.n_samples:
-                return f"sample {row - start} of {block.path}, which is number {row} of all"
-        raise IndexError(row)
+        known = [(first, block.path) for first, block in walk_blocks(self.blocks) if first <= row]
+        path = known[-1][1]
+        start = next(first for first, own in known if own == path)
+        return f"sample {row - start} of {path}, which is number {row} of all"
 
 
 def open_source(name: str, column: str | None = None) -> Source:
-    """Find the files of inputs and check their headers; no samples are read, but of `.npz`.
+    """Find the files of inputs, of a kind in `KINDS`, and check their headers; no samples are read, but of `.npz`.
 
-    Args:
-        name: A path as the messages list them.
-        column: Of Parquet; may be left out where there is one.
-
-    Raises:
-        DataError: There are no such inputs, a file is damaged, or files differ in shape or type.
+    The column is one of Parquet; it may be left out where there is one.
     """
     text, _, key = name.partition("::")
     path = Path(text)
@@ -92,9 +80,8 @@ def open_source(name: str, column: str | None = None) -> Source:
             raise DataError(f"inputs must exist, got {text}; check the path")
         paths = list_files(path)
         blocks = tuple(block for own in paths for block in open_file(own, key or column or ""))
-        files = tuple(stamp_file(own) for own in paths)
-    check_blocks(blocks, name)
-    return Source(name, blocks, files)
+        check_blocks(blocks, name)
+        return Source(name, blocks, tuple(map(stamp_file, paths)))
 
 
 @contextmanager
@@ -119,19 +106,17 @@ def list_files(path: Path) -> list[Path]:
     return found[kinds[0]]
 
 
-def open_file(path: Path, key: str) -> Iterator[Block]:
+def open_file(path: Path, key: str) -> list[Block]:
     if path.suffix == ".parquet":
-        for group, (n_samples, shape, dtype, column) in enumerate(tables.open_parquet(path, key)):
-            yield Block(str(path), n_samples, shape, dtype, column, group)
-        return
+        return [Block(str(path), *own) for own in open_parquet(path, key)]
     array = open_array(path, key)
     if array.ndim < 2:
         raise DataError(f"inputs must have a sample axis and at least one more, got shape {array.shape} in {path}")
-    own_key = "" if path.suffix == ".npy" else key
-    yield Block(str(path), int(array.shape[0]), tuple(map(int, array.shape[1:])), str(array.dtype), own_key)
+    n_samples, *shape = map(int, array.shape)
+    return [Block(str(path), n_samples, tuple(shape), str(array.dtype), "" if path.suffix == ".npy" else key)]
 
 
-def open_array(path: Path, key: str) -> Shaped[np.ndarray, "..."] | tables.Zarr:
+def open_array(path: Path, key: str) -> Shaped[np.ndarray, "..."] | Zarr:
     """Open what holds one array; only a `.npz` is read whole."""
     match path.suffix:
         case ".npy":
@@ -139,7 +124,7 @@ def open_array(path: Path, key: str) -> Shaped[np.ndarray, "..."] | tables.Zarr:
         case ".npz":
             return read_array(f"{path}::{key}" if key else str(path))
         case ".zarr":
-            return tables.open_zarr(path, key)
+            return open_zarr(path, key)
     raise DataError(f"inputs must be {KINDS}, got {path}")
 
 
@@ -155,10 +140,8 @@ def check_blocks(blocks: tuple[Block, ...], name: str) -> None:
     first = blocks[0]
     for block in blocks:
         if (block.shape, block.dtype) != (first.shape, first.dtype):
-            raise DataError(
-                f"files of inputs must agree in shape and type, got {block.shape} {block.dtype} in {block.path} and "
-                f"{first.shape} {first.dtype} in {first.path}"
-            )
+            text = f"got {block.shape} {block.dtype} in {block.path} and {first.shape} {first.dtype} in {first.path}"
+            raise DataError(f"files of inputs must agree in shape and type, {text}")
     if np.dtype(first.dtype).kind not in "biuf":
         raise DataError(f"data must be real numbers, got {first.dtype} in {name}")
 
@@ -172,11 +155,7 @@ def walk_blocks(blocks: Iterable[Block]) -> Iterator[tuple[int, Block]]:
 
 
 def read_chunks(source: Source, start: int, stop: int, size: int) -> Iterator[Shaped[np.ndarray, "sample ..."]]:
-    """Read samples `start` to `stop`, `size` at a time, the last time fewer; chunks run across files.
-
-    Raises:
-        DataError: A file can no longer be read.
-    """
+    """Read samples `start` to `stop`, `size` at a time, the last time fewer; chunks run across files."""
     waiting: list[np.ndarray] = []
     for array in read_blocks(source, start, stop, size):
         waiting.append(array)
@@ -192,16 +171,98 @@ def read_blocks(source: Source, start: int, stop: int, size: int) -> Iterator[Sh
     for first, block in walk_blocks(source.blocks):
         low, high = max(start - first, 0), min(stop - first, block.n_samples)
         if low < high:
-            with reading(f"inputs must be whole, and stay as they are while they are read, got {block.path}"):
+            with reading(f"inputs must be whole, of one shape, and stay as they are while read, got {block.path}"):
                 yield from read_block(block, low, high, size)
 
 
 def read_block(block: Block, start: int, stop: int, size: int) -> Iterator[Shaped[np.ndarray, "sample ..."]]:
     path = Path(block.path)
     if path.suffix == ".parquet":
-        yield from tables.read_parquet(path, block.key, block.group, start, stop, size, block.shape)
+        yield from read_parquet(path, block.key, block.group, start, stop, size, block.shape)
         return
     whole = None if path.suffix == ".npy" else open_array(path, block.key)
     for low in range(start, stop, size):  # a .npy is mapped anew: pages once read would count as this process's memory
-        part = slice(low, min(low + size, stop))
-        yield np.array((map_array(path) if whole is None else whole)[part])
+        yield np.array((map_array(path) if whole is None else whole)[low : min(low + size, stop)])
+
+
+def open_zarr(path: Path, key: str) -> Zarr:
+    """Open an array of a store."""
+    try:
+        import zarr
+    except ImportError as error:
+        raise DataError(f"zarr must be installed to read {path}; pip install 'ray-ft[zarr]'") from error
+    store: Any = zarr.open(str(path), mode="r")
+    found = store[key] if key else store
+    if not hasattr(found, "dtype"):
+        raise DataError(f"a zarr group needs ::key out of {first_few(sorted(found))}, got none for {path}")
+    if excess := describe_excess(math.prod(found.chunks) * found.dtype.itemsize):
+        raise DataError(f"a chunk of a zarr array must fit into memory, got {found.chunks} in {path}: {excess}")
+    return found
+
+
+def open_parquet(path: Path, column: str) -> list[tuple[int, tuple[int, ...], str, str, int]]:
+    """Read samples, shape, type, column and number of each group of rows; the first row gives the shape."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        column = column or (names[0] if len(names) == 1 else "")
+        if column not in names:
+            asked = f"{column!r}{suggest(column, names)}" if column else "none"
+            raise DataError(f"Parquet needs --column out of {first_few(names, 8)}, got {asked} for {path}")
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        if excess := describe_excess(max((count_values(group, column) for group in groups), default=0) * VALUE_BYTES):
+            raise DataError(f"a row group of Parquet must fit into memory, got {path}: {excess}; write smaller ones")
+        first = next(file.iter_batches(1, columns=[column]), None)
+    if not first:
+        return []
+    shape, dtype = describe_sample(first.column(0), path)
+    return [(group.num_rows, shape, dtype, column, number) for number, group in enumerate(groups)]
+
+
+def count_values(group: Any, column: str) -> int:
+    """Count the values of a column in a group of rows; few bytes may hold many that are alike."""
+    chunks = (group.column(i) for i in range(group.num_columns))
+    return sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+
+
+def describe_sample(column: Any, path: Path) -> tuple[tuple[int, ...], str]:
+    """Read shape and type of the one sample of a column."""
+    import pyarrow as pa
+
+    sizes, level = [1], getattr(column, "storage", column)  # of a tensor, whose own conversions could run code
+    while isinstance(level, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        level = level.flatten()
+        sizes.append(len(level))
+    dtype = np.dtype(level.type.to_pandas_dtype())
+    if len(sizes) == 1 or dtype.kind not in "biuf":
+        raise DataError(f"a column of inputs must be lists of numbers, got {column.type} in {path}")
+    return tuple(inner // max(outer, 1) for outer, inner in pairwise(sizes)), str(dtype)
+
+
+def read_parquet(
+    path: Path, column: str, group: int, start: int, stop: int, size: int, shape: tuple[int, ...]
+) -> Iterator[Shaped[np.ndarray, "sample ..."]]:
+    """Read samples of a group of rows; those before `start` are decoded and dropped."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+        first = 0
+        for batch in file.iter_batches(size, row_groups=[group], columns=[column]):
+            low, high = max(start - first, 0), min(stop - first, len(batch))
+            if low < high:
+                yield lay_out(batch.column(0).slice(low, high - low), shape)
+            first += len(batch)
+            if first >= stop:
+                return
+
+
+def lay_out(column: Any, shape: tuple[int, ...]) -> Shaped[np.ndarray, "sample ..."]:
+    """Turn nested lists of one shape into an array, with NaN for missing numbers; others raise a `ValueError`."""
+    import pyarrow as pa
+
+    level = getattr(column, "storage", column)
+    for n in shape:
+        level = level.cast(pa.list_(level.type.value_type, n)).flatten()  # leaves out what is missing
+    array: np.ndarray = level.to_numpy(zero_copy_only=False).reshape(len(column), *shape)
+    return array

@@ -6,14 +6,14 @@ A body is JSON or `.npy`. Nothing of it is unpickled or evaluated, and no header
 import asyncio
 import io
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -24,15 +24,14 @@ from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import UserError, first_line, shorten
 from ray_ft.files.arrays import parse_array
 from ray_ft.prediction.quantities import PredictionSpec, choose_quantities
-from ray_ft.serving.shared_pass import PreparedRequest
 
 JSON, NPZ = "application/json", "application/x-npz"
 NPY_TYPES = ("application/x-npy", "application/octet-stream")
-NPZ_TYPES = (NPZ, "application/octet-stream", "application/zip")
 MEGABYTE = 2**20
 MAX_WAITING = 64  # requests for predictions; a further one is told to come again
 MAX_WAITING_BODIES = 16  # of the largest size, in bytes, together; a chunked one counts as such
 READ_SECONDS = 60.0  # for a client to send its body
+SHOWN = {"version", "metric", "score", "level", "layout", "input_shape", "target_shape", "units"}  # of the card
 MAX_PROBLEMS = 4  # of a request, in one message
 
 logger = logging.getLogger("ray.serve")
@@ -45,21 +44,22 @@ class Limits:
     max_samples: int = 1024
     max_body_mb: float = 64
 
-    @property
-    def max_bytes(self) -> int:
-        return int(self.max_body_mb * MEGABYTE)
+
+@dataclass(frozen=True, eq=False)
+class PreparedRequest:
+    """Inputs as `Ensemble.prepare` returns them, and a level that `check_level` passes."""
+
+    inputs: Float[np.ndarray, "sample *input"]
+    level: float
 
 
 def build_array(value: object) -> Shaped[np.ndarray, "..."]:
     """Turn nested lists into an array of numbers."""
-    if isinstance(value, np.ndarray):
-        return value
     try:
-        return np.asarray(value, np.float64)
+        return value if isinstance(value, np.ndarray) else np.asarray(value, np.float64)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(
-            f"it must be nested lists of numbers, equally long at each depth; {first_line(error)}"
-        ) from error
+        rule = "it must be nested lists of numbers, equally long at each depth"
+        raise ValueError(f"{rule}; {first_line(error)}") from error
 
 
 def split_names(value: object) -> object:
@@ -80,29 +80,25 @@ class PredictionRequest(BaseModel):
 def build_app(
     ensemble: Ensemble, limits: Limits, predict: Callable[[PreparedRequest], Awaitable[Prediction | Exception]]
 ) -> FastAPI:
-    """Build the application that answers for an ensemble.
-
-    Args:
-        ensemble: What is asked.
-        limits: Of a request.
-        predict: Says what the ensemble predicts for a request that is checked.
-    """
+    """Build the application that answers for an ensemble; `predict` says what it predicts for a checked request."""
     app = FastAPI(title="ray-ft", openapi_url=None, redirect_slashes=False)
     waiting: dict[Request, int] = {}  # and the bytes of its body
     one_at_a_time = ThreadPoolExecutor(1)  # a body that becomes an array takes much memory
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def describe_server() -> Response:
-        own = {"max_samples": limits.max_samples, "max_body_mb": limits.max_body_mb, "waiting": len(waiting)}
-        return answer(200, describe_ensemble(ensemble) | own)
+        card = ensemble.card
+        own = {"status": "ready", "name": card.run, "members": len(card.members), "waiting": len(waiting)}
+        return answer(200, own | asdict(limits) | card.model_dump(include=SHOWN))
 
     @app.post("/predict")
     async def predict_inputs(request: Request) -> Response:
         content_type = read_content_type(request.headers)
-        kind = choose_answer(request.headers.get("accept", ""), JSON if content_type == JSON else NPZ)
+        kind = JSON if content_type == JSON else NPZ  # the answer is like the body
         run = asyncio.get_running_loop().run_in_executor
         n_bytes = read_length(request.headers, limits)
-        if len(waiting) >= MAX_WAITING or n_bytes + sum(waiting.values()) > MAX_WAITING_BODIES * limits.max_bytes:
+        most = MAX_WAITING_BODIES * limits.max_body_mb * MEGABYTE
+        if len(waiting) >= MAX_WAITING or n_bytes + sum(waiting.values()) > most:
             text = f"the server is busy with {len(waiting)} requests, as many as may wait; send it again later"
             raise HTTPException(503, text, {"Retry-After": "1"})
         waiting[request] = n_bytes
@@ -148,19 +144,8 @@ def answer_failure(request: Request, error: Exception) -> Response:
     return answer(500, {"error": "the server failed on this request; its log says why"})
 
 
-def describe_ensemble(ensemble: Ensemble) -> dict[str, Any]:
-    """Say what is served."""
-    card = ensemble.card
-    shown = {"version", "metric", "score", "level", "layout", "input_shape", "target_shape", "units"}
-    return {"status": "ready", "name": card.run, "members": len(card.members), **card.model_dump(include=shown)}
-
-
 def read_content_type(headers: Mapping[str, str]) -> str:
-    """Find what a body is.
-
-    Raises:
-        HTTPException: It is neither JSON nor `.npy`.
-    """
+    """Find what a body is, or refuse what is neither JSON nor `.npy`."""
     name = headers.get("content-type", "").partition(";")[0].strip().lower()
     if name != JSON and name not in NPY_TYPES:
         text = f"Content-Type must be {JSON} or, for .npy, {' or '.join(NPY_TYPES)}, got {shorten(name, 80) or 'none'}"
@@ -171,36 +156,22 @@ def read_content_type(headers: Mapping[str, str]) -> str:
     return name
 
 
-def choose_answer(accept: str, like_body: str) -> str:
-    """Find the content type that the client accepts; without a wish, it is like the body's."""
-    wishes = [wish.partition(";")[0].strip().lower() for wish in accept.split(",")]
-    known = [JSON if wish == JSON else NPZ for wish in wishes if wish == JSON or wish in NPZ_TYPES]
-    return known[0] if known else like_body
-
-
 def read_length(headers: Mapping[str, str], limits: Limits) -> int:
     """Read how long a body will be; a chunked one, which does not say so, may be as long as any."""
     text = headers.get("content-length", "")
-    n_bytes = int(text) if text.isdecimal() and len(text) < 19 else limits.max_bytes
+    n_bytes = int(text) if text.isdecimal() and len(text) < 19 else int(limits.max_body_mb * MEGABYTE)
     check_length(n_bytes, limits)
     return n_bytes
 
 
 def check_length(n_bytes: int, limits: Limits) -> None:
-    if n_bytes > limits.max_bytes:
-        raise HTTPException(
-            413,
-            f"a body may have {limits.max_body_mb:g} MB at most, got {n_bytes / MEGABYTE:.3g} MB or more; send fewer "
-            "samples at a time, or .npy",
-        )
+    if n_bytes > limits.max_body_mb * MEGABYTE:
+        text = f"a body may have {limits.max_body_mb:g} MB at most, got {n_bytes / MEGABYTE:.3g} MB or more"
+        raise HTTPException(413, f"{text}; send fewer samples at a time, or .npy")
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """Read a body part by part.
-
-    Raises:
-        HTTPException: It is too long, or too slow.
-    """
+    """Read a body part by part; refuse one that is too long, or too slow."""
     body = bytearray()
     try:
         async with asyncio.timeout(READ_SECONDS):
@@ -217,16 +188,7 @@ def parse_request(
 ) -> tuple[PreparedRequest, PredictionSpec]:
     """Read what a client asks for, and check it, so that no request spoils a pass that it shares.
 
-    Args:
-        body: JSON with `inputs` and, if wanted, `level` and `quantities`; or `.npy` with the inputs alone.
-        content_type: JSON, or one of `.npy`.
-        parameters: Of the URL: `level` and `quantities`, with commas.
-        ensemble: What is asked.
-        max_samples: Of a request.
-
-    Raises:
-        HTTPException: It breaks a rule of the server.
-        UserError: It breaks one of the ensemble.
+    JSON has `inputs` and, if wanted, `level` and `quantities`; `.npy` has the inputs, and the URL the others.
     """
     try:
         content = from_json(body, allow_inf_nan=False) if content_type == JSON else {"inputs": parse_array(body)}
@@ -255,3 +217,24 @@ def format_answer(arrays: Mapping[str, np.ndarray], kind: str) -> bytes:
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **arrays)
     return stream.getvalue()
+
+
+def predict_together(ensemble: Ensemble, requests: Sequence[PreparedRequest]) -> list[Prediction | Exception]:
+    """Predict for several requests, those of one level in one pass; what fails together is tried one by one."""
+    found: dict[int, Prediction | Exception] = {}
+    for level in {request.level for request in requests}:
+        own = [i for i, request in enumerate(requests) if request.level == level]
+        found |= zip(own, predict_level(ensemble, [requests[i].inputs for i in own], level), strict=True)
+    return [found[i] for i in range(len(requests))]
+
+
+def predict_level(
+    ensemble: Ensemble, inputs: Sequence[Float[np.ndarray, "_ *input"]], level: float
+) -> list[Prediction | Exception]:
+    try:
+        whole = ensemble.predict_prepared(np.concatenate(inputs), level)
+    except Exception as error:  # the border of a request
+        return [error] if len(inputs) == 1 else [predict_level(ensemble, [own], level)[0] for own in inputs]
+    ends = np.cumsum([len(own) for own in inputs])[:-1]
+    columns = [np.split(getattr(whole, field.name), ends) for field in fields(whole)]
+    return [type(whole)(*own) for own in zip(*columns, strict=True)]

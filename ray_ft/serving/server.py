@@ -1,8 +1,6 @@
 """Ray Serve: an ensemble behind HTTP, on the loopback interface unless told otherwise, until it is interrupted.
 
-Requests that come within 10 ms share a pass, by Serve's own batches. A queue of ours, in which whatever came during a
-pass made up the next one, answered 1.3 times as many requests a second on the demo (1.1 to 1.2 times without HTTP; at
-most 1.5 times with a pass of 30 ms + 2 ms a sample): not worth its code.
+Requests that come within 10 ms share a pass, by Serve's own batches: docs/ensemble.md has what a queue of ours gained.
 """
 
 import asyncio
@@ -12,7 +10,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,13 +20,10 @@ from ray_ft.backends.running import set_up_ray
 from ray_ft.config import ComputeSection
 from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import ConfigError, RunError
-from ray_ft.serving.shared_pass import PreparedRequest, predict_together
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-
-LOOPBACK = "127.0.0.1"
 APPLICATION = "ray-ft"
 WAIT_SECONDS = 0.01  # for others that share a pass
 MAX_ONGOING = 128  # requests in a replica, twice what it lets wait: it refuses the others itself, in JSON
@@ -37,7 +32,7 @@ END_SECONDS = 5.0  # for requests under way when the server ends
 
 def serve(
     path: str | Path,
-    host: str = LOOPBACK,
+    host: str = "127.0.0.1",
     port: int = 8000,
     max_samples: int = 1024,
     max_body_mb: float = 64,
@@ -45,22 +40,9 @@ def serve(
     address: str | None = None,
     trust: bool = False,
 ) -> None:
-    """Serve an ensemble until Ctrl-C or SIGTERM.
+    """Serve an ensemble until Ctrl-C or SIGTERM, by a local Ray, which ends with the server, or on a cluster.
 
-    Args:
-        path: Folder of an ensemble or of its run; on a cluster, all nodes must see it.
-        host: Address to listen on; on a cluster, of its head node.
-        port: The same.
-        max_samples: Of a request.
-        max_body_mb: Size of its body, in MiB.
-        replicas: Processes that predict.
-        address: Ray cluster to join; a local Ray, which ends with the server, where left out.
-        trust: Whether the ensemble may run its network's own code.
-
-    Raises:
-        EnsembleError: It is no ensemble.
-        ConfigError: The port is taken, Serve is not installed, or the cluster is not to be had.
-        RunError: A replica did not start.
+    On a cluster, all nodes must see the folder, and host and port are those of its head node.
     """
     card = Ensemble.load(path, trust=trust).card  # before Ray starts: what is wrong with it shows at once
     if address is None:
@@ -86,46 +68,34 @@ def serve(
 
 
 def build_replica(path: Path, max_samples: int, max_body_mb: float) -> "FastAPI":
-    """Build what a replica runs; its process does so."""
-    from ray_ft.serving.app import Limits, build_app
+    """Build what a replica runs, in its process; Serve gathers the requests that come within a short time."""
+    from ray_ft.serving.app import Limits, PreparedRequest, build_app, predict_together
 
     ensemble = Ensemble.load(path, trust=True)  # the command has asked
-    return build_app(ensemble, Limits(max_samples, max_body_mb), share_passes(ensemble, max_samples))
-
-
-def share_passes(
-    ensemble: Ensemble, max_samples: int
-) -> Callable[[PreparedRequest], Awaitable[Prediction | Exception]]:
-    """Let Serve gather the requests that come within a short time, up to so many samples."""
     thread = ThreadPoolExecutor(1)
 
     async def predict(requests: list[PreparedRequest]) -> list[Prediction | Exception]:
         return await asyncio.get_running_loop().run_in_executor(thread, predict_together, ensemble, requests)
 
-    shared: Callable[[PreparedRequest], Awaitable[Prediction | Exception]] = import_serve().batch(
+    share = import_serve().batch(
         max_batch_size=max_samples,
         batch_wait_timeout_s=WAIT_SECONDS,
         batch_size_fn=lambda requests: sum(len(request.inputs) for request in requests),
-    )(predict)
-    return shared
+    )
+    return build_app(ensemble, Limits(max_samples, max_body_mb), share(predict))
 
 
 def import_serve() -> Any:
     try:
         from ray import serve as ray_serve
     except ImportError as error:
-        raise ConfigError(
-            f"ray-ft serve needs Ray Serve, got none ({error}); install it by: pip install 'ray-ft[serve]'"
-        ) from error
+        rule = f"ray-ft serve needs Ray Serve, got none ({error})"
+        raise ConfigError(f"{rule}; install it by: pip install 'ray-ft[serve]'") from error
     return ray_serve
 
 
 def check_free(host: str, port: int) -> None:
-    """Bind the port for a moment: Serve would share it with another server that does the same.
-
-    Raises:
-        ConfigError: It cannot be had.
-    """
+    """Bind the port for a moment: Serve would share it with another server that does the same."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -150,7 +120,8 @@ def ending_on_sigterm() -> Iterator[None]:
 def running(build: "Callable[[], FastAPI]", host: str, port: int, replicas: int, address: str | None) -> Iterator[None]:
     """Run the replicas and the proxy; let requests under way end, and end them."""
     ray_serve = import_serve()
-    check_alone()
+    if ray_serve.status().proxies:  # they listen where they were told to, and would end with this server
+        raise ConfigError("the cluster must not run Ray Serve yet, got one that does; leave --address out")
     n_cpus = os.cpu_count() or 1
     deployment = ray_serve.deployment(
         ray_serve.ingress(lambda: build())(),
@@ -162,22 +133,13 @@ def running(build: "Callable[[], FastAPI]", host: str, port: int, replicas: int,
         graceful_shutdown_timeout_s=END_SECONDS,
         graceful_shutdown_wait_loop_s=0.1,
     )
-    try:
-        ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-        ray_serve.run(deployment.bind(), name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
+    with contextlib.ExitStack() as at_end:
         if address is not None:
-            ray_serve.shutdown()
-        raise RunError(f"the server must start, got: {str(error).strip().splitlines()[-1]}") from error
-    try:
+            at_end.callback(ray_serve.shutdown)
+        try:
+            ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+            ray_serve.run(deployment.bind(), name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            raise RunError(f"the server must start, got: {str(error).strip().splitlines()[-1]}") from error
+        at_end.callback(ray_serve.delete, APPLICATION)  # which waits for requests under way
         yield
-    finally:
-        ray_serve.delete(APPLICATION)  # waits for requests under way
-        if address is not None:
-            ray_serve.shutdown()
-
-
-def check_alone() -> None:
-    """Refuse a cluster that serves already: its Serve listens where it was told to, and would end with this one."""
-    if import_serve().status().proxies:
-        raise ConfigError("the cluster must not run Ray Serve yet, got one that does; leave --address out")
