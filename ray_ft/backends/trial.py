@@ -39,10 +39,7 @@ def train_trial(
 
     try:
         check_there(run)
-        with (
-            run.check_out(spec.name) as own,
-            SilenceLimit(own.candidate(spec.name), max_silence_s) as silence,
-        ):
+        with run.check_out(spec.name) as own, SilenceLimit(own.candidate(spec.name), max_silence_s) as silence:
             if recall(problem, own, spec):
                 return
             with open_fitter(problem, spec, prepared[spec.strategy], settings, allocation) as fitter:
@@ -61,11 +58,7 @@ def recall(problem: Problem, run: RunFolder, spec: CandidateSpec) -> bool:
 
 
 def check_there(run: RunFolder) -> None:
-    """Make sure that this node, which may have joined since the run began, has the run folder.
-
-    Raises:
-        StorageError: It has not.
-    """
+    """Make sure that this node, which may have joined since the run began, has the run folder."""
     if run.mirror is None and not run.provenance.exists():
         raise StorageError(
             f"every node must read and write the run folder, got {run.root}, which is not on "
