@@ -17,6 +17,8 @@ from jaxtyping import Int, Shaped
 from ray_ft.data.randomness import name_stream
 from ray_ft.errors import DataError
 
+Parts = tuple[tuple[tuple[int, ...], ...], ...]  # samples of a part of each repeat and fold
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -31,8 +33,8 @@ class Splits:
 
     fold_of: tuple[tuple[int, ...], ...]
     seed: int
-    inner_of: tuple[tuple[tuple[int, ...], ...], ...] = ()
-    unused_of: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    inner_of: Parts = ()
+    unused_of: Parts = ()
 
     @property
     def n_repeats(self) -> int:
@@ -52,11 +54,7 @@ class Splits:
         return hashlib.sha256(json.dumps(self.fold_of).encode()).hexdigest()[:16]
 
     def check(self) -> None:
-        """Make sure that folds read from a file are some.
-
-        Raises:
-            ValueError: They are not.
-        """
+        """Make sure that folds read from a file are some; raise ValueError where they are not."""
         folds = np.array(self.fold_of)  # refuses repeats of unequal lengths
         every = np.unique(folds)
         dealt = folds.ndim == 2 and all(np.array_equal(np.unique(row), every) for row in folds)
@@ -106,12 +104,7 @@ def deal_folds(
 ) -> Splits:
     """Deal the samples into folds; a group stays together, and folds get equal shares of each stratum.
 
-    Args:
-        groups: Group of each sample, as numbers from 0.
-        n_folds: Folds of a repeat.
-        n_repeats: Independent deals.
-        seed: Of the first deal; a later repeat adds its number.
-        strata: Class of each sample.
+    The seed is that of the first deal; a later repeat adds its number.
 
     Raises:
         DataError: There are fewer groups than folds, or no stratum has a sample for each fold.
@@ -182,7 +175,7 @@ def deal_inner(
     return replace(splits, inner_of=map_folds(choose_inner, splits))
 
 
-def map_folds(choose: Callable[[int, int], tuple[int, ...]], splits: Splits) -> tuple[tuple[tuple[int, ...], ...], ...]:
+def map_folds(choose: Callable[[int, int], tuple[int, ...]], splits: Splits) -> Parts:
     return tuple(tuple(choose(r, k) for k in range(splits.n_folds)) for r in range(splits.n_repeats))
 
 

@@ -20,33 +20,19 @@ def is_uri(place: str | Path) -> bool:
 
 @dataclass
 class Mirror:
-    """A local folder and the URI that it follows.
-
-    Attributes:
-        uri: Where the files are kept.
-        root: The local folder.
-        synced: Time and size of the files that are the same in both.
-    """
+    """A local folder and the URI that it follows."""
 
     uri: str
     root: Path
-    synced: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    synced: dict[Path, tuple[int, int]] = field(default_factory=dict)  # time and size of files that are alike in both
 
     @property
     def storage(self) -> tuple[Any, str]:
-        """The file system, as pyarrow has it, and the path on it.
-
-        Raises:
-            RunFolderError: There is no such kind of storage.
-        """
+        """The file system, as pyarrow has it, and the path on it."""
         return open_storage(self.uri.rstrip("/"))
 
     def pull(self, below: str = "", skip: Collection[str] = ()) -> None:
-        """Copy here what is there.
-
-        Args:
-            below: A file or folder in it; all where it is left out.
-            skip: Names of files and folders that are left there.
+        """Copy here what is there, or what is below a path in it, but for files and folders of the names in `skip`.
 
         Raises:
             OSError: It cannot be read, or this folder not be written.
@@ -74,27 +60,27 @@ class Mirror:
         Raises:
             OSError: It cannot be written.
         """
-        files = [path for path in self.root.rglob("*") if path.is_file() and not is_partial(path)]
+        files = (path for path in self.root.rglob("*") if path.is_file() and not is_partial(path))
         stamps = {path: stamp(path) for path in files}
-        for path in sorted(files, key=lambda path: stamps[path]):
+        for path in sorted(stamps, key=lambda path: stamps[path]):
             if self.synced.get(path) != stamps[path]:
                 self.upload(path)
                 self.synced[path] = stamps[path]
-        for path in [path for path in self.synced if path not in stamps]:
-            system, top = self.storage
-            system.delete_file(f"{top}/{path.relative_to(self.root).as_posix()}")
+        for path in self.synced.keys() - stamps:
+            self.storage[0].delete_file(self.place_there(path))
             del self.synced[path]
+
+    def place_there(self, path: Path) -> str:
+        return f"{self.storage[1]}/{path.relative_to(self.root).as_posix()}"
 
     def upload(self, path: Path) -> None:
         from pyarrow.fs import copy_files
 
-        system, top = self.storage
-        there = f"{top}/{path.relative_to(self.root).as_posix()}"
-        whole = system.type_name in WRITTEN_WHOLE
-        partial = there if whole else f"{there}.partial"
+        system, there = self.storage[0], self.place_there(path)
+        partial = there if system.type_name in WRITTEN_WHOLE else f"{there}.partial"
         system.create_dir(there.rpartition("/")[0], recursive=True)
         copy_files(str(path), partial, destination_filesystem=system)
-        if not whole:
+        if partial != there:
             system.move(partial, there)
 
 
