@@ -56,11 +56,7 @@ class Entry:
 def build_loggers(
     loggers: LoggersSection, name: str, shared: Shared, left: Sequence[CandidateSpec]
 ) -> list[tune.Callback]:
-    """Open the loggers that the config asks for, under the run's name and for the candidates that are left.
-
-    Raises:
-        ConfigError: The package of a logger is missing, or it cannot log to where it is to.
-    """
+    """Open the loggers that the config asks for, under the run's name and for the candidates that are left."""
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
     built: list[tune.Callback] = []
     for key, value in ((key, value) for key, value in loggers if value):
@@ -155,9 +151,7 @@ class CandidateLogger(tune.Callback):
         self.open.setdefault(name, self.describe(name))
         self.pass_on(self.logger.log_trial_start, self.open[name])
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         if "epoch" in result:
             cleaned = {"training_iteration": result["epoch"], self.loss: result["loss"]}
             self.pass_on(self.logger.log_trial_result, result["epoch"], self.open[trial.config["candidate"]], cleaned)

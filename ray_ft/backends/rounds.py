@@ -110,11 +110,7 @@ def replay(shared: Shared, specs: Sequence[CandidateSpec]) -> None:
 
 
 def read_verdict(run: RunFolder, spec: CandidateSpec, stopped_at: int | None, seconds: float) -> Verdict:
-    """Read how a candidate ended.
-
-    Raises:
-        RunError: It has left no result.
-    """
+    """Read how a candidate ended; RunError where it has left no result."""
     if stopped_at is not None:
         return Verdict("stopped", stopped_at, "", seconds)
     result = load_result(run, spec)

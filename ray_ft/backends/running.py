@@ -101,9 +101,6 @@ def check_memory(
 
     Of a cluster that is joined, and of GPUs, this machine's memory says nothing. `needed` has the bytes of a candidate
     of each strategy; `n_left` candidates may train at a time.
-
-    Raises:
-        ConfigError: It has the numbers.
     """
     on_gpu = compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
     if on_gpu or (compute.address is not None and n_left > 1):
@@ -121,11 +118,7 @@ def check_memory(
 
 
 def set_up_ray(address: str | None) -> None:
-    """Set what Ray reads when it is imported; what the user has set stays.
-
-    Args:
-        address: Of the cluster to join; a local Ray, where it is None, stays on the loopback interface.
-    """
+    """Set what Ray reads when it is imported, but for what the user has set; a local one stays on the loopback."""
     settings = QUIET_RAY | (ON_LOOPBACK if address is None else {})
     os.environ.update({key: os.environ.get(key, value) for key, value in settings.items()})
 

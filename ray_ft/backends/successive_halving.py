@@ -20,9 +20,8 @@ from ray_ft.search.plan import CandidateSpec
 class SuccessiveHalving:
     """Decides which candidates are stopped, one stock ASHAScheduler a strategy.
 
-    Args:
-        rungs: First rung and longest schedule of each strategy, in epochs.
-        reduction_factor: The best `1 / reduction_factor` at a rung go on.
+    `rungs` has the first rung and the longest schedule of each, in epochs. The best `1 / reduction_factor` at a rung
+    go on.
     """
 
     def __init__(self, rungs: Mapping[str, tuple[int, int]], reduction_factor: float) -> None:

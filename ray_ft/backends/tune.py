@@ -42,30 +42,15 @@ OBJECT_STORE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class RayRounds:
-    """Trains rounds of candidates as Tune trials; Ray starts with the first that has something to train.
-
-    Attributes:
-        shared: What candidates are trained with; all nodes see the run folder.
-        open_loggers: Opens the loggers for the candidates of a round.
-        session: What ends with the last round.
-        prepared: References of the strategies that are prepared.
-    """
+    """Trains rounds of candidates as Tune trials; Ray starts with the first that has something to train."""
 
     shared: Shared
     open_loggers: Callable[[Sequence[CandidateSpec]], list[tune.Callback]]
-    session: contextlib.ExitStack
-    prepared: dict[str, Any] = field(default_factory=dict)
+    session: contextlib.ExitStack  # it ends with the last round
+    prepared: dict[str, Any] = field(default_factory=dict)  # references of the strategies that are
 
     def train(self, left: Sequence[CandidateSpec]) -> dict[str, float]:
-        """Train candidates; return the seconds that each took.
-
-        Raises:
-            ConfigError: A logger or the cluster cannot be reached, or no node has what a candidate needs.
-            RunFolderError: A node cannot read or write the run folder.
-            StorageError: A process could not write its files.
-            RunError: A candidate's process died more often than it may.
-            KeyboardInterrupt: Ctrl-C came in between.
-        """
+        """Train candidates; return the seconds that each took."""
         own, watcher = self.shared, Watcher(self.shared, left)
         loggers = self.open_loggers(left)
         # By trained parameters x epochs, so that no long one is left over at the end.
@@ -100,19 +85,19 @@ class RayRounds:
 
     def prepare(self, left: Sequence[CandidateSpec]) -> Allocation:
         """Connect, and start to prepare the strategies that are not; the first of them here, while Ray starts."""
-        own, precision = self.shared, self.shared.settings.precision
+        own = self.shared
         names = dict.fromkeys(spec.strategy for spec in left)
         wanted = [own.strategies[name] for name in names if name not in self.prepared]
-        shared, place = (own.problem, own.pretrained), (torch.device("cpu"), os.cpu_count() or 1)
+        place = own.settings.precision, torch.device("cpu"), os.cpu_count() or 1
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            first = [pool.submit(prepare_strategy, *shared, one, precision, *place) for one in wanted[:1]]
+            first = [pool.submit(prepare_strategy, own.problem, own.pretrained, one, *place) for one in wanted[:1]]
             if not self.prepared:
                 self.session.enter_context(connect(own.compute))
                 if own.compute.address:
                     check_folder(own.run)
-            allocation = choose_allocation(own.problem, own.strategies.values(), own.compute, len(left))
+            allocation = choose_allocation(own, len(left))
             if wanted:
-                self.prepared.update(prepare_strategies(*shared, wanted, precision, allocation, first[0]))
+                self.prepared.update(prepare_strategies(own, wanted, allocation, first[0]))
         return allocation
 
 
@@ -202,9 +187,7 @@ class Watcher(tune.Callback, tune.Stopper):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.started.setdefault(trial.config["candidate"], time.monotonic())
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         self.broken = self.broken or result.get("broken", "")
         if "epoch" in result and not result.get("recalled"):
             where = {"node": result["node"], "pid": result["pid"]}

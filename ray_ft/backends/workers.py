@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_ft.backends.placement import Allocation, find_device
+from ray_ft.backends.rounds import Shared
 from ray_ft.fitting.fitter import FitSettings, Fitter, JoinedFitter
 from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
 from ray_ft.fitting.starting import start_fitter
@@ -39,12 +40,7 @@ class Preparer:
 
 
 def prepare_strategies(
-    problem: Problem,
-    pretrained: Pretrained,
-    strategies: Sequence[Strategy],
-    precision: str,
-    allocation: Allocation,
-    first: Future[PreparedStrategy],
+    shared: Shared, strategies: Sequence[Strategy], allocation: Allocation, first: Future[PreparedStrategy]
 ) -> dict[str, Any]:
     """Start to prepare strategies, in the order of need; return the references by name.
 
@@ -56,8 +52,8 @@ def prepare_strategies(
     if left := [strategy for strategy in strategies if strategy.name not in prepared]:
         options = {"num_cpus": 0, "num_gpus": min(1.0, allocation.gpus), "max_restarts": 2, "max_task_retries": 2}
         preparer = start_actor(Preparer, options)
-        shared = ray.put(problem), ray.put(pretrained)
-        prepared |= {strategy.name: preparer.prepare.remote(*shared, strategy, precision) for strategy in left}
+        given, precision = (ray.put(shared.problem), ray.put(shared.pretrained)), shared.settings.precision
+        prepared |= {strategy.name: preparer.prepare.remote(*given, strategy, precision) for strategy in left}
     return prepared
 
 

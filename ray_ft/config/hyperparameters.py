@@ -21,22 +21,15 @@ REQUIRED: Any = ...
 
 @dataclass(frozen=True)
 class Declaration:
-    """A hyperparameter: what it is, for the axis of a figure, the head of a table and the config.
-
-    Attributes:
-        form: How a value is written.
-        default: Range in the config; REQUIRED where there is none, and None where the config may say null.
-        log: Whether it is drawn log-uniformly.
-        kind: Type and limits of a value, as it is annotated.
-    """
+    """A hyperparameter: what it is, for the axis of a figure, the head of a table and the config."""
 
     title: str
     column: str
     help: str
-    form: str
-    default: Any = REQUIRED
-    log: bool = False
-    kind: Any = None
+    form: str  # how a value is written
+    default: Any = REQUIRED  # range in the config; None where the config may say null
+    log: bool = False  # whether it is drawn log-uniformly
+    kind: Any = None  # type and limits of a value, as it is annotated
 
     @property
     def annotation(self) -> Any:
@@ -127,6 +120,4 @@ class RidgeHyperparameters:
 
 
 Hyperparameters = GradientHyperparameters | RidgeHyperparameters
-FITS: dict[str, type[GradientHyperparameters] | type[RidgeHyperparameters]] = {
-    kind.fit: kind for kind in (GradientHyperparameters, RidgeHyperparameters)
-}
+FITS: dict[str, type[Hyperparameters]] = {own.fit: own for own in (GradientHyperparameters, RidgeHyperparameters)}

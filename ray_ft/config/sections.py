@@ -8,10 +8,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_mo
 from ray_ft.config.hyperparameters import (
     FITS,
     Count,
-    GradientHyperparameters,
+    Hyperparameters,
     NonNegative,
     Positive,
-    RidgeHyperparameters,
     Share,
     Whole,
     list_declared,
@@ -37,7 +36,7 @@ class StageConfig(Section):
     freeze: tuple[str, ...] = Field(default=(), description="name patterns taken out of `train`")
 
     @property
-    def hyperparameters(self) -> type[GradientHyperparameters] | type[RidgeHyperparameters]:
+    def hyperparameters(self) -> type[Hyperparameters]:
         return FITS[self.fit]
 
     def bounds(self, name: str) -> tuple[int | float, int | float] | None:
@@ -75,7 +74,7 @@ def add_keys(base: type[StageConfig], hyperparameters: type) -> type[StageConfig
     return create_model(base.__name__.replace("Base", "Stage"), __base__=base, __module__=__name__, **keys)
 
 
-GradientStage, RidgeStage = add_keys(GradientBase, GradientHyperparameters), add_keys(RidgeBase, RidgeHyperparameters)
+GradientStage, RidgeStage = add_keys(GradientBase, FITS["gradient"]), add_keys(RidgeBase, FITS["ridge"])
 
 
 def pick_fit(stage: Any) -> str:
@@ -184,7 +183,7 @@ else:
         __doc__="Values that hold for every strategy in place of its ranges, and what has no range.",
         **{
             name: (declared.kind | None, Field(default=None, description=declared.help))
-            for name, declared in list_declared(GradientHyperparameters)
+            for name, declared in list_declared(FITS["gradient"])
             if name != "warmup_epochs"  # a share of the epochs suits strategies of any length
         },
     )

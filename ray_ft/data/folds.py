@@ -22,19 +22,12 @@ Parts = tuple[tuple[tuple[int, ...], ...], ...]  # samples of a part of each rep
 
 @dataclass(frozen=True)
 class Splits:
-    """Who stands where.
+    """Who stands where."""
 
-    Attributes:
-        fold_of: Which fold of each repeat holds out each sample: `fold_of[repeat][sample]`.
-        seed: Of the deal.
-        inner_of: Samples of the inner part, `inner_of[repeat][fold]`; empty where other folds stop and select.
-        unused_of: Samples that neither train nor stop, the same.
-    """
-
-    fold_of: tuple[tuple[int, ...], ...]
-    seed: int
-    inner_of: Parts = ()
-    unused_of: Parts = ()
+    fold_of: tuple[tuple[int, ...], ...]  # which fold holds out each sample: `fold_of[repeat][sample]`
+    seed: int  # of the deal
+    inner_of: Parts = ()  # what stops and selects; empty where other folds do
+    unused_of: Parts = ()  # what neither trains nor stops
 
     @property
     def n_repeats(self) -> int:
@@ -128,9 +121,6 @@ def limit_training(splits: Splits, groups: Int[np.ndarray, " sample"], size: int
     """Leave this many samples in each training part, or a few less where groups stay whole.
 
     Smaller sizes leave subsets of what larger ones leave.
-
-    Raises:
-        DataError: A training part has fewer samples, or its first group has more.
     """
     smallest = min(len(splits.training_part(r, k)) for r in range(splits.n_repeats) for k in range(splits.n_folds))
     if size > smallest:
@@ -155,11 +145,7 @@ def limit_training(splits: Splits, groups: Int[np.ndarray, " sample"], size: int
 def deal_inner(
     splits: Splits, groups: Int[np.ndarray, " sample"], strata: Shaped[np.ndarray, " sample"] | None = None
 ) -> Splits:
-    """Set an inner part of each training part aside, as large a share of it as a fold is of all samples.
-
-    Raises:
-        DataError: A training part has fewer groups than there are folds.
-    """
+    """Set an inner part of each training part aside, as large a share of it as a fold is of all samples."""
 
     def choose_inner(repeat: int, fold: int) -> tuple[int, ...]:
         part = splits.training_part(repeat, fold)

@@ -140,9 +140,6 @@ def bin_strata(column: Shaped[np.ndarray, " sample"], source: str, n_folds: int)
 
     Real numbers are cut at their quantiles, and so are whole ones if their classes have fewer samples than there are
     folds on average: up to five bins, each large enough for all folds.
-
-    Raises:
-        DataError: A number is missing.
     """
     if column.dtype.kind == "f" and len(broken := np.flatnonzero(~np.isfinite(column))):
         raise DataError(

@@ -97,11 +97,7 @@ class RunFolder:
 
     @contextmanager
     def check_out(self, candidate: str) -> Iterator["RunFolder"]:
-        """Where a process trains a candidate: here, or in a folder of its own that follows the same URI.
-
-        Raises:
-            StorageError: What is behind the URI cannot be read or written.
-        """
+        """Where a process trains a candidate: here, or in a folder of its own that follows the same URI."""
         if self.mirror is None:
             yield self
             return
@@ -175,12 +171,7 @@ def follow(uri: str, below: str = "", skip: Collection[str] = ()) -> Iterator[Ru
 
 
 def fetch_run(uri: str, folder: Path) -> None:
-    """Copy a run that is kept behind a URI into a new folder.
-
-    Raises:
-        RunFolderError: There is none, or the folder holds something.
-        StorageError: It cannot be read.
-    """
+    """Copy a run that is kept behind a URI into a new folder."""
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise RunFolderError(f"a run is copied into a new folder, got {folder}, which holds something; name another")
     with keep_files(uri):
@@ -226,11 +217,7 @@ def keep_files(place: str | Path) -> Iterator[None]:
 
 
 def find_newest_run(folder: Path) -> Path:
-    """Find the run in a folder that finished last.
-
-    Raises:
-        RunFolderError: There is none.
-    """
+    """Find the run in a folder that finished last."""
     runs = [RunFolder(path) for path in folder.iterdir()] if folder.is_dir() else []
     finished = [run for run in runs if run.summary.is_file()]
     if not finished:

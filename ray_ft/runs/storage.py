@@ -32,20 +32,14 @@ class Mirror:
         return open_storage(self.uri.rstrip("/"))
 
     def pull(self, below: str = "", skip: Collection[str] = ()) -> None:
-        """Copy here what is there, or what is below a path in it, but for files and folders of the names in `skip`.
-
-        Raises:
-            OSError: It cannot be read, or this folder not be written.
-        """
+        """Copy here what is there, or what is below a path in it, but for files and folders of the names in `skip`."""
         from pyarrow.fs import FileSelector, FileType, copy_files
 
         system, top = self.storage
         start = f"{top}/{below}".rstrip("/")
-        (info,) = system.get_file_info([start])
-        found = [info] if info.type == FileType.File else []
-        if not found:
-            found = system.get_file_info(FileSelector(start, recursive=True, allow_not_found=True))
-        for there in found:
+        below_it = FileSelector(start, recursive=True, allow_not_found=True)
+        info = system.get_file_info(start)
+        for there in [info] if info.type == FileType.File else system.get_file_info(below_it):
             name = there.path.lstrip("/").removeprefix(top.lstrip("/")).lstrip("/")
             if there.type != FileType.File or set(name.split("/")) & set(skip) or ".." in name.split("/"):
                 continue
@@ -55,11 +49,7 @@ class Mirror:
             self.synced[here] = stamp(here)
 
     def push(self) -> None:
-        """Copy there what has changed here, in the order of writing, and remove what was removed here.
-
-        Raises:
-            OSError: It cannot be written.
-        """
+        """Copy there what has changed here, in the order of writing, and remove what was removed here."""
         files = (path for path in self.root.rglob("*") if path.is_file() and not is_partial(path))
         stamps = {path: stamp(path) for path in files}
         for path in sorted(stamps, key=lambda path: stamps[path]):
