@@ -180,7 +180,7 @@ def search(
     )
     cost = {name: strategy.n_trained for name, strategy in strategies.items()}  # of an epoch, roughly
     with Display(console, len(problem.keys), problem.objective.metric, cost) as display:
-        halving = start_halving(strategies, config.search, compute)
+        halving = start_halving(strategies.values(), config.search, compute.address)
         shared = Shared(problem, prepared.pretrained, run, strategies, settings, compute, halving, display, journal)
         with open_backend(shared, config.loggers, config.name, inline) as train:
             return run_rounds(shared, prepared.proposer, train)

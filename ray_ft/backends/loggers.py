@@ -62,9 +62,8 @@ def build_loggers(
     for key, value in ((key, value) for key, value in loggers if value):
         package, open_logger = OPENERS[key]
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"loggers.{key} needs the package {package}, which is missing: pip install 'ray-ft[{key}]'"
-            )
+            missing = f"loggers.{key} needs the package {package}, which is missing"
+            raise ConfigError(f"{missing}: pip install 'ray-ft[{key}]'")
         try:
             logger = open_logger(value, name, shared.run)
         except Exception as error:  # the border to a foreign package, which raises what it likes

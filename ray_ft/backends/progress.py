@@ -1,7 +1,6 @@
 """Progress of the trials: a live table in a terminal, plain lines elsewhere."""
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from rich.console import Console
@@ -78,13 +77,8 @@ class Display:
             table.add_column(column, justify="left" if column == "strategy" else "right")
         for strategy in dict.fromkeys(spec.strategy for spec in self.specs.values()):
             names = [name for name, spec in self.specs.items() if spec.strategy == strategy]
-            ended = Counter(self.states[name] for name in names if name in self.states)
-            best = self.best.get(strategy)
-            table.add_row(
-                strategy,
-                f"{sum(ended.values())}/{len(names)}",
-                f"{self.n_members} each",
-                f"{sum(self.epochs[name] for name in names)}/{sum(self.specs[name].n_epochs for name in names)}",
-                "" if best is None else f"{best:.3g}",
-            )
+            ended = f"{sum(name in self.states for name in names)}/{len(names)}"
+            epochs = f"{sum(self.epochs[name] for name in names)}/{sum(self.specs[name].n_epochs for name in names)}"
+            best = f"{self.best[strategy]:.3g}" if strategy in self.best else ""
+            table.add_row(strategy, ended, f"{self.n_members} each", epochs, best)
         return table

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,14 +35,12 @@ ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 T = TypeVar("T")
 
 
-def start_halving(
-    strategies: Mapping[str, Strategy], search: SearchSection, compute: ComputeSection
-) -> "SuccessiveHalving":
+def start_halving(strategies: Iterable[Strategy], search: SearchSection, address: str | None) -> "SuccessiveHalving":
     """Make what stops candidates of a strategy against each other."""
-    set_up_ray(compute.address)
+    set_up_ray(address)
     from ray_ft.backends.successive_halving import SuccessiveHalving  # after the settings, which Ray reads on import
 
-    rungs = {own.name: (find_grace(search, own), own.longest) for own in strategies.values()}
+    rungs = {own.name: (find_grace(search, own), own.longest) for own in strategies}
     return SuccessiveHalving(rungs, search.reduction_factor)
 
 

@@ -16,7 +16,6 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Bounds = tuple[int | float, int | float]
-REQUIRED: Any = ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Declaration:
     column: str
     help: str
     form: str  # how a value is written
-    default: Any = REQUIRED  # range in the config; None where the config may say null
+    default: Any = ...  # range in the config; `...` where there is none, and None where the config may say null
     log: bool = False  # whether it is drawn log-uniformly
     kind: Any = None  # type and limits of a value, as it is annotated
 

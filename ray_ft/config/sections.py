@@ -261,8 +261,7 @@ class Config(Section):
     @model_validator(mode="after")
     def check_together(self) -> "Config":
         """State the rules that need two sections; each message opens with the key that breaks it."""
-        problems = list(self.find_conflicts())
-        if problems:
+        if problems := list(self.find_conflicts()):
             raise ValueError("\n".join(problems))
         return self
 
@@ -316,9 +315,7 @@ class Config(Section):
 
 
 def fix_values(strategy: StrategyConfig, training: TrainingSection) -> StrategyConfig:
-    stages = []
-    for stage in strategy.stages:
-        shared = set(type(stage).model_fields) & set(TrainingSection.model_fields)
-        fixed = {key: value for key in shared if (value := getattr(training, key)) is not None}
-        stages.append({**stage.model_dump(), **fixed})
+    fixed = {key: value for key, value in training if value is not None}
+    dumped = [stage.model_dump() for stage in strategy.stages]
+    stages = [stage | {key: fixed[key] for key in stage.keys() & fixed.keys()} for stage in dumped]
     return StrategyConfig.model_validate({"description": strategy.description, "stages": stages})

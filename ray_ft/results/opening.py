@@ -54,9 +54,12 @@ def open_run(run: RunFolder, identity: Identity) -> Iterator[None]:
         except OSError as error:
             reason = error.strerror or error
             raise RunFolderError(f"the run folder must be writable, got {run.place}: {reason}; set --out") from error
-        if not known:
-            stack.enter_context(forget_on_user_error(run, made))
-        yield
+        try:
+            yield
+        except UserError:
+            if not known and not run.candidates.exists():
+                forget(run, made)
+            raise
 
 
 def check_identity(run: RunFolder, identity: Identity) -> None:
@@ -119,16 +122,10 @@ def is_damaged(load: Callable[[], object]) -> bool:
     return False
 
 
-@contextmanager
-def forget_on_user_error(run: RunFolder, made: bool) -> Iterator[None]:
+def forget(run: RunFolder, made: bool) -> None:
     """Remove the files of a run in which nothing was trained, and its folder if it was made for it."""
-    try:
-        yield
-    except UserError:
-        if not run.candidates.exists():
-            for path in (run.provenance, run.plan, run.splits, run.config, run.log, run.lock):
-                path.unlink(missing_ok=True)
-            run.push()
-            if made and not any(run.root.iterdir()):
-                run.root.rmdir()
-        raise
+    for path in (run.provenance, run.plan, run.splits, run.config, run.log, run.lock):
+        path.unlink(missing_ok=True)
+    run.push()
+    if made and not any(run.root.iterdir()):
+        run.root.rmdir()

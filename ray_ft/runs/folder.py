@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,9 @@ class RunFolder:
         if self.mirror:
             self.mirror.push()
 
-    @contextmanager
-    def check_out(self, candidate: str) -> Iterator["RunFolder"]:
+    def check_out(self, candidate: str) -> AbstractContextManager["RunFolder"]:
         """Where a process trains a candidate: here, or in a folder of its own that follows the same URI."""
-        if self.mirror is None:
-            yield self
-            return
-        with follow(self.mirror.uri, f"candidates/{candidate}") as own:
-            yield own
+        return follow(self.mirror.uri, f"candidates/{candidate}") if self.mirror else nullcontext(self)
 
     @property
     def ensemble(self) -> EnsembleFolder:
@@ -218,8 +213,7 @@ def keep_files(place: str | Path) -> Iterator[None]:
 
 def find_newest_run(folder: Path) -> Path:
     """Find the run in a folder that finished last."""
-    runs = [RunFolder(path) for path in folder.iterdir()] if folder.is_dir() else []
-    finished = [run for run in runs if run.summary.is_file()]
+    finished = [run for run in map(RunFolder, folder.glob("*")) if run.summary.is_file()]
     if not finished:
         raise RunFolderError(f"a run must be named where {folder} has no finished one; give its folder with --run")
     return max(finished, key=lambda run: run.summary.stat().st_mtime).root

@@ -3,6 +3,7 @@
 The file systems are pyarrow's, as in Ray's own storage; a kind that pyarrow does not know is left to fsspec.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Any
 
 from ray_ft.errors import RunFolderError, first_line
 
+PARTIAL = re.compile(r"\.(?!lock$)")
 WRITTEN_WHOLE = ("s3", "gcs", "abfs")  # a file is there when it is complete, and not before
 
 
@@ -50,7 +52,7 @@ class Mirror:
 
     def push(self) -> None:
         """Copy there what has changed here, in the order of writing, and remove what was removed here."""
-        files = (path for path in self.root.rglob("*") if path.is_file() and not is_partial(path))
+        files = (path for path in self.root.rglob("*") if path.is_file() and not PARTIAL.match(path.name))
         stamps = {path: stamp(path) for path in files}
         for path in sorted(stamps, key=lambda path: stamps[path]):
             if self.synced.get(path) != stamps[path]:
@@ -77,10 +79,6 @@ class Mirror:
 def stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_mtime_ns, status.st_size
-
-
-def is_partial(path: Path) -> bool:
-    return path.name.startswith(".") and path.name != ".lock"
 
 
 @lru_cache
