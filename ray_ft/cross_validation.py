@@ -17,8 +17,8 @@ from jaxtyping import Float
 from rich.console import Console
 
 from ray_ft.backends.progress import Display
-from ray_ft.backends.rounds import run_rounds
-from ray_ft.backends.running import check_loggers, open_backend, open_monitor, prepare_loggers, run_near_storage
+from ray_ft.backends.rounds import Shared, run_rounds
+from ray_ft.backends.running import check_loggers, open_backend, run_near_storage, start_halving
 from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import Splits, deal_folds, deal_inner, limit_training
 from ray_ft.data.samples import Samples, load_samples
@@ -180,11 +180,10 @@ def search(
     )
     cost = {name: strategy.n_trained for name, strategy in strategies.items()}  # of an epoch, roughly
     with Display(console, len(problem.keys), problem.objective.metric, cost) as display:
-        monitor = open_monitor(strategies, config.search, compute, display, journal)
-        open_loggers = None if inline else prepare_loggers(config.loggers, config.name, problem, run, display)
-        shared = (problem, prepared.pretrained, run, strategies, settings, compute, open_loggers, monitor)
-        with open_backend(*shared) as train:
-            return run_rounds(problem, run, prepared.proposer, train, monitor)
+        halving = start_halving(strategies.values(), config.search, compute.address)
+        shared = Shared(problem, prepared.pretrained, run, strategies, settings, compute, halving, display, journal)
+        with open_backend(shared, config.loggers, config.name, inline) as train:
+            return run_rounds(shared, prepared.proposer, train)
 
 
 def reduce(

@@ -30,7 +30,7 @@ def run(folder: Path, out: str, n_fitters: int = 1, stop_after: int = 99, **over
     own = prepare_strategy(problem, prepared.pretrained, prepared.strategies["top"], "float32", CPU)
     settings = FitSettings(packing="looped")
     fitters = [start_fitter(problem, own, spec, KEYS[i::n_fitters], settings, CPU) for i in range(n_fitters)]
-    reports = []
+    joined, reports = JoinedFitter(lambda question: [question(fitter) for fitter in fitters]), []
 
     def report(epoch: int, mean: float, final: bool) -> None:
         reports.append((epoch, mean, final))
@@ -38,7 +38,7 @@ def run(folder: Path, out: str, n_fitters: int = 1, stop_after: int = 99, **over
             raise KeyboardInterrupt
 
     with suppress(KeyboardInterrupt):
-        run_candidate(problem, RunFolder(folder / out), spec, JoinedFitter(fitters), report, checkpoint_every=2)
+        run_candidate(problem, RunFolder(folder / out), spec, joined, report, checkpoint_every=2)
     return reports, folder / out / "candidates" / "top-000"
 
 

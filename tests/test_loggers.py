@@ -16,12 +16,16 @@ from toy import write_toy
 
 from ray_ft.backends.loggers import CandidateLogger, build_loggers
 from ray_ft.backends.progress import Display
+from ray_ft.backends.rounds import Shared
+from ray_ft.backends.running import start_halving
 from ray_ft.config import Config, load_config
-from ray_ft.cross_validation import cross_validate, prepare
+from ray_ft.cross_validation import Prepared, cross_validate, prepare
 from ray_ft.errors import ConfigError
 from ray_ft.files.writing import write_text
+from ray_ft.fitting.fitter import FitSettings
 from ray_ft.results.records import load_history, load_splits
 from ray_ft.runs.folder import RunFolder
+from ray_ft.runs.journal import Journal
 from ray_ft.search.plan import CandidateSpec
 
 LOGGERS = ("loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db")
@@ -86,7 +90,7 @@ def goes_on(folder: Path, run_id: str) -> None:
     config = load_config(folder / "toy.yaml", values)
     prepared, run = prepare(config), RunFolder(folder / "run")
     plan = prepared.proposer.ask()
-    (logger,) = build_loggers(config.loggers, config.name, prepared.problem, run, plan, quiet(plan))
+    (logger,) = build_loggers(config.loggers, config.name, share(prepared, run, Console(quiet=True)), plan)
     assert isinstance(logger, CandidateLogger)
     logger.on_trial_start(0, [], SimpleNamespace(config={"candidate": "last-000"}))
     assert list(logger.logger._trial_runs.values()) == [run_id]
@@ -113,10 +117,14 @@ def test_tensorboard_has_a_curve_a_candidate(logged: Path) -> None:
     assert [point.step for point in events.Scalars("ray/tune/held_out_mse")] == list(range(1, 8))
 
 
-def quiet(plan: tuple) -> Display:
-    display = Display(Console(quiet=True), 1, "mse", {"top": 1, "last": 1})
-    display.add(plan)
-    return display
+def share(prepared: Prepared, run: RunFolder, console: Console) -> Shared:
+    """What the candidates of a run share, its display with all of them in it."""
+    config, strategies = prepared.config, prepared.strategies
+    display = Display(console, 1, "mse", dict.fromkeys(strategies, 1))
+    display.add(prepared.proposer.ask())
+    halving, journal = start_halving(strategies.values(), config.search, None), Journal(run.log)
+    given = (prepared.problem, prepared.pretrained, run, strategies, FitSettings(), config.compute)
+    return Shared(*given, halving, display, journal)
 
 
 def test_loggers_are_no_part_of_what_a_run_is(toy_config: Config) -> None:
@@ -173,9 +181,8 @@ def test_a_logger_that_fails_in_between_is_left_alone(toy_config: Config, tmp_pa
     plan = prepared.proposer.ask()
     write_text(run.provenance, "{}")
     text, trial = io.StringIO(), SimpleNamespace(config={"candidate": "top-000"})
-    display = Display(Console(file=text, width=200), 1, "mse", {"top": 1, "last": 1})
-    display.add(plan)
-    logger = CandidateLogger("mlflow", Broken(), "toy", prepared.problem, run, plan, display)
+    shared = share(prepared, run, Console(file=text, width=200))
+    logger = CandidateLogger("mlflow", Broken(), "toy", shared, plan)
     logger.on_trial_error(0, [], trial)  # it never began
     logger.on_trial_start(0, [], trial)
     logger.on_trial_result(0, [], trial, {"epoch": 1, "loss": 0.5})

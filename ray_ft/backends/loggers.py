@@ -16,13 +16,12 @@ from typing import Any
 from ray import tune
 from ray.tune.logger import LoggerCallback, TBXLoggerCallback
 
-from ray_ft.backends.progress import Display
+from ray_ft.backends.rounds import Shared
 from ray_ft.config import LoggersSection
 from ray_ft.errors import ConfigError
 from ray_ft.results.records import load_result
 from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import CandidateSpec
-from ray_ft.search.problem import Problem
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # it is on where nothing is said
@@ -55,46 +54,24 @@ class Entry:
 
 
 def build_loggers(
-    loggers: LoggersSection,
-    name: str,
-    problem: Problem,
-    run: RunFolder,
-    left: Sequence[CandidateSpec],
-    display: Display,
+    loggers: LoggersSection, name: str, shared: Shared, left: Sequence[CandidateSpec]
 ) -> list[tune.Callback]:
-    """Open the loggers that the config asks for.
-
-    Args:
-        loggers: Which, and where they log to.
-        name: Of the run.
-        problem: Names the loss.
-        run: Its folder.
-        left: Candidates that are to be trained.
-        display: Told once of a logger that fails.
-
-    Raises:
-        ConfigError: The package of a logger is missing, or it cannot log to where it is to.
-    """
+    """Open the loggers that the config asks for, under the run's name and for the candidates that are left."""
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
     built: list[tune.Callback] = []
-    for key, package, open_logger in (
-        ("tensorboard", "tensorboardX", open_tensorboard),
-        ("mlflow", "mlflow", open_mlflow),
-        ("wandb", "wandb", open_wandb),
-    ):
-        if value := getattr(loggers, key):
-            if importlib.util.find_spec(package) is None:
-                raise ConfigError(
-                    f"loggers.{key} needs the package {package}, which is missing: pip install 'ray-ft[{key}]'"
-                )
-            try:
-                logger = open_logger(value, name, run)
-            except Exception as error:  # the border to a foreign package, which raises what it likes
-                raise ConfigError(
-                    f"loggers.{key} must be ready before anything is trained, got {value}: {say(error)}; "
-                    "correct it or leave it out"
-                ) from error
-            built.append(CandidateLogger(key, logger, name, problem, run, left, display))
+    for key, value in ((key, value) for key, value in loggers if value):
+        package, open_logger = OPENERS[key]
+        if importlib.util.find_spec(package) is None:
+            missing = f"loggers.{key} needs the package {package}, which is missing"
+            raise ConfigError(f"{missing}: pip install 'ray-ft[{key}]'")
+        try:
+            logger = open_logger(value, name, shared.run)
+        except Exception as error:  # the border to a foreign package, which raises what it likes
+            raise ConfigError(
+                f"loggers.{key} must be ready before anything is trained, got {value}: {say(error)}; "
+                "correct it or leave it out"
+            ) from error
+        built.append(CandidateLogger(key, logger, name, shared, left))
     return built
 
 
@@ -107,7 +84,7 @@ def name_run(run: RunFolder) -> str:
     return hashlib.sha256(run.provenance.read_bytes()).hexdigest()[:8]
 
 
-def open_tensorboard(wanted: bool, name: str, run: RunFolder) -> Any:
+def open_tensorboard(*_: object) -> Any:
     return TBXLoggerCallback()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
 
 
@@ -146,47 +123,34 @@ def open_wandb(project: str, name: str, run: RunFolder) -> Any:
     return logger
 
 
-class CandidateLogger(tune.Callback):
-    """Tells one of Ray's callbacks of candidates.
+OPENERS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "tensorboard": ("tensorboardX", open_tensorboard),
+    "mlflow": ("mlflow", open_mlflow),
+    "wandb": ("wandb", open_wandb),
+}
 
-    Args:
-        key: Of the logger in the config.
-        logger: The callback, set up.
-        name: Of the run.
-        problem: Names the loss.
-        run: Its folder.
-        left: Candidates that are to be trained.
-        display: Told when the logger fails, after which it is left alone.
-    """
+
+class CandidateLogger(tune.Callback):
+    """Tells one of Ray's callbacks of candidates; one that fails is told of in the display, and then left alone."""
 
     def __init__(
-        self,
-        key: str,
-        logger: LoggerCallback,
-        name: str,
-        problem: Problem,
-        run: RunFolder,
-        left: Sequence[CandidateSpec],
-        display: Display,
+        self, key: str, logger: LoggerCallback, name: str, shared: Shared, left: Sequence[CandidateSpec]
     ) -> None:
-        self.key, self.logger, self.name, self.run, self.display = key, logger, name, run, display
+        self.key, self.logger, self.name, self.run, self.display = key, logger, name, shared.run, shared.display
         self.specs = {spec.name: spec for spec in left}
         self.open: dict[str, Entry] = {}
         self.failed = False
-        self.loss = f"{'inner' if problem.splits.inner_of else 'held_out'}_{problem.objective.metric}"
+        self.loss = f"{'inner' if shared.problem.splits.inner_of else 'held_out'}_{shared.problem.objective.metric}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks with its state, which is never restored here
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["candidate"]
-        if name not in self.open:
-            self.open[name] = self.describe(name)
+        self.open.setdefault(name, self.describe(name))
         self.pass_on(self.logger.log_trial_start, self.open[name])
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         if "epoch" in result:
             cleaned = {"training_iteration": result["epoch"], self.loss: result["loss"]}
             self.pass_on(self.logger.log_trial_result, result["epoch"], self.open[trial.config["candidate"]], cleaned)

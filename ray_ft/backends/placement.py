@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,10 @@ import torch
 from ray import tune
 
 from ray_ft.backends.preflight import list_nodes
+from ray_ft.backends.rounds import Shared
 from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError
 from ray_ft.fitting.memory_need import BYTES_PER_WEIGHT
-from ray_ft.search.problem import Problem
-from ray_ft.search.strategies import Strategy
 
 N_SHARING = 4  # candidates on one GPU, at most
 SMALL_BYTES = 2 * 2**30  # of a candidate's members with their optimizers, to share a GPU
@@ -37,21 +36,14 @@ class Allocation:
         return tune.PlacementGroupFactory([{}, *[bundle] * self.n_workers], strategy="PACK")
 
 
-def choose_allocation(
-    problem: Problem, strategies: Collection[Strategy], compute: ComputeSection, n_left: int
-) -> Allocation:
-    """Divide what the cluster has among the candidates that wait, unless the config says otherwise.
-
-    Raises:
-        ConfigError: No node has what one process of a candidate is to hold.
-    """
-    n_members = len(problem.keys)
-    nodes = list_nodes()
+def choose_allocation(shared: Shared, n_left: int) -> Allocation:
+    """Divide what the cluster has among the candidates that wait, unless the config says otherwise."""
+    compute, n_members, nodes = shared.compute, len(shared.problem.keys), list_nodes()
     has = {name: [node["Resources"].get(name, 0.0) for node in nodes] for name in ("CPU", "GPU")}
     if compute.device == "cuda" and not sum(has["GPU"]) and compute.address is None:
         raise ConfigError("compute.device: cuda needs GPUs, but no node of the cluster has any; set device: auto")
     if compute.device == "cuda" or (compute.device == "auto" and (sum(has["GPU"]) or compute.gpus_per_candidate)):
-        largest = max(strategy.n_trained for strategy in strategies)
+        largest = max(strategy.n_trained for strategy in shared.strategies.values())
         small = largest * BYTES_PER_WEIGHT * n_members < SMALL_BYTES
         allocation = share_gpus(compute, n_left, n_members, max(1.0, sum(has["GPU"])), small)
     else:

@@ -17,11 +17,7 @@ WAIT_S = 60.0  # for a node's answer; a file system that hangs gives none
 
 
 def check_reachable(address: str) -> None:
-    """Knock at host:port before Ray does, which would go on knocking for minutes.
-
-    Raises:
-        ConfigError: Nobody answers.
-    """
+    """Knock at host:port before Ray does, which would go on knocking for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return  # `auto`, which Ray resolves
@@ -41,11 +37,7 @@ def list_nodes() -> list[dict[str, Any]]:
 
 
 def check_folder(run: RunFolder) -> None:
-    """Have every node read a marker from the run folder and leave one of its own.
-
-    Raises:
-        RunFolderError: A node cannot; the message names it.
-    """
+    """Have every node read a marker from the run folder and leave one of its own, or say which cannot."""
     token = uuid.uuid4().hex
     markers = run.root / f"preflight-{token}"
     write_text(markers / "driver", token)
@@ -81,11 +73,9 @@ def leave_marker(run: RunFolder, token: str, node: str) -> str:
 
 
 def wait_for(answer: Any) -> str:
-    """Wait for a node's answer."""
     try:
-        problem: str = ray.get(answer, timeout=WAIT_S)
+        return str(ray.get(answer, timeout=WAIT_S))
     except GetTimeoutError:
         return f"no answer within {WAIT_S:.0f} s"
     except RayError as error:
         return first_line(error)
-    return problem

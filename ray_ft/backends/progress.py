@@ -1,9 +1,7 @@
 """Progress of the trials: a live table in a terminal, plain lines elsewhere."""
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
@@ -15,22 +13,9 @@ LINE_EVERY_S = 10.0
 
 
 class Display:
-    """Shows how far each strategy is.
+    """Shows how far each strategy is; `cost` of its epochs, in any unit, is for the estimate of the time left."""
 
-    Args:
-        console: Where to write.
-        n_members: Members of a candidate, folds x seeds x repeats.
-        metric: What `best so far` is.
-        cost: Of an epoch by strategy, in any unit; for the estimate of the time left.
-    """
-
-    def __init__(
-        self,
-        console: Console,
-        n_members: int,
-        metric: str,
-        cost: Mapping[str, int],
-    ) -> None:
+    def __init__(self, console: Console, n_members: int, metric: str, cost: Mapping[str, int]) -> None:
         self.console, self.n_members, self.metric, self.cost = console, n_members, metric, cost
         self.specs: dict[str, CandidateSpec] = {}
         self.epochs: dict[str, int] = {}
@@ -44,16 +29,14 @@ class Display:
             self.live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.console.is_terminal:
             self.live.stop()
 
     def add(self, specs: Iterable[CandidateSpec]) -> None:
         """Take candidates in."""
-        for spec in specs:
-            self.specs[spec.name], self.epochs[spec.name] = spec, 0
+        self.specs |= {spec.name: spec for spec in specs}
+        self.epochs = dict.fromkeys(self.specs, 0) | self.epochs
 
     def show_epoch(self, name: str, epoch: int, mean: float) -> None:
         """Take note of a candidate's epoch and its mean held-out loss."""
@@ -73,15 +56,13 @@ class Display:
             self.printed = time.monotonic()
             best = self.best.get(self.specs[event.split()[0]].strategy)
             shown = "" if best is None else f", best {self.metric} so far {best:.3g}"
-            self.console.print(
-                f"[{len(self.states)}/{len(self.specs)} candidates, {self.describe_time()}] {event}{shown}",
-                highlight=False, markup=False, soft_wrap=True,
-            )  # fmt: skip
+            text = f"[{len(self.states)}/{len(self.specs)} candidates, {self.describe_time()}] {event}{shown}"
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def describe_time(self) -> str:
         elapsed = time.monotonic() - self.started
         left = self.estimate_left(elapsed)
-        return f"{elapsed:.0f} s" + (f", about {left:.0f} s left" if left is not None else "")
+        return f"{elapsed:.0f} s" + ("" if left is None else f", about {left:.0f} s left")
 
     def estimate_left(self, elapsed: float) -> float | None:
         """Extend the pace so far over the epochs that are left, as if no more were stopped."""
@@ -96,13 +77,8 @@ class Display:
             table.add_column(column, justify="left" if column == "strategy" else "right")
         for strategy in dict.fromkeys(spec.strategy for spec in self.specs.values()):
             names = [name for name, spec in self.specs.items() if spec.strategy == strategy]
-            ended = Counter(self.states[name] for name in names if name in self.states)
-            best = self.best.get(strategy)
-            table.add_row(
-                strategy,
-                f"{sum(ended.values())}/{len(names)}",
-                f"{self.n_members} each",
-                f"{sum(self.epochs[name] for name in names)}/{sum(self.specs[name].n_epochs for name in names)}",
-                "" if best is None else f"{best:.3g}",
-            )
+            ended = f"{sum(name in self.states for name in names)}/{len(names)}"
+            epochs = f"{sum(self.epochs[name] for name in names)}/{sum(self.specs[name].n_epochs for name in names)}"
+            best = f"{self.best[strategy]:.3g}" if strategy in self.best else ""
+            table.add_row(strategy, ended, f"{self.n_members} each", epochs, best)
         return table

@@ -2,27 +2,23 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ray_ft.backends.progress import Display
-from ray_ft.backends.rounds import Monitor, TrainRound
+from ray_ft.backends.rounds import Shared, TrainRound
 from ray_ft.config import ComputeSection, LoggersSection, SearchSection
 from ray_ft.errors import ConfigError
 from ray_ft.files.memory import describe_excess
-from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.memory_need import estimate_bytes
-from ray_ft.models import Pretrained
-from ray_ft.runs.folder import RunFolder
-from ray_ft.runs.journal import Journal
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
 if TYPE_CHECKING:
-    from ray_ft.backends.tune import OpenLoggers
+    from ray_ft.backends.successive_halving import SuccessiveHalving
 
 QUIET_RAY = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0; the new output prints a banner all the same
@@ -32,8 +28,6 @@ QUIET_RAY = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
-
-
 # Ray takes the machine's outward address in place of 127.0.0.1, and then listens on all interfaces, but where it forms
 # no clusters: by default on Windows and macOS alone.
 ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -41,89 +35,52 @@ ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 T = TypeVar("T")
 
 
-def open_monitor(
-    strategies: Mapping[str, Strategy],
-    search: SearchSection,
-    compute: ComputeSection,
-    display: Display,
-    journal: Journal,
-) -> Monitor:
-    """Make what is told of epochs and ends; successive halving stops candidates of a strategy against each other."""
-    set_up_ray(compute.address)
+def start_halving(strategies: Iterable[Strategy], search: SearchSection, address: str | None) -> "SuccessiveHalving":
+    """Make what stops candidates of a strategy against each other."""
+    set_up_ray(address)
     from ray_ft.backends.successive_halving import SuccessiveHalving  # after the settings, which Ray reads on import
 
-    rungs = {own.name: (find_grace(search, own), own.longest) for own in strategies.values()}
-    return Monitor(SuccessiveHalving(rungs, search.reduction_factor), display, journal)
+    rungs = {own.name: (find_grace(search, own), own.longest) for own in strategies}
+    return SuccessiveHalving(rungs, search.reduction_factor)
 
 
 @contextlib.contextmanager
-def open_backend(
-    problem: Problem,
-    pretrained: Pretrained,
-    run: RunFolder,
-    strategies: Mapping[str, Strategy],
-    settings: FitSettings,
-    compute: ComputeSection,
-    open_loggers: "OpenLoggers | None",
-    monitor: Monitor,
-) -> Iterator[TrainRound]:
-    """Give what trains a round of candidates.
-
-    Args:
-        problem: What is to be learned.
-        pretrained: The network.
-        run: Where files go.
-        strategies: By name.
-        settings: How members are fitted.
-        compute: Where.
-        open_loggers: Opens the loggers for the candidates of a round; None trains in this process, without Ray.
-        monitor: Told of what happens.
+def open_backend(shared: Shared, loggers: LoggersSection, name: str, inline: bool) -> Iterator[TrainRound]:
+    """Give what trains a round of candidates, in this process or by Ray; the name is that under which a run is logged.
 
     What trains raises:
         ConfigError: What trains at a time does not fit into memory, or a logger or the cluster cannot be reached.
         KeyboardInterrupt: It was interrupted; the same call goes on.
         RunError: The process of a candidate kept dying, or files cannot be written; the same call goes on.
     """
-    shared = (problem, pretrained, run, strategies, settings, compute, monitor)
+    problem, strategies, compute = shared.problem, shared.strategies, shared.compute
     with contextlib.ExitStack() as session:
-        if open_loggers is None:
+        if inline:
             from ray_ft.backends.inline import InlineRounds
 
-            train = InlineRounds(*shared).train
+            train = InlineRounds(shared).train
         else:
+            from ray_ft.backends.loggers import build_loggers
             from ray_ft.backends.tune import RayRounds
 
-            train = RayRounds(*shared, open_loggers, session).train
+            train = RayRounds(shared, partial(build_loggers, loggers, name, shared), session).train
 
         def train_within_memory(left: Sequence[CandidateSpec]) -> dict[str, float]:
             names = dict.fromkeys(spec.strategy for spec in left)
-            needed = {name: estimate_bytes(problem, strategies[name], settings.n_noisy_views) for name in names}
-            check_memory(problem, strategies, needed, 1 if open_loggers is None else len(left), compute)
+            needed = {name: estimate_bytes(problem, strategies[name], shared.settings.n_noisy_views) for name in names}
+            check_memory(problem, strategies, needed, 1 if inline else len(left), compute)
             return train(left)
 
         yield train_within_memory
 
 
 def check_loggers(loggers: LoggersSection, inline: bool) -> None:
-    """Refuse loggers without Ray, whose they are.
-
-    Raises:
-        ConfigError: The config sets some, and Ray is not started.
-    """
+    """Refuse loggers without Ray, whose they are."""
     asked = [key for key, value in loggers if value]
     if inline and asked:
         raise ConfigError(
             f"loggers need Ray, got loggers.{', loggers.'.join(asked)} with inline (--inline); leave either out"
         )
-
-
-def prepare_loggers(
-    loggers: LoggersSection, name: str, problem: Problem, run: RunFolder, display: Display
-) -> "OpenLoggers":
-    """Return what opens the loggers for the candidates of a round."""
-    from ray_ft.backends.loggers import build_loggers
-
-    return lambda left: build_loggers(loggers, name, problem, run, left, display)
 
 
 def find_grace(search: SearchSection, strategy: Strategy) -> int:
@@ -140,17 +97,8 @@ def check_memory(
 ) -> None:
     """Refuse candidates of which those that train at a time would not fit into the memory of this machine.
 
-    Of a cluster that is joined, and of GPUs, this machine's memory says nothing.
-
-    Args:
-        problem: What is to be learned.
-        strategies: By name.
-        needed: Bytes of a candidate of each strategy.
-        n_left: Candidates that may train at a time.
-        compute: Where they train.
-
-    Raises:
-        ConfigError: It has the numbers.
+    Of a cluster that is joined, and of GPUs, this machine's memory says nothing. `needed` has the bytes of a candidate
+    of each strategy; `n_left` candidates may train at a time.
     """
     on_gpu = compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
     if on_gpu or (compute.address is not None and n_left > 1):
@@ -168,11 +116,7 @@ def check_memory(
 
 
 def set_up_ray(address: str | None) -> None:
-    """Set what Ray reads when it is imported; what the user has set stays.
-
-    Args:
-        address: Of the cluster to join; a local Ray, where it is None, stays on the loopback interface.
-    """
+    """Set what Ray reads when it is imported, but for what the user has set; a local one stays on the loopback."""
     settings = QUIET_RAY | (ON_LOOPBACK if address is None else {})
     os.environ.update({key: os.environ.get(key, value) for key, value in settings.items()})
 

@@ -20,26 +20,23 @@ from ray_ft.search.plan import CandidateSpec
 class SuccessiveHalving:
     """Decides which candidates are stopped, one stock ASHAScheduler a strategy.
 
-    Args:
-        rungs: First rung and longest schedule of each strategy, in epochs.
-        reduction_factor: The best `1 / reduction_factor` at a rung go on.
+    `rungs` has the first rung and the longest schedule of each, in epochs. The best `1 / reduction_factor` at a rung
+    go on.
     """
 
     def __init__(self, rungs: Mapping[str, tuple[int, int]], reduction_factor: float) -> None:
-        self._strategy: dict[str, str] = {}
-        self._halvings = {
-            strategy: StrategyHalving(grace, longest, reduction_factor) for strategy, (grace, longest) in rungs.items()
-        }
+        self._halvings = {strategy: StrategyHalving(*own, reduction_factor) for strategy, own in rungs.items()}
+        self._halving_of: dict[str, StrategyHalving] = {}
 
     def add(self, specs: Iterable[CandidateSpec]) -> None:
         """Take candidates in, behind those that are there."""
         for spec in specs:
-            self._strategy[spec.name] = spec.strategy
-            self._halvings[spec.strategy].add(spec.name)
+            self._halving_of[spec.name] = self._halvings[spec.strategy]
+            self._halving_of[spec.name].add(spec.name)
 
     def record(self, name: str, epoch: int, mean: float, final: bool) -> None:
         """Take a candidate's mean loss after an epoch; `final` where it is its last."""
-        halving = self._halvings[self._strategy[name]]
+        halving = self._halving_of[name]
         halving.curves[name].setdefault(epoch, mean)
         if final:
             halving.last[name] = epoch
@@ -47,13 +44,13 @@ class SuccessiveHalving:
 
     def finish(self, name: str) -> None:
         """Take note that nothing more comes from a candidate."""
-        halving = self._halvings[self._strategy[name]]
+        halving = self._halving_of[name]
         halving.last.setdefault(name, len(halving.curves[name]))
         halving.advance(name)
 
     def stopped_at(self, name: str) -> int | None:
         """The epoch at which a candidate was stopped."""
-        return self._halvings[self._strategy[name]].stopped.get(name)
+        return self._halving_of[name].stopped.get(name)
 
 
 class StrategyHalving:
@@ -61,14 +58,7 @@ class StrategyHalving:
 
     def __init__(self, grace: int, longest: int, reduction_factor: float) -> None:
         longest = max(grace, longest) + 1  # at `max_t` the scheduler would stop what has only finished
-        self.scheduler: Any = ASHAScheduler(
-            time_attr="epoch",
-            metric="loss",
-            mode="min",
-            grace_period=grace,
-            max_t=longest,
-            reduction_factor=reduction_factor,
-        )
+        self.scheduler: Any = ASHAScheduler("epoch", "loss", "min", longest, grace, reduction_factor)
         self.names: list[str] = []
         self.position: dict[str, int] = {}
         self.n_past = dict.fromkeys(list_rungs(grace, longest, reduction_factor), 0)  # of the first, all are past it

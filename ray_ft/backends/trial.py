@@ -1,8 +1,10 @@
 """A trial, in a worker of Ray: one candidate, watched over, and told of what has become of it before."""
 
+import contextlib
 import faulthandler
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -34,15 +36,12 @@ def train_trial(
     node = ray.get_runtime_context().get_node_id()
 
     def report(epoch: int, mean: float, final: bool) -> None:
-        silence.reset()
+        reset()
         tune.report({"epoch": epoch, "loss": mean, "final": final, "node": node})
 
     try:
         check_there(run)
-        with (
-            run.check_out(spec.name) as own,
-            SilenceLimit(own.candidate(spec.name), max_silence_s) as silence,
-        ):
+        with run.check_out(spec.name) as own, limit_silence(own.candidate(spec.name), max_silence_s) as reset:
             if recall(problem, own, spec):
                 return
             with open_fitter(problem, spec, prepared[spec.strategy], settings, allocation) as fitter:
@@ -61,11 +60,7 @@ def recall(problem: Problem, run: RunFolder, spec: CandidateSpec) -> bool:
 
 
 def check_there(run: RunFolder) -> None:
-    """Make sure that this node, which may have joined since the run began, has the run folder.
-
-    Raises:
-        StorageError: It has not.
-    """
+    """Make sure that this node, which may have joined since the run began, has the run folder."""
     if run.mirror is None and not run.provenance.exists():
         raise StorageError(
             f"every node must read and write the run folder, got {run.root}, which is not on "
@@ -79,28 +74,22 @@ def is_leaving(node: str, allocation: Allocation) -> bool:
     return node in leaving or (allocation.n_workers > 1 and bool(leaving))
 
 
-class SilenceLimit:
-    """Ends this process when it has been silent for too long; Ray then tries its candidate again.
+@contextlib.contextmanager
+def limit_silence(folder: CandidateFolder, seconds: float) -> Iterator[Callable[[], None]]:
+    """End this process when it has been silent for too long; Ray then tries its candidate again.
 
-    It needs no lock of Python's, so that a call that hangs while it holds one is ended too.
+    What it gives begins to wait anew. It needs no lock of Python's, so that a call that hangs while it holds one is
+    ended too.
     """
-
-    def __init__(self, folder: CandidateFolder, seconds: float) -> None:
-        self.folder, self.seconds = folder, seconds
-
-    def __enter__(self) -> "SilenceLimit":
-        with keep_files(self.folder.root):
-            self.folder.root.mkdir(parents=True, exist_ok=True)
-            self.file = self.folder.silence.open("w", encoding="utf-8")
-        self.reset()
-        return self
-
-    def reset(self) -> None:
-        """Begin to wait anew."""
-        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
-
-    def __exit__(self, *_: object) -> None:
+    with keep_files(folder.root):
+        folder.root.mkdir(parents=True, exist_ok=True)
+        file = folder.silence.open("w", encoding="utf-8")
+    reset = partial(faulthandler.dump_traceback_later, seconds, exit=True, file=file)
+    reset()
+    try:
+        yield reset
+    finally:
         faulthandler.cancel_dump_traceback_later()
-        with keep_files(self.folder.root):
-            self.file.close()
-            self.folder.silence.unlink(missing_ok=True)
+        with keep_files(folder.root):
+            file.close()
+            folder.silence.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,80 +23,61 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from ray_ft.backends.placement import Allocation, choose_allocation
 from ray_ft.backends.preflight import check_folder, check_reachable
-from ray_ft.backends.rounds import Monitor
+from ray_ft.backends.rounds import Shared
 from ray_ft.backends.successive_halving import SuccessiveHalving
 from ray_ft.backends.trial import train_trial
 from ray_ft.backends.workers import fetch, prepare_strategies
 from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError, RunError, StorageError, first_line
 from ray_ft.fitting.candidate import write_failure
-from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.preparation import prepare_strategy
-from ray_ft.models import Pretrained
 from ray_ft.results.records import load_result
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import read_log
 from ray_ft.search.plan import CandidateSpec
-from ray_ft.search.problem import Problem
-from ray_ft.search.strategies import Strategy
 
-OpenLoggers = Callable[[Sequence[CandidateSpec]], list[tune.Callback]]
-
+LOCAL: dict[str, Any] = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
 OBJECT_STORE_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
 class RayRounds:
-    """Trains rounds of candidates as Tune trials; Ray starts with the first that has something to train.
+    """Trains rounds of candidates as Tune trials; Ray starts with the first that has something to train."""
 
-    Attributes:
-        problem: What is to be learned.
-        pretrained: The network.
-        run: Where files go; all nodes see it.
-        strategies: By name.
-        settings: How members are fitted.
-        compute: The cluster, and what a candidate holds of it.
-        monitor: Told of what happens.
-        open_loggers: Opens the loggers for the candidates of a round.
-        session: What ends with the last round.
-        prepared: References of the strategies that are prepared.
-    """
-
-    problem: Problem
-    pretrained: Pretrained
-    run: RunFolder
-    strategies: Mapping[str, Strategy]
-    settings: FitSettings
-    compute: ComputeSection
-    monitor: Monitor
-    open_loggers: OpenLoggers
-    session: contextlib.ExitStack
-    prepared: dict[str, Any] = field(default_factory=dict)
+    shared: Shared
+    open_loggers: Callable[[Sequence[CandidateSpec]], list[tune.Callback]]
+    session: contextlib.ExitStack  # it ends with the last round
+    prepared: dict[str, Any] = field(default_factory=dict)  # references of the strategies that are
 
     def train(self, left: Sequence[CandidateSpec]) -> dict[str, float]:
-        """Train candidates; return the seconds that each took.
-
-        Raises:
-            ConfigError: A logger or the cluster cannot be reached, or no node has what a candidate needs.
-            RunFolderError: A node cannot read or write the run folder.
-            StorageError: A process could not write its files.
-            RunError: A candidate's process died more often than it may.
-            KeyboardInterrupt: Ctrl-C came in between.
-        """
-        watcher = Watcher(self.problem, self.run, left, self.compute, self.monitor)
+        """Train candidates; return the seconds that each took."""
+        own, watcher = self.shared, Watcher(self.shared, left)
         loggers = self.open_loggers(left)
-        ordered = start_longest_first(left, self.strategies)
+        # By trained parameters x epochs, so that no long one is left over at the end.
+        cost = {name: strategy.n_trained * strategy.longest for name, strategy in own.strategies.items()}
+        ordered = sorted(left, key=lambda spec: -cost[spec.strategy])
         allocation = self.prepare(ordered)
         trial = tune.with_parameters(
-            train_trial, problem=self.problem, run=self.run, specs=tuple(left), prepared=self.prepared,
-            settings=self.settings, allocation=allocation, max_silence_s=self.compute.max_silence_s,
+            train_trial, problem=own.problem, run=own.run, specs=tuple(left), prepared=self.prepared,
+            settings=own.settings, allocation=allocation, max_silence_s=own.compute.max_silence_s,
         )  # fmt: skip
-        trainable = tune.with_resources(trial, allocation.request())
-        scheduler = OrderedHalving(self.monitor.halving)
-        grid = build_tuner(trainable, self.run, ordered, self.compute, scheduler, watcher, loggers).fit()
+        tuner = tune.Tuner(
+            tune.with_resources(trial, allocation.request()),
+            param_space={"candidate": tune.grid_search([spec.name for spec in ordered])},
+            tune_config=tune.TuneConfig(
+                scheduler=OrderedHalving(own.halving), reuse_actors=True, trial_name_creator=name_trial
+            ),
+            run_config=tune.RunConfig(
+                **build_storage(own.run),
+                verbose=0,
+                callbacks=[watcher, *loggers],
+                stop=watcher,
+                failure_config=tune.FailureConfig(max_failures=own.compute.max_failures),
+            ),
+        )
+        grid = tuner.fit()
         watcher.raise_faults()
-        stopped_at = self.monitor.halving.stopped_at
-        if any(load_result(self.run, spec) is None and stopped_at(spec.name) is None for spec in left):
+        if any(load_result(own.run, spec) is None and own.halving.stopped_at(spec.name) is None for spec in left):
             if not grid.errors:
                 raise KeyboardInterrupt  # Tune swallows it and returns what it has
             raise RunError("Ray Tune ended before all candidates did; repeat the command to go on")
@@ -104,61 +85,30 @@ class RayRounds:
 
     def prepare(self, left: Sequence[CandidateSpec]) -> Allocation:
         """Connect, and start to prepare the strategies that are not; the first of them here, while Ray starts."""
+        own = self.shared
         names = dict.fromkeys(spec.strategy for spec in left)
-        wanted = [self.strategies[name] for name in names if name not in self.prepared]
-        shared, n_threads = (self.problem, self.pretrained), os.cpu_count() or 1
+        wanted = [own.strategies[name] for name in names if name not in self.prepared]
+        place = own.settings.precision, torch.device("cpu"), os.cpu_count() or 1
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            here = [(*shared, wanted[0], self.settings.precision)] if wanted else []
-            first = [pool.submit(prepare_strategy, *given, torch.device("cpu"), n_threads) for given in here]
+            first = [pool.submit(prepare_strategy, own.problem, own.pretrained, one, *place) for one in wanted[:1]]
             if not self.prepared:
-                self.session.enter_context(connect(self.compute))
-                if self.compute.address:
-                    check_folder(self.run)
-            allocation = choose_allocation(self.problem, list(self.strategies.values()), self.compute, len(left))
+                self.session.enter_context(connect(own.compute))
+                if own.compute.address:
+                    check_folder(own.run)
+            allocation = choose_allocation(own, len(left))
             if wanted:
-                precision = self.settings.precision
-                self.prepared.update(prepare_strategies(*shared, wanted, precision, allocation, first[0]))
+                self.prepared.update(prepare_strategies(own, wanted, allocation, first[0]))
         return allocation
-
-
-def build_tuner(
-    trainable: Any,
-    run: RunFolder,
-    left: Sequence[CandidateSpec],
-    compute: ComputeSection,
-    scheduler: TrialScheduler,
-    watcher: "Watcher",
-    loggers: Sequence[tune.Callback],
-) -> tune.Tuner:
-    return tune.Tuner(
-        trainable,
-        param_space={"candidate": tune.grid_search([spec.name for spec in left])},
-        tune_config=tune.TuneConfig(scheduler=scheduler, reuse_actors=True, trial_name_creator=name_trial),
-        run_config=tune.RunConfig(
-            **build_storage(run),
-            verbose=0,
-            callbacks=[watcher, *loggers],
-            stop=StopAll(watcher),
-            failure_config=tune.FailureConfig(max_failures=compute.max_failures),
-        ),
-    )
 
 
 @contextlib.contextmanager
 def connect(compute: ComputeSection) -> Iterator[None]:
     """Join the cluster, or start a local Ray on the loopback interface; leave or end it."""
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     on_terminate = signal.getsignal(signal.SIGTERM)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if compute.address is None:
-        ray.init(
-            address="local",
-            _node_ip_address="127.0.0.1",
-            include_dashboard=False,
-            num_cpus=os.cpu_count(),
-            object_store_memory=OBJECT_STORE_BYTES,
-            **quiet,
-        )
+        ray.init(num_cpus=os.cpu_count(), object_store_memory=OBJECT_STORE_BYTES, **LOCAL, **quiet)
     else:
         check_reachable(compute.address)
         try:
@@ -181,12 +131,6 @@ def run_task(compute: ComputeSection, function: Callable[..., Any], *args: Any) 
     with connect(compute):
         task: Any = ray.remote(num_cpus=1)(function)
         return fetch(task.remote(*args))
-
-
-def start_longest_first(left: Sequence[CandidateSpec], strategies: Mapping[str, Strategy]) -> list[CandidateSpec]:
-    """Order the strategies by trained parameters x epochs, so that no long one is left over at the end."""
-    cost = {name: strategy.n_trained * strategy.longest for name, strategy in strategies.items()}
-    return sorted(left, key=lambda spec: -cost[spec.strategy])
 
 
 def name_trial(trial: Any) -> str:
@@ -216,102 +160,81 @@ class OrderedHalving(FIFOScheduler):
         return TrialScheduler.STOP if self.halving.stopped_at(name) is not None else TrialScheduler.CONTINUE
 
 
-class Watcher(tune.Callback):
+class Watcher(tune.Callback, tune.Stopper):
     """Shows and logs progress, keeps the time, and records candidates whose retries are used up.
 
-    Attributes:
-        broken: Why files of the run cannot be written, if they cannot.
-        lost: Why the process of a candidate died too often, by name.
+    It ends all trials when files of the run can no longer be written; `broken` then says why. `lost` says, by name, why
+    the process of a candidate died too often.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        run: RunFolder,
-        left: Sequence[CandidateSpec],
-        compute: ComputeSection,
-        monitor: Monitor,
-    ) -> None:
-        self.splits_hash, self.run, self.compute, self.monitor = problem.splits.hash, run, compute, monitor
-        self.specs: Mapping[str, CandidateSpec] = {spec.name: spec for spec in left}
+    def __init__(self, shared: Shared, left: Sequence[CandidateSpec]) -> None:
+        self.shared, self.specs = shared, {spec.name: spec for spec in left}
         self.started: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.broken = ""
         self.lost: dict[str, str] = {}
-        self.lost_before = {event["candidate"] for event in read_log(run.log) if event["event"] == "lost"}
+        self.lost_before = {event["candidate"] for event in read_log(shared.run.log) if event["event"] == "lost"}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks with its state, which is never restored here
 
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return bool(self.broken)
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.started.setdefault(trial.config["candidate"], time.monotonic())
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         self.broken = self.broken or result.get("broken", "")
         if "epoch" in result and not result.get("recalled"):
-            name, epoch, loss = trial.config["candidate"], result["epoch"], result["loss"]
-            self.monitor.display.show_epoch(name, epoch, loss)
-            self.monitor.journal.write_epoch(name, epoch, loss, node=result["node"], pid=result["pid"])
+            where = {"node": result["node"], "pid": result["pid"]}
+            self.shared.show_epoch(trial.config["candidate"], result["epoch"], result["loss"], **where)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if not self.broken:
             self.finish(trial.config["candidate"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        name = trial.config["candidate"]
-        self.note("retry", candidate=name, reason=self.explain(trial))
+        self.shared.note("retry", candidate=trial.config["candidate"], reason=self.explain(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        name, reason = trial.config["candidate"], self.explain(trial)
+        name, reason, own = trial.config["candidate"], self.explain(trial), self.shared
         if has_died(load_error(trial)) and name not in self.lost_before:
-            self.note("lost", candidate=name, reason=reason)
+            own.note("lost", candidate=name, reason=reason)
             self.lost[name] = reason
-            self.monitor.halving.finish(name)
+            own.halving.finish(name)
             return
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-        write_failure(self.run, self.specs[name], self.splits_hash, f"{text}\n{reason}")
+        write_failure(own.run, self.specs[name], own.problem.splits.hash, f"{text}\n{reason}")
         self.finish(name)
 
     def explain(self, trial: Any) -> str:
         """Say in a line why a candidate's process ended."""
-        silence = self.run.candidate(trial.config["candidate"]).silence
+        silence = self.shared.run.candidate(trial.config["candidate"]).silence
         if silence.exists() and silence.stat().st_size:
-            seconds = self.compute.max_silence_s
+            seconds = self.shared.compute.max_silence_s
             return f"no epoch within {seconds:g} s (compute.max_silence_s); {silence} says where it stood"
         error = load_error(trial)
         cause = getattr(error, "cause", None) or error
         return "its process died" if cause is None else f"{type(cause).__name__}: {first_line(cause)}"
 
     def finish(self, name: str) -> None:
-        self.monitor.halving.finish(name)  # here, as Tune tells its scheduler of an error before a retry too
+        """Take note of an end here, as Tune tells its scheduler of an error before a retry too."""
         self.seconds[name] = time.monotonic() - self.started.get(name, time.monotonic())
-        self.run.pull(self.run.candidate(name).root)
-        result = load_result(self.run, self.specs[name])
-        stopped = self.monitor.halving.stopped_at(name) is not None
-        state = "stopped" if stopped else result["state"] if result else "stopped"
-        self.monitor.display.show_end(name, state)
-        self.note("end of candidate", candidate=name, state=state)
-
-    def note(self, event: str, **fields: Any) -> None:
-        """Log what must not be lost with this process."""
-        self.monitor.journal.write(event, **fields)
-        self.run.push()
+        self.shared.run.pull(self.shared.run.candidate(name).root)
+        self.shared.finish(self.specs[name])
 
     def raise_faults(self) -> None:
-        """Raise what is no candidate's own failure, so that the same command goes on from here.
-
-        Raises:
-            StorageError: A process could not write its files.
-            RunError: A candidate's process died more often than it may.
-        """
+        """Raise what is no candidate's own failure, so that the same command goes on from here."""
         if self.broken:
             raise StorageError(self.broken)
         if self.lost:
             listed = "\n".join(f"  {name}: {reason}" for name, reason in self.lost.items())
             raise RunError(
-                f"a candidate's process may die {self.compute.max_failures} times "
+                f"a candidate's process may die {self.shared.compute.max_failures} times "
                 f"(compute.max_failures), but it died once more\n{listed}\nwhat was trained is kept: repeat the "
                 "command to try these again; if they die as often once more, they count as failed"
             )
@@ -329,16 +252,3 @@ def has_died(error: Exception | None) -> bool:
     if isinstance(error, RayTaskError):
         error = error.cause
     return isinstance(error, RayActorError | NodeDiedError | OutOfMemoryError | WorkerCrashedError)
-
-
-class StopAll(tune.Stopper):
-    """Ends the trials when files of the run can no longer be written."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return bool(self.watcher.broken)

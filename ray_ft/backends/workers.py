@@ -3,28 +3,21 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from jaxtyping import Bool
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_ft.backends.placement import Allocation, find_device
-from ray_ft.fitting.fitter import (
-    FitSettings,
-    Fitter,
-    FitterDescription,
-    JoinedFitter,
-    Predictions,
-    States,
-    merge,
-)
+from ray_ft.backends.rounds import Shared
+from ray_ft.fitting.fitter import FitSettings, Fitter, JoinedFitter
 from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.models import Pretrained
@@ -32,6 +25,7 @@ from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.search.strategies import Strategy
 
+Keys = Sequence[MemberKey]
 Shipped = tuple[PreparedStrategy, list[np.ndarray]]  # without features, and those as arrays, which are shared
 
 
@@ -46,32 +40,20 @@ class Preparer:
 
 
 def prepare_strategies(
-    problem: Problem,
-    pretrained: Pretrained,
-    strategies: Sequence[Strategy],
-    precision: str,
-    allocation: Allocation,
-    first: Future[PreparedStrategy],
+    shared: Shared, strategies: Sequence[Strategy], allocation: Allocation, first: Future[PreparedStrategy]
 ) -> dict[str, Any]:
-    """Start to prepare; return the references by strategy.
+    """Start to prepare strategies, in the order of need; return the references by name.
 
-    Args:
-        problem: Has the samples.
-        pretrained: The network.
-        strategies: Which, in the order of need.
-        precision: Of the products.
-        allocation: What a candidate holds.
-        first: The first strategy, as prepared on the CPU of this process while Ray started.
-
-    The preparer takes no CPU of its own, as the candidates that hold them wait for it. On a GPU it is there before
-    them. As nothing refers to it afterwards, it ends when it is done.
+    The first comes as prepared on the CPU of this process while Ray started. The preparer takes no CPU of its own, as
+    the candidates that hold them wait for it. On a GPU it is there before them. As nothing refers to it afterwards, it
+    ends when it is done.
     """
     prepared = {} if allocation.gpus else {strategies[0].name: ray.put(ship(first.result()))}
     if left := [strategy for strategy in strategies if strategy.name not in prepared]:
         options = {"num_cpus": 0, "num_gpus": min(1.0, allocation.gpus), "max_restarts": 2, "max_task_retries": 2}
         preparer = start_actor(Preparer, options)
-        shared = ray.put(problem), ray.put(pretrained)
-        prepared |= {strategy.name: preparer.prepare.remote(*shared, strategy, precision) for strategy in left}
+        given, precision = (ray.put(shared.problem), ray.put(shared.pretrained)), shared.settings.precision
+        prepared |= {strategy.name: preparer.prepare.remote(*given, strategy, precision) for strategy in left}
     return prepared
 
 
@@ -100,15 +82,11 @@ def open_fitter(
 ) -> Iterator[Fitter]:
     """Start a candidate's members in this process or, a share of them each, in those of its placement group.
 
-    Args:
-        problem: What is to be learned.
-        spec: The candidate.
-        reference: Its strategy, as `prepare_strategies` returned it.
-        settings: How members are fitted.
-        allocation: What the candidate holds.
+    The reference is that of its strategy, from `prepare_strategies`.
     """
+    start = partial(start_here, spec, reference, settings, allocation)
     if allocation.n_workers == 1:
-        yield start_here(problem, spec, reference, problem.keys, settings, allocation.cpus)
+        yield start(problem, problem.keys)
         return
     shared = ray.put(problem)
     group = ray.util.get_current_placement_group()
@@ -117,77 +95,35 @@ def open_fitter(
     for i in range(allocation.n_workers):
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i)
         options = {"num_cpus": allocation.cpus, "num_gpus": allocation.gpus, "scheduling_strategy": place}
-        own = problem.keys[i :: allocation.n_workers]
-        workers.append(start_actor(Worker, options, shared, spec, [reference], own, settings, allocation.cpus))
+        workers.append(start_actor(Worker, options, start, shared, problem.keys[i :: allocation.n_workers]))
     try:
-        yield SpreadFitter(workers)
+        yield JoinedFitter(partial(ask_all, workers))
     finally:
         for worker in workers:
             ray.kill(worker)  # the process that leads them may go on to the next candidate
 
 
 def start_here(
-    problem: Problem,
-    spec: CandidateSpec,
-    reference: Any,
-    keys: Sequence[MemberKey],
-    settings: FitSettings,
-    n_threads: int,
+    spec: CandidateSpec, reference: Any, settings: FitSettings, held: Allocation, problem: Problem, keys: Keys
 ) -> Fitter:
-    device = find_device()
-    return start_fitter(problem, receive(reference), spec, keys, settings, device, n_threads)
+    return start_fitter(problem, receive(reference), spec, keys, settings, find_device(), held.cpus)
 
 
-class Worker(JoinedFitter):
-    """A fitter in a process of its own; the reference comes in a list, so that it is fetched there."""
+class Worker:
+    """A fitter in a process of its own; it is started there, so that what it needs is fetched there."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        spec: CandidateSpec,
-        reference: Sequence[Any],
-        keys: Sequence[MemberKey],
-        settings: FitSettings,
-        n_threads: int,
-    ) -> None:
-        super().__init__([start_here(problem, spec, reference[0], keys, settings, n_threads)])
+    def __init__(self, start: Callable[..., Fitter], problem: Problem, keys: Keys) -> None:
+        self.fitter = start(problem, keys)
+
+    def answer(self, question: Callable[[Fitter], Any]) -> Any:
+        return question(self.fitter)
 
 
-class SpreadFitter:
-    """The fitters of several workers as one.
-
-    Args:
-        workers: Handles of the actors.
-    """
-
-    def __init__(self, workers: Sequence[Any]) -> None:
-        self.workers = workers
-
-    def run_epoch(self, epoch: int) -> None:
-        fetch([worker.run_epoch.remote(epoch) for worker in self.workers])
-
-    def predict(self) -> Predictions:
-        return merge(fetch([worker.predict.remote() for worker in self.workers]))
-
-    def take_snapshots(self, improved: Bool[np.ndarray, "repeat fold"]) -> None:
-        fetch([worker.take_snapshots.remote(improved) for worker in self.workers])
-
-    def collect_snapshots(self) -> States:
-        return merge(fetch([worker.collect_snapshots.remote() for worker in self.workers]))
-
-    def save(self) -> dict[MemberKey, dict[str, Any]]:
-        return merge(fetch([worker.save.remote() for worker in self.workers]))
-
-    def load(self, saved: Mapping[MemberKey, dict[str, Any]]) -> None:
-        shared = ray.put(saved)
-        fetch([worker.load.remote(shared) for worker in self.workers])
-
-    def has_drifted(self) -> bool:
-        return any(fetch([worker.has_drifted.remote() for worker in self.workers]))
-
-    def describe(self) -> FitterDescription:
-        described: FitterDescription = fetch(self.workers[0].describe.remote())
-        return described
+def ask_all(workers: Sequence[Any], question: Callable[[Fitter], Any]) -> list[Any]:
+    """Put a question to the fitters of all workers, what it carries once for all of them."""
+    shared = ray.put(question)
+    answers: list[Any] = fetch([worker.answer.remote(shared) for worker in workers])
+    return answers
 
 
 def fetch(references: Any) -> Any:

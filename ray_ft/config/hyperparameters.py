@@ -6,7 +6,7 @@ The config's keys, the draws of the search, the tables and the axes of the figur
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -16,53 +16,39 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Bounds = tuple[int | float, int | float]
-REQUIRED: Any = ...
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """A hyperparameter.
+    """A hyperparameter: what it is, for the axis of a figure, the head of a table and the config."""
 
-    Attributes:
-        kind: Type and limits of a value.
-        title: What it is, for the axis of a figure.
-        column: The same for the head of a table.
-        help: The same for the config.
-        form: How a value is written.
-        default: Range in the config; REQUIRED where there is none.
-        log: Whether it is drawn log-uniformly.
-        ranged: Whether it has a range; else the config names one value.
-        optional: Whether the config may say null.
-    """
-
-    kind: Any
     title: str
     column: str
     help: str
-    form: str
-    default: Any = REQUIRED
-    log: bool = False
-    ranged: bool = True
-    optional: bool = False
+    form: str  # how a value is written
+    default: Any = ...  # range in the config; `...` where there is none, and None where the config may say null
+    log: bool = False  # whether it is drawn log-uniformly
+    kind: Any = None  # type and limits of a value, as it is annotated
 
     @property
     def annotation(self) -> Any:
-        """Type of its key in the config."""
-        kind = range_of(self.kind) if self.ranged else self.kind
-        return kind | None if self.optional else kind
+        """Type of its key in the config: a range of numbers, or one of a few words."""
+        if get_origin(self.kind) is Literal:
+            return self.kind
+        return range_of(get_args(self.kind)[0]) | None if self.default is None else range_of(self.kind)
 
     def show(self, value: Any) -> str:
         return "" if value is None else format(value, self.form)
 
 
-def declare(kind: Any, title: str, column: str, help: str, form: str = "", **more: Any) -> Any:
-    return field(metadata={"declaration": Declaration(kind, title, column, help, form, **more)})
+def declare(title: str, column: str, help: str, form: str = "", **more: Any) -> Any:
+    return field(metadata={"declaration": Declaration(title, column, help, form, **more)})
 
 
 def list_declared(hyperparameters: type) -> Iterator[tuple[str, Declaration]]:
     """List the hyperparameters of a way to fit by name, in the order in which they are drawn."""
     for own in fields(hyperparameters):
-        yield own.name, own.metadata["declaration"]
+        yield own.name, replace(own.metadata["declaration"], kind=own.type)
 
 
 def range_of(kind: Any) -> Any:
@@ -88,27 +74,21 @@ class GradientHyperparameters:
 
     fit: ClassVar[str] = "gradient"
 
-    lr: float = declare(
-        Positive, "learning rate", "lr", "Peak learning rate. It is drawn log-uniformly.", ".2e", log=True
+    lr: Positive = declare("learning rate", "lr", "Peak learning rate. It is drawn log-uniformly.", ".2e", log=True)
+    epochs: Count = declare("epochs", "epochs", "Epochs of the cosine schedule.")
+    batch_size: Count = declare("batch size", "batch", "Samples of a step.", default=(8, 16))
+    weight_decay: NonNegative = declare("weight decay", "decay", "Weight decay of AdamW.", ".3f", default=(0.01, 0.05))
+    noise_std: NonNegative = declare(
+        "input noise", "noise", "Standard deviation of Gaussian noise on training inputs.", ".3f", default=(0.0, 0.0)
     )
-    epochs: int = declare(Count, "epochs", "epochs", "Epochs of the cosine schedule.")
-    batch_size: int = declare(Count, "batch size", "batch", "Samples of a step.", default=(8, 16))
-    weight_decay: float = declare(
-        NonNegative, "weight decay", "decay", "Weight decay of AdamW.", ".3f", default=(0.01, 0.05)
+    head_dropout: Share | None = declare(
+        "head dropout", "dropout", "Dropout inside the module `head`; null leaves it as it is.", ".3f", default=None
     )
-    noise_std: float = declare(
-        NonNegative, "input noise", "noise", "Standard deviation of Gaussian noise on training inputs.", ".3f",
-        default=(0.0, 0.0),
-    )  # fmt: skip
-    head_dropout: float | None = declare(
-        Share, "head dropout", "dropout", "Dropout inside the module `head`; null leaves it as it is.", ".3f",
-        default=None, optional=True,
-    )  # fmt: skip
-    warmup_epochs: int = declare(
-        Whole, "warm-up epochs", "warm-up", "Epochs of a linear warm-up before the cosine.", default=(0, 0)
+    warmup_epochs: Whole = declare(
+        "warm-up epochs", "warm-up", "Epochs of a linear warm-up before the cosine.", default=(0, 0)
     )
-    patience: int = declare(
-        Count, "patience", "patience", "Epochs without a better mean after which a candidate ends.", default=(10, 10)
+    patience: Count = declare(
+        "patience", "patience", "Epochs without a better mean after which a candidate ends.", default=(10, 10)
     )
 
     @property
@@ -130,17 +110,13 @@ class RidgeHyperparameters:
     patience: ClassVar[int] = 1
 
     kernel: Literal["linear", "rbf"] = declare(
-        Literal["linear", "rbf"], "kernel", "kernel", "linear, or rbf for a Gaussian kernel.", default="linear",
-        ranged=False,
-    )  # fmt: skip
+        "kernel", "kernel", "linear, or rbf for a Gaussian kernel.", default="linear"
+    )
     onto: Literal["residual", "targets"] = declare(
-        Literal["residual", "targets"], "fitted to", "onto",
-        "residual: what the pretrained network leaves; targets: the targets themselves.", default="residual",
-        ranged=False,
+        "fitted to", "onto", "residual: what the pretrained network leaves; targets: the targets themselves.",
+        default="residual",
     )  # fmt: skip
 
 
 Hyperparameters = GradientHyperparameters | RidgeHyperparameters
-FITS: dict[str, type[GradientHyperparameters] | type[RidgeHyperparameters]] = {
-    kind.fit: kind for kind in (GradientHyperparameters, RidgeHyperparameters)
-}
+FITS: dict[str, type[Hyperparameters]] = {own.fit: own for own in (GradientHyperparameters, RidgeHyperparameters)}

@@ -1,5 +1,6 @@
 """A config from YAML, overrides and the shipped strategies; all of its problems are told at once."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,26 +32,19 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     path = None if path is None else Path(path)
     raw = read_yaml(path or DEMO_FOLDER / "config.yaml")
     if path is None:
-        place_in_demo_folder(raw)
+        for section, key in (("model", "checkpoint"), ("data", "inputs"), ("data", "targets")):
+            raw[section][key] = str(DEMO_FOLDER / raw[section][key])
     elif "name" not in raw:
-        raw["name"] = (
-            "".join(c if c.isascii() and c.isalnum() else "_" for c in path.stem).lstrip("_0123456789")[:40] or "run"
-        )
-    for key, value in (overrides or {}).items():
-        set_dotted(raw, key, value)
+        raw["name"] = re.sub(r"[^A-Za-z0-9]", "_", path.stem).lstrip("_0123456789")[:40] or "run"
+    override(raw, overrides)
     add_strategies(raw)
     return validate(raw, str(path or "the demo with these options"))
 
 
 def reload_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read the config that a run folder keeps, which names everything, under overrides.
-
-    Raises:
-        ConfigError: It is missing or not valid.
-    """
+    """Read the config that a run folder keeps, which names everything, under overrides."""
     raw = read_yaml(path)
-    for key, value in (overrides or {}).items():
-        set_dotted(raw, key, value)
+    override(raw, overrides)
     return validate(raw, str(path))
 
 
@@ -67,21 +61,16 @@ def validate(raw: dict[str, Any], source: str) -> Config:
         raise ConfigError(f"{source} is not a valid config: a text must be Unicode: {first_line(error)}") from error
 
 
-def place_in_demo_folder(raw: dict[str, Any]) -> None:
-    for section, key in (("model", "checkpoint"), ("data", "inputs"), ("data", "targets")):
-        raw[section][key] = str(DEMO_FOLDER / raw[section][key])
-
-
-def set_dotted(raw: dict[str, Any], dotted: str, value: object) -> None:
-    *parents, key = dotted.split(".")
-    for parent in parents:
-        section = raw.get(parent)
-        if section is None:
-            section = raw[parent] = {}
-        if not isinstance(section, dict):
-            raise ConfigError(f"an override names a key inside sections, got {dotted}: {parent} is not a section")
-        raw = section
-    raw[key] = value
+def override(raw: dict[str, Any], overrides: Mapping[str, Any] | None) -> None:
+    for dotted, value in (overrides or {}).items():
+        *parents, key = dotted.split(".")
+        section = raw
+        for parent in parents:
+            section[parent] = {} if section.get(parent) is None else section[parent]
+            if not isinstance(section[parent], dict):
+                raise ConfigError(f"an override names a key inside sections, got {dotted}: {parent} is not a section")
+            section = section[parent]
+        section[key] = value
 
 
 def read_shipped() -> dict[str, Any]:
@@ -97,17 +86,12 @@ def add_strategies(raw: dict[str, Any]) -> None:
     shipped = read_shipped()
     training = raw.get("training")
     if isinstance(training, dict) and {"freeze_encoder", "freeze_decoder"} & training.keys():
-        shipped[AS_WRITTEN] = describe_flags(
-            shipped, bool(training.get("freeze_encoder")), bool(training.get("freeze_decoder"))
-        )
-    merged = {name: merge_strategy(shipped.get(name), strategy) for name, strategy in own.items()}
-    raw["strategies"] = shipped | merged
-
-
-def merge_strategy(shipped: dict[str, Any] | None, own: object) -> object:
-    if shipped is None or not isinstance(own, dict) or "stages" in own:
-        return own
-    return shipped | own
+        flags = (bool(training.get(key)) for key in ("freeze_encoder", "freeze_decoder"))
+        shipped[AS_WRITTEN] = describe_flags(shipped, *flags)
+    raw["strategies"] = shipped | {
+        name: shipped.get(name, {}) | strategy if isinstance(strategy, dict) and "stages" not in strategy else strategy
+        for name, strategy in own.items()
+    }
 
 
 def describe_flags(shipped: dict[str, Any], freeze_encoder: bool, freeze_decoder: bool) -> dict[str, Any]:
@@ -122,9 +106,10 @@ def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -
     """Say what is wrong with each key that a model refused."""
     places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors():
-        if problem["type"] == "too_short" and any(is_below(place, problem["loc"]) for place in places):
+        own = problem["loc"]
+        if problem["type"] == "too_short" and any(place[: len(own)] == own != place for place in places):
             continue  # the stage is missing only because of what is said of its keys
-        place = name_place(problem["loc"])
+        place = name_place(own)
         key = ".".join(map(str, place))
         if problem["type"] == "extra_forbidden":
             yield f"{key}: unknown key{suggest(str(place[-1]), list_keys(model, place[:-1]))}"
@@ -146,10 +131,6 @@ def name_place(location: tuple[Any, ...]) -> list[Any]:
         for before, part in pairwise((None, *location))
         if part != "stages" and not isinstance(part, int) and not (isinstance(before, int) and part in FITS)
     ]
-
-
-def is_below(place: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return len(place) > len(other) and place[: len(other)] == other
 
 
 def list_keys(model: type[BaseModel], place: Sequence[Any]) -> list[str]:

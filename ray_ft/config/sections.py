@@ -8,10 +8,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_mo
 from ray_ft.config.hyperparameters import (
     FITS,
     Count,
-    GradientHyperparameters,
+    Hyperparameters,
     NonNegative,
     Positive,
-    RidgeHyperparameters,
     Share,
     Whole,
     list_declared,
@@ -26,7 +25,7 @@ NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of t
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class StageConfig(Section):
@@ -37,7 +36,7 @@ class StageConfig(Section):
     freeze: tuple[str, ...] = Field(default=(), description="name patterns taken out of `train`")
 
     @property
-    def hyperparameters(self) -> type[GradientHyperparameters] | type[RidgeHyperparameters]:
+    def hyperparameters(self) -> type[Hyperparameters]:
         return FITS[self.fit]
 
     def bounds(self, name: str) -> tuple[int | float, int | float] | None:
@@ -75,7 +74,7 @@ def add_keys(base: type[StageConfig], hyperparameters: type) -> type[StageConfig
     return create_model(base.__name__.replace("Base", "Stage"), __base__=base, __module__=__name__, **keys)
 
 
-GradientStage, RidgeStage = add_keys(GradientBase, GradientHyperparameters), add_keys(RidgeBase, RidgeHyperparameters)
+GradientStage, RidgeStage = add_keys(GradientBase, FITS["gradient"]), add_keys(RidgeBase, FITS["ridge"])
 
 
 def pick_fit(stage: Any) -> str:
@@ -106,41 +105,26 @@ class StrategyConfig(Section):
 
 
 class ModelSection(Section):
-    factory: str | None = Field(
-        default=None,
-        pattern=r"^\w+(\.\w+)*:\w+$",
-        description="What builds the network, as `package.module:callable`. Without it, DiffractionNet does.",
-    )
+    factory: str | None = Field(default=None, pattern=r"^\w+(\.\w+)*:\w+$")
+    """What builds the network, as `package.module:callable`. Without it, DiffractionNet does."""
     params: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory, by name.")
-    checkpoint: str | None = Field(
-        default=None,
-        description="File of the pretrained weights: .safetensors, .pt or .pth. A factory may do without.",
-    )
+    checkpoint: str | None = None
+    """File of the pretrained weights: .safetensors, .pt or .pth. A factory may do without."""
 
 
 class DataSection(Section):
     inputs: str = Field(description="File of the inputs, a sample a row: .npy, .npz or .npz::key.")
     targets: str = Field(description="File of the targets, in the order of the inputs: .npy, .npz or .npz::key.")
-    layout: DomainName | None = Field(
-        default=None,
-        description="Structures and spectra, or arrays as they are (raw). Without it, raw where a factory is named.",
-    )
-    symmetry: tuple[str, ...] | None = Field(
-        default=None,
-        description="Operations that generate the views. Without it, [rot180] in the diffraction layout, else none.",
-    )
-    wavelengths_nm: tuple[Positive, Positive] = Field(
-        default=(400.0, 700.0),
-        description="First and last wavelength in the diffraction layout, in nm. Only figures use them.",
-    )
-    groups: str | None = Field(
-        default=None,
-        description="File with a group for each sample; groups stay in one fold. Without it, images of a sample do.",
-    )
-    stratify: str | None = Field(
-        default=None,
-        description="File with a class or number for each sample, which folds share evenly. Without it, chance deals.",
-    )
+    layout: DomainName | None = None
+    """Structures and spectra, or arrays as they are (raw). Without it, raw where a factory is named."""
+    symmetry: tuple[str, ...] | None = None
+    """Operations that generate the views. Without it, [rot180] in the diffraction layout, else none."""
+    wavelengths_nm: tuple[Positive, Positive] = (400.0, 700.0)
+    """First and last wavelength in the diffraction layout, in nm. Only figures use them."""
+    groups: str | None = None
+    """File with a group for each sample; groups stay in one fold. Without it, images of a sample do."""
+    stratify: str | None = None
+    """File with a class or number for each sample, which folds share evenly. Without it, chance deals."""
 
     @field_validator("symmetry")
     @classmethod
@@ -155,26 +139,18 @@ class DataSection(Section):
 class CVSection(Section):
     folds: int = Field(default=5, ge=2, description="Number of parts that are held out in turn.")
     seeds: int = Field(default=3, ge=1, le=999, description="Number of trainings of each fold, by different seeds.")
-    protocol: Literal["crossfit", "nested"] = Field(
-        default="crossfit",
-        description="Where a fold's epoch and candidate are chosen: on the other folds, or inside its training part.",
-    )
-    train_size: Count | None = Field(
-        default=None, description="Number of samples of each training part that are used. Without it, all are."
-    )
+    protocol: Literal["crossfit", "nested"] = "crossfit"
+    """Where a fold's epoch and candidate are chosen: on the other folds, or inside its training part."""
+    train_size: Count | None = None
+    """Number of samples of each training part that are used. Without it, all are."""
     repeats: int = Field(default=1, ge=1, le=999, description="Number of times that the folds are dealt.")
-    candidates: int = Field(
-        default=2, ge=1, le=999, description="Number of draws of the hyperparameters for each strategy."
-    )
-    strategies: tuple[str, ...] | None = Field(
-        default=None,
-        min_length=1,
-        description="Strategies to compare. Without it, all, or the one that freeze flags describe.",
-    )
+    candidates: int = Field(default=2, ge=1, le=999)
+    """Number of draws of the hyperparameters for each strategy."""
+    strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Strategies to compare. Without it, all, or the one that freeze flags describe."""
     metric: str = Field(default="mse", description="Loss and score: mse, the mean squared error, or mae, the absolute.")
-    rope: Share = Field(
-        default=0.01, description="Difference that is none in practice, as a share of the better mean: 0.01 is 1 %."
-    )
+    rope: Share = 0.01
+    """Difference that is none in practice, as a share of the better mean: 0.01 is 1 %."""
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the folds, the draws and the members.")
 
     @field_validator("metric")
@@ -193,9 +169,8 @@ class TrainingBase(Section):
     grad_clip: Positive = 1.0
     n_noisy_views: Count = Field(default=4, description="noisy copies of each view to draw from")
     checkpoint_every: Count = Field(default=5, description="epochs between checkpoints of a candidate")
-    precision: Literal["auto", "float32", "bf16"] = Field(
-        default="auto", description="of the products; auto: bf16 where the device gains from it"
-    )
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """of the products; auto: bf16 where the device gains from it"""
 
 
 if TYPE_CHECKING:
@@ -208,7 +183,7 @@ else:
         __doc__="Values that hold for every strategy in place of its ranges, and what has no range.",
         **{
             name: (declared.kind | None, Field(default=None, description=declared.help))
-            for name, declared in list_declared(GradientHyperparameters)
+            for name, declared in list_declared(FITS["gradient"])
             if name != "warmup_epochs"  # a share of the epochs suits strategies of any length
         },
     )
@@ -217,62 +192,42 @@ else:
 class SearchSection(Section):
     """Successive halving (ASHA) among the candidates of a strategy."""
 
-    grace_epochs: Count | None = Field(
-        default=None,
-        description="Epochs before a candidate may be stopped. Without it, a quarter of the longest schedule.",
-    )
-    reduction_factor: float = Field(
-        default=2.0, ge=1.1, description="One of so many candidates goes on at each rung; rungs lie as far apart."
-    )
+    grace_epochs: Count | None = None
+    """Epochs before a candidate may be stopped. Without it, a quarter of the longest schedule."""
+    reduction_factor: float = Field(default=2.0, ge=1.1)
+    """One of so many candidates goes on at each rung; rungs lie as far apart."""
 
 
 class ComputeSection(Section):
     """Where it runs; changes no result's meaning, so a run may go on under another."""
 
-    address: str | None = Field(
-        default=None,
-        description="Ray cluster to join: auto, or host:port. Without it, Ray is started on this machine.",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where networks run. `auto` is `cuda` where Ray has a GPU, else `cpu`."
-    )
-    cpus_per_candidate: Count | None = Field(
-        default=None,
-        description="CPU cores of a candidate. Without it, the cluster's are shared among the candidates that wait.",
-    )
-    gpus_per_candidate: NonNegative | None = Field(
-        default=None, description="GPUs of a candidate: a share of one, or several. Without it, as for CPU cores."
-    )
-    workers_per_candidate: Count | None = Field(
-        default=None,
-        description="Processes that share a candidate's members. Without it, one for each GPU, or as few as fit.",
-    )
-    packing: Literal["auto", "packed", "looped"] = Field(
-        default="auto",
-        description="Whether members train in one step or one after the other. `auto` tries both and takes the faster.",
-    )
-    max_failures: Whole = Field(
-        default=2, description="Number of times that a candidate is tried again after its process died."
-    )
-    max_silence_s: Positive = Field(
-        default=3600.0,
-        description="Seconds that a process may train without ending an epoch; then it is tried again.",
-    )
+    address: str | None = None
+    """Ray cluster to join: auto, or host:port. Without it, Ray is started on this machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks run. `auto` is `cuda` where Ray has a GPU, else `cpu`."""
+    cpus_per_candidate: Count | None = None
+    """CPU cores of a candidate. Without it, the cluster's are shared among the candidates that wait."""
+    gpus_per_candidate: NonNegative | None = None
+    """GPUs of a candidate: a share of one, or several. Without it, as for CPU cores."""
+    workers_per_candidate: Count | None = None
+    """Processes that share a candidate's members. Without it, one for each GPU, or as few as fit."""
+    packing: Literal["auto", "packed", "looped"] = "auto"
+    """Whether members train in one step or one after the other. `auto` tries both and takes the faster."""
+    max_failures: Whole = 2
+    """Number of times that a candidate is tried again after its process died."""
+    max_silence_s: Positive = 3600.0
+    """Seconds that a process may train without ending an epoch; then it is tried again."""
 
 
 class EnsembleSection(Section):
     """What is built of the members; changes none of them, so a run may be reduced again under another."""
 
-    strategies: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="Strategies whose members are taken. Without it, the winner's are."
-    )
-    method: Literal["auto", "uniform", "greedy", "stacked"] = Field(
-        default="auto",
-        description="How the members are weighed. `auto` is `uniform` unless another is better beyond noise.",
-    )
-    symmetric: bool = Field(
-        default=False, description="Whether predictions are averaged over the operations of data.symmetry."
-    )
+    strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Strategies whose members are taken. Without it, the winner's are."""
+    method: Literal["auto", "uniform", "greedy", "stacked"] = "auto"
+    """How the members are weighed. `auto` is `uniform` unless another is better beyond noise."""
+    symmetric: bool = False
+    """Whether predictions are averaged over the operations of data.symmetry."""
     level: float = Field(default=0.9, gt=0.5, lt=1, description="Confidence level of the intervals, between 0.5 and 1.")
     units: str = Field(default="", description="Units of the predictions, which the card states.")
     license: str = Field(default="", description="License of the weights, which the card states.")
@@ -281,15 +236,12 @@ class EnsembleSection(Section):
 class LoggersSection(Section):
     """Where each candidate's loss by epoch is logged besides; changes nothing else. None is on but by these keys."""
 
-    tensorboard: bool = Field(
-        default=False, description="Whether event files go into the run folder. It needs the extra [tensorboard]."
-    )
-    mlflow: str | None = Field(
-        default=None, min_length=1, description="Tracking URI of MLflow. It needs the extra [mlflow]."
-    )
-    wandb: str | None = Field(
-        default=None, min_length=1, description="Project of Weights & Biases. It needs the extra [wandb]."
-    )
+    tensorboard: bool = False
+    """Whether event files go into the run folder. It needs the extra [tensorboard]."""
+    mlflow: str | None = Field(default=None, min_length=1)
+    """Tracking URI of MLflow. It needs the extra [mlflow]."""
+    wandb: str | None = Field(default=None, min_length=1)
+    """Project of Weights & Biases. It needs the extra [wandb]."""
 
 
 class Config(Section):
@@ -309,8 +261,7 @@ class Config(Section):
     @model_validator(mode="after")
     def check_together(self) -> "Config":
         """State the rules that need two sections; each message opens with the key that breaks it."""
-        problems = list(self.find_conflicts())
-        if problems:
+        if problems := list(self.find_conflicts()):
             raise ValueError("\n".join(problems))
         return self
 
@@ -364,9 +315,7 @@ class Config(Section):
 
 
 def fix_values(strategy: StrategyConfig, training: TrainingSection) -> StrategyConfig:
-    stages = []
-    for stage in strategy.stages:
-        shared = set(type(stage).model_fields) & set(TrainingSection.model_fields)
-        fixed = {key: value for key in shared if (value := getattr(training, key)) is not None}
-        stages.append({**stage.model_dump(), **fixed})
+    fixed = {key: value for key, value in training if value is not None}
+    dumped = [stage.model_dump() for stage in strategy.stages]
+    stages = [stage | {key: fixed[key] for key in stage.keys() & fixed.keys()} for stage in dumped]
     return StrategyConfig.model_validate({"description": strategy.description, "stages": stages})

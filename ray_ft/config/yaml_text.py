@@ -16,11 +16,7 @@ KEY_TAGS = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file of sections.
-
-    Raises:
-        ConfigError: It cannot be read, or `parse_yaml` refuses it, or it is no mapping.
-    """
+    """Read a file of sections, or say why it cannot be read, parsed, or is no mapping."""
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MAX_CHARACTERS + 1)
@@ -37,11 +33,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, rule: str) -> Any:
-    """Parse YAML; no code in it is run.
-
-    Args:
-        text: One document.
-        rule: What it should be and what it is, for messages.
+    """Parse a document of YAML; no code in it is run. Messages open with the rule that it should keep.
 
     Raises:
         ConfigError: It is not well-formed, has a key twice or a value that is not plain, or is larger than any config.
@@ -60,23 +52,15 @@ def parse_yaml(text: str, rule: str) -> Any:
 def build_content(text: str) -> Any:
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"it may have {MAX_CHARACTERS:,} characters at most")
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        check_node(node)
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
+    node = yaml.compose(text, yaml.SafeLoader)
+    if node is None:
+        return None
+    check_node(node)
+    return yaml.SafeLoader("").construct_document(node)
 
 
 def check_node(top: Node) -> None:
-    """Refuse what would not be plain or small: an alias counts as often as it is named, so that none multiplies.
-
-    Raises:
-        ValueError: It says what is too many or not plain, and where.
-    """
+    """Refuse what would not be plain or small: an alias counts as often as it is named, so that none multiplies."""
     waiting, n_values = [(top, 0)], 0
     while waiting:
         node, depth = waiting.pop()

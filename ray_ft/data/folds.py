@@ -17,22 +17,17 @@ from jaxtyping import Int, Shaped
 from ray_ft.data.randomness import name_stream
 from ray_ft.errors import DataError
 
+Parts = tuple[tuple[tuple[int, ...], ...], ...]  # samples of a part of each repeat and fold
+
 
 @dataclass(frozen=True)
 class Splits:
-    """Who stands where.
+    """Who stands where."""
 
-    Attributes:
-        fold_of: Which fold of each repeat holds out each sample: `fold_of[repeat][sample]`.
-        seed: Of the deal.
-        inner_of: Samples of the inner part, `inner_of[repeat][fold]`; empty where other folds stop and select.
-        unused_of: Samples that neither train nor stop, the same.
-    """
-
-    fold_of: tuple[tuple[int, ...], ...]
-    seed: int
-    inner_of: tuple[tuple[tuple[int, ...], ...], ...] = ()
-    unused_of: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    fold_of: tuple[tuple[int, ...], ...]  # which fold holds out each sample: `fold_of[repeat][sample]`
+    seed: int  # of the deal
+    inner_of: Parts = ()  # what stops and selects; empty where other folds do
+    unused_of: Parts = ()  # what neither trains nor stops
 
     @property
     def n_repeats(self) -> int:
@@ -52,11 +47,7 @@ class Splits:
         return hashlib.sha256(json.dumps(self.fold_of).encode()).hexdigest()[:16]
 
     def check(self) -> None:
-        """Make sure that folds read from a file are some.
-
-        Raises:
-            ValueError: They are not.
-        """
+        """Make sure that folds read from a file are some; raise ValueError where they are not."""
         folds = np.array(self.fold_of)  # refuses repeats of unequal lengths
         every = np.unique(folds)
         dealt = folds.ndim == 2 and all(np.array_equal(np.unique(row), every) for row in folds)
@@ -106,12 +97,7 @@ def deal_folds(
 ) -> Splits:
     """Deal the samples into folds; a group stays together, and folds get equal shares of each stratum.
 
-    Args:
-        groups: Group of each sample, as numbers from 0.
-        n_folds: Folds of a repeat.
-        n_repeats: Independent deals.
-        seed: Of the first deal; a later repeat adds its number.
-        strata: Class of each sample.
+    The seed is that of the first deal; a later repeat adds its number.
 
     Raises:
         DataError: There are fewer groups than folds, or no stratum has a sample for each fold.
@@ -135,9 +121,6 @@ def limit_training(splits: Splits, groups: Int[np.ndarray, " sample"], size: int
     """Leave this many samples in each training part, or a few less where groups stay whole.
 
     Smaller sizes leave subsets of what larger ones leave.
-
-    Raises:
-        DataError: A training part has fewer samples, or its first group has more.
     """
     smallest = min(len(splits.training_part(r, k)) for r in range(splits.n_repeats) for k in range(splits.n_folds))
     if size > smallest:
@@ -162,11 +145,7 @@ def limit_training(splits: Splits, groups: Int[np.ndarray, " sample"], size: int
 def deal_inner(
     splits: Splits, groups: Int[np.ndarray, " sample"], strata: Shaped[np.ndarray, " sample"] | None = None
 ) -> Splits:
-    """Set an inner part of each training part aside, as large a share of it as a fold is of all samples.
-
-    Raises:
-        DataError: A training part has fewer groups than there are folds.
-    """
+    """Set an inner part of each training part aside, as large a share of it as a fold is of all samples."""
 
     def choose_inner(repeat: int, fold: int) -> tuple[int, ...]:
         part = splits.training_part(repeat, fold)
@@ -182,7 +161,7 @@ def deal_inner(
     return replace(splits, inner_of=map_folds(choose_inner, splits))
 
 
-def map_folds(choose: Callable[[int, int], tuple[int, ...]], splits: Splits) -> tuple[tuple[tuple[int, ...], ...], ...]:
+def map_folds(choose: Callable[[int, int], tuple[int, ...]], splits: Splits) -> Parts:
     return tuple(tuple(choose(r, k) for k in range(splits.n_folds)) for r in range(splits.n_repeats))
 
 

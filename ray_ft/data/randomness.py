@@ -19,10 +19,5 @@ import zlib
 
 
 def name_stream(seed: int, *key: int | str) -> list[int]:
-    """Return what a stream starts from.
-
-    Args:
-        seed: Of the run.
-        key: What it is for.
-    """
+    """Return what the stream of a purpose starts from."""
     return [seed, *(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key)]

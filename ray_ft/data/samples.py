@@ -34,11 +34,7 @@ class Samples:
     def build_views(
         self, symmetry: Sequence[str]
     ) -> tuple[Float[np.ndarray, "view sample *input"], Float[np.ndarray, "view sample *target"]]:
-        """Move all samples by each operation of a group, targets along; the first view is the sample itself.
-
-        Args:
-            symmetry: Names of the operations that generate the group.
-        """
+        """Move all samples, targets along, by each operation of a group; the first view is the sample itself."""
         views = self.domain.list_views(symmetry)
         if len(views) == 1:
             return self.inputs[None], self.targets[None]
@@ -50,15 +46,10 @@ class Samples:
 def load_samples(
     inputs: str, targets: str, domain: Domain, groups: str | None = None, stratify: str | None = None, n_folds: int = 5
 ) -> Samples:
-    """Read and check a data set.
+    """Read and check a data set, from files as `read_array` takes them.
 
-    Args:
-        inputs: `.npy`, `.npz` or `.npz::key`.
-        targets: The same.
-        domain: What the arrays are.
-        groups: Column of labels; samples that share one stay on one side of a split.
-        stratify: Column of labels or numbers to spread evenly over the folds.
-        n_folds: Their number, to which the classes that numbers are cut into are matched.
+    Samples that share a label of the column `groups` stay on one side of a split. The labels or numbers of `stratify`
+    are to be spread evenly over the folds, to whose number the classes that numbers are cut into are matched.
 
     Raises:
         DataError: A file is unreadable, or its content breaks a rule.
@@ -70,19 +61,21 @@ def load_samples(
         raise DataError(
             f"inputs and targets must have equally many samples, got {len(x)} in {inputs} and {len(y)} in {targets}"
         )
-    columns = [read_array(column) if column else None for column in (groups, stratify)]
-    for column, name in zip(columns, (groups, stratify), strict=True):
-        if column is not None and column.shape != (len(x),):
-            raise DataError(
-                f"a column must have one value a sample, {len(x)} in all, got shape {column.shape} in {name}"
-            )
+    columns = [read_column(source, len(x)) if source else None for source in (groups, stratify)]
     y, kept, notes = domain.convert_targets(y, targets)
     x, y = x[kept], y[kept].astype(np.float32)
-    group_column, strata = (column if column is None else column[kept] for column in columns)
+    group_column, strata = (None if column is None else column[kept] for column in columns)
     orbits = label_orbits(x, domain.list_views(domain.operations))
     joined = join_groups([orbits] if group_column is None else [orbits, group_column])
     binned = None if strata is None else bin_strata(strata, stratify or "", n_folds)
     return Samples(x, y, joined, binned, (*notes, *describe_images(orbits)), domain)
+
+
+def read_column(source: str, n: int) -> Shaped[np.ndarray, " sample"]:
+    column = read_array(source)
+    if column.shape != (n,):
+        raise DataError(f"a column must have one value a sample, {n} in all, got shape {column.shape} in {source}")
+    return column
 
 
 def read_array(source: str) -> Shaped[np.ndarray, "..."]:
@@ -128,11 +121,7 @@ def check_numbers(array: Shaped[np.ndarray, "..."], source: str) -> None:
 
 
 def prepare_inputs(array: Shaped[np.ndarray, "..."], domain: Domain, source: str) -> Float[np.ndarray, "sample *input"]:
-    """Check inputs and bring them into the network's form.
-
-    Raises:
-        DataError: They are no finite numbers, or not those of the domain.
-    """
+    """Check inputs and bring them into the network's form."""
     check_numbers(array, source)
     return domain.convert_inputs(array, source)
 
@@ -151,12 +140,8 @@ def bin_strata(column: Shaped[np.ndarray, " sample"], source: str, n_folds: int)
 
     Real numbers are cut at their quantiles, and so are whole ones if their classes have fewer samples than there are
     folds on average: up to five bins, each large enough for all folds.
-
-    Raises:
-        DataError: A number is missing.
     """
-    broken = list(np.flatnonzero(~np.isfinite(column))) if column.dtype.kind == "f" else []
-    if len(broken):
+    if column.dtype.kind == "f" and len(broken := np.flatnonzero(~np.isfinite(column))):
         raise DataError(
             f"data.stratify must have a number for each sample, got NaN or infinity in {source} "
             f"(samples {first_few([str(i) for i in broken])}); fill them in or leave data.stratify out"

@@ -13,11 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor as Tensor
 else:
     Tensor = Any
-
-__all__ = ["Domain", "DomainName", "TargetAxes", "Tensor", "View", "find_domain"]
 
 DomainName: TypeAlias = Literal["diffraction", "raw"]
 
@@ -38,13 +36,13 @@ class TargetAxes:
 class View(Protocol):
     """One operation of a symmetry group."""
 
-    def move_inputs(self, inputs: Shaped[Tensor, "*axes"]) -> Shaped[Tensor, "*moved"]:
+    def move_inputs(self, inputs: Shaped[Tensor, "*axes"], /) -> Shaped[Tensor, "*moved"]:
         """Move inputs in the network's form."""
 
-    def move_targets(self, targets: Shaped[Tensor, "*axes"]) -> Shaped[Tensor, "*moved"]:
+    def move_targets(self, targets: Shaped[Tensor, "*axes"], /) -> Shaped[Tensor, "*moved"]:
         """Move targets along with their inputs; any axes may stand before those of the target."""
 
-    def restore_targets(self, targets: Shaped[Tensor, "*axes"]) -> Shaped[Tensor, "*moved"]:
+    def restore_targets(self, targets: Shaped[Tensor, "*axes"], /) -> Shaped[Tensor, "*moved"]:
         """Undo `move_targets`."""
 
 
@@ -61,18 +59,10 @@ class Domain(Protocol):
         """Those of them that generate the views where the config names none."""
 
     def list_views(self, operations: Sequence[str]) -> tuple[View, ...]:
-        """List the group that named operations generate, the identity first.
-
-        Raises:
-            KeyError: The domain has no such operation.
-        """
+        """List the group that named operations generate, the identity first; KeyError where there is no such one."""
 
     def convert_inputs(self, array: Shaped[np.ndarray, "..."], source: str) -> Float[np.ndarray, "sample *input"]:
-        """Bring inputs, as they stand in a file, into the network's form.
-
-        Args:
-            array: Finite real numbers, with a sample axis and at least one more.
-            source: Name of the file, for messages.
+        """Bring inputs, finite real numbers as they stand in a file of that name, into the network's form.
 
         Raises:
             DataError: The shape or the values are not those of the domain.
@@ -94,20 +84,10 @@ class Domain(Protocol):
         """
 
     def list_shapes(self, input_shape: tuple[int, ...], dtype: str) -> tuple[tuple[int, ...], ...]:
-        """List the shapes that one sample may have in a file, with as many values each as it is stored with.
-
-        Args:
-            input_shape: Of a sample in the network's form.
-            dtype: Of the values in the file.
-        """
+        """List the shapes that one sample, of a shape in the network's form, may have in a file of such values."""
 
     def name_axes(self, shape: tuple[int, ...], span: tuple[float, float]) -> TargetAxes:
-        """Name the axes of targets.
-
-        Args:
-            shape: Of one target.
-            span: What `data.wavelengths_nm` says: first and last place on the last axis.
-        """
+        """Name the axes of a target of this shape; the span is `data.wavelengths_nm`, for the last of them."""
 
 
 def find_domain(name: DomainName) -> Domain:

@@ -17,11 +17,7 @@ class Same:
     def move_inputs(self, inputs: Shaped[Tensor, "*axes"]) -> Shaped[Tensor, "*axes"]:
         return inputs
 
-    def move_targets(self, targets: Shaped[Tensor, "*axes"]) -> Shaped[Tensor, "*axes"]:
-        return targets
-
-    def restore_targets(self, targets: Shaped[Tensor, "*axes"]) -> Shaped[Tensor, "*axes"]:
-        return targets
+    move_targets = restore_targets = move_inputs
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A fitter holds all of a candidate's members, or some of them, on one device. It 
 patience or of files. `JoinedFitter` makes one of several, wherever these are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -87,43 +87,39 @@ class Fitter(Protocol):
         ...
 
 
-def merge(answers: Sequence[dict[MemberKey, Any]]) -> dict[MemberKey, Any]:
-    return {key: value for answer in answers for key, value in answer.items()}
+Ask = Callable[[Callable[[Fitter], Any]], list[Any]]  # puts a question to each of several fitters
 
 
 class JoinedFitter:
-    """Several fitters of this process, which share a candidate's members, as one.
+    """Several fitters, which share a candidate's members, as one; `ask` knows where they are."""
 
-    Args:
-        fitters: Each with members of its own.
-    """
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
 
-    def __init__(self, fitters: Sequence[Fitter]) -> None:
-        self.fitters = fitters
+    def merge(self, question: Callable[[Fitter], dict[MemberKey, Any]]) -> dict[MemberKey, Any]:
+        return {key: value for answer in self.ask(question) for key, value in answer.items()}
 
     def run_epoch(self, epoch: int) -> None:
-        for fitter in self.fitters:
-            fitter.run_epoch(epoch)
+        self.ask(lambda fitter: fitter.run_epoch(epoch))
 
     def predict(self) -> Predictions:
-        return merge([fitter.predict() for fitter in self.fitters])
+        return self.merge(lambda fitter: fitter.predict())
 
     def take_snapshots(self, improved: Bool[np.ndarray, "repeat fold"]) -> None:
-        for fitter in self.fitters:
-            fitter.take_snapshots(improved)
+        self.ask(lambda fitter: fitter.take_snapshots(improved))
 
     def collect_snapshots(self) -> States:
-        return merge([fitter.collect_snapshots() for fitter in self.fitters])
+        return self.merge(lambda fitter: fitter.collect_snapshots())
 
     def save(self) -> dict[MemberKey, dict[str, Any]]:
-        return merge([fitter.save() for fitter in self.fitters])
+        return self.merge(lambda fitter: fitter.save())
 
     def load(self, saved: Mapping[MemberKey, dict[str, Any]]) -> None:
-        for fitter in self.fitters:
-            fitter.load(saved)
+        self.ask(lambda fitter: fitter.load(saved))
 
     def has_drifted(self) -> bool:
-        return any(fitter.has_drifted() for fitter in self.fitters)
+        return any(self.ask(lambda fitter: fitter.has_drifted()))
 
     def describe(self) -> FitterDescription:
-        return self.fitters[0].describe()
+        described: FitterDescription = self.ask(lambda fitter: fitter.describe())[0]
+        return described

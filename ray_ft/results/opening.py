@@ -1,9 +1,8 @@
 """A run's folder, opened for one call: made, or found to hold this very run, and closed to others meanwhile."""
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,18 +19,10 @@ FORMAT = 2  # of a run folder; one of an older format is read, and not gone on w
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run is made of, so what its folder must hold to go on.
+    """What a run is made of, so what its folder must hold to go on."""
 
-    Attributes:
-        config: All that decides its members.
-        config_text: The whole config as YAML.
-        splits: The folds.
-        data_hash: Of the samples.
-        weights_hash: Of the pretrained weights.
-    """
-
-    config: dict[str, Any]
-    config_text: str
+    config: dict[str, Any]  # all that decides its members
+    config_text: str  # the whole of it as YAML
     splits: Splits
     data_hash: str
     weights_hash: str
@@ -52,7 +43,7 @@ def open_run(run: RunFolder, identity: Identity) -> Iterator[None]:
         RunFolderError: It cannot be written, is in use, or holds another run or other files.
     """
     made = not run.root.exists()
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         try:
             check_identity(run, identity)
             run.root.mkdir(parents=True, exist_ok=True)
@@ -63,17 +54,16 @@ def open_run(run: RunFolder, identity: Identity) -> Iterator[None]:
         except OSError as error:
             reason = error.strerror or error
             raise RunFolderError(f"the run folder must be writable, got {run.place}: {reason}; set --out") from error
-        if not known:
-            stack.enter_context(forget_on_user_error(run, made))
-        yield
+        try:
+            yield
+        except UserError:
+            if not known and not run.candidates.exists():
+                forget(run, made)
+            raise
 
 
 def check_identity(run: RunFolder, identity: Identity) -> None:
-    """Make sure that a folder holds nothing but this run.
-
-    Raises:
-        RunFolderError: It holds another run, other files, or a record that is damaged.
-    """
+    """Make sure that a folder holds nothing but this run, whose records are whole."""
     if not run.provenance.exists():
         if strangers := list_strangers(run):
             raise RunFolderError(
@@ -88,13 +78,8 @@ def check_identity(run: RunFolder, identity: Identity) -> None:
             "(report, predict and evaluate read it as it is)"
         )
     changes = list(compare(old["config"], new["config"], ""))
-    for key, what in (
-        ("data_hash", "the data"),
-        ("weights_hash", "the pretrained weights"),
-        ("splits_hash", "the splits"),
-    ):
-        if not changes and old[key] != new[key]:
-            changes.append(f"{what} have changed since")
+    hashed = {"data_hash": "the data", "weights_hash": "the pretrained weights", "splits_hash": "the splits"}
+    changes = changes or [f"{what} have changed since" for key, what in hashed.items() if old[key] != new[key]][:1]
     if changes:
         listed = "\n".join(f"  {change}" for change in changes)
         raise RunFolderError(
@@ -115,8 +100,8 @@ def compare(old: Any, new: Any, key: str) -> Iterator[str]:
 def list_strangers(run: RunFolder) -> list[str]:
     """Name the files of a folder that are not what a run cut off at its start leaves; that always has a lock."""
     names = sorted(path.name for path in run.root.iterdir()) if run.root.is_dir() else []
-    own = (run.lock, run.config, run.splits, run.plan) if run.lock.exists() else ()
-    return [name for name in names if name not in {path.name for path in own}]
+    own = {path.name for path in (run.lock, run.config, run.splits, run.plan) if run.lock.exists()}
+    return [name for name in names if name not in own]
 
 
 def write_identity(run: RunFolder, identity: Identity, known: bool) -> None:
@@ -137,16 +122,10 @@ def is_damaged(load: Callable[[], object]) -> bool:
     return False
 
 
-@contextmanager
-def forget_on_user_error(run: RunFolder, made: bool) -> Iterator[None]:
+def forget(run: RunFolder, made: bool) -> None:
     """Remove the files of a run in which nothing was trained, and its folder if it was made for it."""
-    try:
-        yield
-    except UserError:
-        if not run.candidates.exists():
-            for path in (run.provenance, run.plan, run.splits, run.config, run.log, run.lock):
-                path.unlink(missing_ok=True)
-            run.push()
-            if made and not any(run.root.iterdir()):
-                run.root.rmdir()
-        raise
+    for path in (run.provenance, run.plan, run.splits, run.config, run.log, run.lock):
+        path.unlink(missing_ok=True)
+    run.push()
+    if made and not any(run.root.iterdir()):
+        run.root.rmdir()

@@ -5,10 +5,11 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ray_ft.errors import RunFolderError, StorageError, first_line, show_value
 from ray_ft.runs.storage import Mirror, is_uri
@@ -17,40 +18,30 @@ CANDIDATE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}-[0-9]{3}")
 LEFT_BEHIND = ("tune", "checkpoint.pt", "members.safetensors")  # what a driver need not have of a run behind a URI
 
 
+class File:
+    """The path of a file, or of a folder, by its name in the folder whose class has it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: Any, kind: type) -> Path:
+        path: Path = folder.root / self.name
+        return path
+
+
 @dataclass(frozen=True)
 class CandidateFolder:
     """Files of one candidate; `result.json` is written last, so where it stands the candidate is done."""
 
     root: Path
 
-    @property
-    def history(self) -> Path:
-        return self.root / "history.npz"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.root / "checkpoint.pt"
-
-    @property
-    def members(self) -> Path:
-        return self.root / "members.safetensors"
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "oof.npz"
-
-    @property
-    def result(self) -> Path:
-        return self.root / "result.json"
-
-    @property
-    def error(self) -> Path:
-        return self.root / "error.txt"
-
-    @property
-    def silence(self) -> Path:
-        """Where a process stood that was ended as it had been silent for too long."""
-        return self.root / "silence.txt"
+    history = File("history.npz")
+    checkpoint = File("checkpoint.pt")
+    members = File("members.safetensors")
+    predictions = File("oof.npz")
+    result = File("result.json")
+    error = File("error.txt")
+    silence = File("silence.txt")  # where a process stood that was ended as it had been silent for too long
 
 
 @dataclass(frozen=True)
@@ -59,42 +50,35 @@ class EnsembleFolder:
 
     root: Path
 
-    @property
-    def card(self) -> Path:
-        return self.root / "card.json"
-
-    @property
-    def network(self) -> Path:
-        return self.root / "network.json"
-
-    @property
-    def backbone(self) -> Path:
-        return self.root / "backbone.safetensors"
-
-    @property
-    def members(self) -> Path:
-        return self.root / "members.safetensors"
-
-    @property
-    def calibration(self) -> Path:
-        return self.root / "calibration.safetensors"
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
+    card = File("card.json")
+    network = File("network.json")
+    backbone = File("backbone.safetensors")
+    members = File("members.safetensors")
+    calibration = File("calibration.safetensors")
+    config = File("config.yaml")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Files of a run.
-
-    Attributes:
-        root: The folder.
-        mirror: The URI that it follows, if the run is kept behind one.
-    """
+    """Files of a run, and the URI that they follow, if the run is kept behind one."""
 
     root: Path
     mirror: Mirror | None = None
+
+    config = File("config.yaml")
+    provenance = File("provenance.json")
+    splits = File("splits.json")
+    plan = File("plan.json")
+    lock = File(".lock")
+    verdicts = File("verdicts.json")
+    log = File("log.jsonl")
+    tune = File("tune")
+    summary = File("summary.json")
+    leaderboard = File("leaderboard.csv")
+    blind = File("blind.npz")
+    report = File("report.html")
+    figures = File("figures")
+    candidates = File("candidates")
 
     @property
     def place(self) -> str:
@@ -111,85 +95,13 @@ class RunFolder:
         if self.mirror:
             self.mirror.push()
 
-    @contextmanager
-    def check_out(self, candidate: str) -> Iterator["RunFolder"]:
-        """Where a process trains a candidate: here, or in a folder of its own that follows the same URI.
-
-        Raises:
-            StorageError: What is behind the URI cannot be read or written.
-        """
-        if self.mirror is None:
-            yield self
-            return
-        with tempfile.TemporaryDirectory(prefix="ray-ft-") as folder:
-            mirror = Mirror(self.mirror.uri, Path(folder))
-            with keep_files(self.place):
-                mirror.pull(f"candidates/{candidate}")
-            try:
-                yield RunFolder(Path(folder), mirror)
-            finally:
-                with keep_files(self.place):
-                    mirror.push()
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def provenance(self) -> Path:
-        return self.root / "provenance.json"
-
-    @property
-    def splits(self) -> Path:
-        return self.root / "splits.json"
-
-    @property
-    def plan(self) -> Path:
-        return self.root / "plan.json"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / ".lock"
-
-    @property
-    def verdicts(self) -> Path:
-        return self.root / "verdicts.json"
-
-    @property
-    def log(self) -> Path:
-        return self.root / "log.jsonl"
-
-    @property
-    def tune(self) -> Path:
-        return self.root / "tune"
-
-    @property
-    def summary(self) -> Path:
-        return self.root / "summary.json"
-
-    @property
-    def leaderboard(self) -> Path:
-        return self.root / "leaderboard.csv"
-
-    @property
-    def blind(self) -> Path:
-        return self.root / "blind.npz"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def figures(self) -> Path:
-        return self.root / "figures"
+    def check_out(self, candidate: str) -> AbstractContextManager["RunFolder"]:
+        """Where a process trains a candidate: here, or in a folder of its own that follows the same URI."""
+        return follow(self.mirror.uri, f"candidates/{candidate}") if self.mirror else nullcontext(self)
 
     @property
     def ensemble(self) -> EnsembleFolder:
         return EnsembleFolder(self.root / "ensemble")
-
-    @property
-    def candidates(self) -> Path:
-        return self.root / "candidates"
 
     def candidate(self, name: str) -> CandidateFolder:
         """Files of a candidate.
@@ -210,16 +122,11 @@ class CurveFolder:
 
     root: Path
 
+    result = File("learning_curve.json")
+    table = File("learning_curve.csv")
+
     def run(self, size: int) -> Path:
         return self.root / f"train_{size:05d}"
-
-    @property
-    def result(self) -> Path:
-        return self.root / "learning_curve.json"
-
-    @property
-    def table(self) -> Path:
-        return self.root / "learning_curve.csv"
 
     def figure(self, suffix: str) -> Path:
         return self.root / f"learning_curve.{suffix}"
@@ -227,11 +134,7 @@ class CurveFolder:
 
 @contextmanager
 def open_folder(out: "str | Path | RunFolder", shared: bool = False) -> Iterator[RunFolder]:
-    """A run's folder; of one behind a URI, a local one that follows it while this is open.
-
-    Args:
-        out: The folder or URI.
-        shared: Whether processes with other working folders use it.
+    """A run's folder, absolute where other processes share it; of one behind a URI, a local one that follows it.
 
     Raises:
         RunFolderError: There is no such kind of storage, or another command on this machine uses the same URI.
@@ -239,31 +142,31 @@ def open_folder(out: "str | Path | RunFolder", shared: bool = False) -> Iterator
     """
     if isinstance(out, RunFolder):
         yield RunFolder(out.root.absolute()) if shared and out.mirror is None else out
-    elif not is_uri(out):
-        yield RunFolder(Path(out).absolute() if shared else Path(out))
-    elif str(out).startswith("file://"):
-        yield RunFolder(Path(str(out).removeprefix("file://")))
+    elif is_uri(out) and not str(out).startswith("file://"):
+        name = f"ray-ft-{os.getuid()}-{hashlib.sha256(str(out).encode()).hexdigest()[:16]}"
+        with hold(Path(tempfile.gettempdir()) / name, str(out)), follow(str(out), skip=LEFT_BEHIND) as run:
+            yield run
     else:
-        uri = str(out)
-        lock = Path(tempfile.gettempdir()) / f"ray-ft-{os.getuid()}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}"
-        with hold(lock, uri), tempfile.TemporaryDirectory(prefix="ray-ft-") as folder:
-            mirror = Mirror(uri, Path(folder))
+        path = Path(str(out).removeprefix("file://"))
+        yield RunFolder(path.absolute() if shared else path)
+
+
+@contextmanager
+def follow(uri: str, below: str = "", skip: Collection[str] = ()) -> Iterator[RunFolder]:
+    """A run in a folder of its own that follows a URI, with what is there below a path, while this is open."""
+    with tempfile.TemporaryDirectory(prefix="ray-ft-") as folder:
+        mirror = Mirror(uri, Path(folder))
+        with keep_files(uri):
+            mirror.pull(below, skip)
+        try:
+            yield RunFolder(mirror.root, mirror)
+        finally:
             with keep_files(uri):
-                mirror.pull(skip=LEFT_BEHIND)
-            try:
-                yield RunFolder(mirror.root, mirror)
-            finally:
-                with keep_files(uri):
-                    mirror.push()
+                mirror.push()
 
 
 def fetch_run(uri: str, folder: Path) -> None:
-    """Copy a run that is kept behind a URI into a new folder.
-
-    Raises:
-        RunFolderError: There is none, or the folder holds something.
-        StorageError: It cannot be read.
-    """
+    """Copy a run that is kept behind a URI into a new folder."""
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise RunFolderError(f"a run is copied into a new folder, got {folder}, which holds something; name another")
     with keep_files(uri):
@@ -309,13 +212,8 @@ def keep_files(place: str | Path) -> Iterator[None]:
 
 
 def find_newest_run(folder: Path) -> Path:
-    """Find the run in a folder that finished last.
-
-    Raises:
-        RunFolderError: There is none.
-    """
-    runs = [RunFolder(path) for path in folder.iterdir()] if folder.is_dir() else []
-    finished = [run for run in runs if run.summary.is_file()]
+    """Find the run in a folder that finished last."""
+    finished = [run for run in map(RunFolder, folder.glob("*")) if run.summary.is_file()]
     if not finished:
         raise RunFolderError(f"a run must be named where {folder} has no finished one; give its folder with --run")
     return max(finished, key=lambda run: run.summary.stat().st_mtime).root

@@ -17,9 +17,6 @@ class Journal:
 
     Each line has `time` (UTC), `call` (names the call of the command), `seconds` since it began, by a clock that does
     not jump, and `event`; the other fields depend on it.
-
-    Args:
-        path: Of the log.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,17 +24,14 @@ class Journal:
         self.reached: dict[str, int] = {}
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append a line.
-
-        Raises:
-            OSError: It cannot be written.
-        """
+        """Append a line."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         seconds = round(time.monotonic() - self.started, 3)
         line = json.dumps({"time": now, "call": self.call, "seconds": seconds, "event": event, **fields})
         with self.path.open("a+b") as file:
-            if file.tell() and not ends_line(file):  # a call was killed within a line
-                line = f"\n{line}"
+            file.seek(-min(1, file.tell()), 2)
+            if file.read(1) not in (b"", b"\n"):  # a call was killed within a line
+                file.write(b"\n")
             file.write(f"{line}\n".encode())
 
     def resume(self, candidate: str, epoch: int) -> None:
@@ -49,12 +43,6 @@ class Journal:
         again = {"again": True} if epoch <= self.reached.get(candidate, 0) else {}
         self.reached[candidate] = max(epoch, self.reached.get(candidate, 0))
         self.write("epoch", candidate=candidate, epoch=epoch, loss=loss, **again, **fields)
-
-
-def ends_line(file: Any) -> bool:
-    file.seek(-1, 2)
-    whole: bool = file.read(1) == b"\n"
-    return whole
 
 
 def read_log(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 The file systems are pyarrow's, as in Ray's own storage; a kind that pyarrow does not know is left to fsspec.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Any
 
 from ray_ft.errors import RunFolderError, first_line
 
+PARTIAL = re.compile(r"\.(?!lock$)")
 WRITTEN_WHOLE = ("s3", "gcs", "abfs")  # a file is there when it is complete, and not before
 
 
@@ -20,46 +22,26 @@ def is_uri(place: str | Path) -> bool:
 
 @dataclass
 class Mirror:
-    """A local folder and the URI that it follows.
-
-    Attributes:
-        uri: Where the files are kept.
-        root: The local folder.
-        synced: Time and size of the files that are the same in both.
-    """
+    """A local folder and the URI that it follows."""
 
     uri: str
     root: Path
-    synced: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    synced: dict[Path, tuple[int, int]] = field(default_factory=dict)  # time and size of files that are alike in both
 
     @property
     def storage(self) -> tuple[Any, str]:
-        """The file system, as pyarrow has it, and the path on it.
-
-        Raises:
-            RunFolderError: There is no such kind of storage.
-        """
+        """The file system, as pyarrow has it, and the path on it."""
         return open_storage(self.uri.rstrip("/"))
 
     def pull(self, below: str = "", skip: Collection[str] = ()) -> None:
-        """Copy here what is there.
-
-        Args:
-            below: A file or folder in it; all where it is left out.
-            skip: Names of files and folders that are left there.
-
-        Raises:
-            OSError: It cannot be read, or this folder not be written.
-        """
+        """Copy here what is there, or what is below a path in it, but for files and folders of the names in `skip`."""
         from pyarrow.fs import FileSelector, FileType, copy_files
 
         system, top = self.storage
         start = f"{top}/{below}".rstrip("/")
-        (info,) = system.get_file_info([start])
-        found = [info] if info.type == FileType.File else []
-        if not found:
-            found = system.get_file_info(FileSelector(start, recursive=True, allow_not_found=True))
-        for there in found:
+        below_it = FileSelector(start, recursive=True, allow_not_found=True)
+        info = system.get_file_info(start)
+        for there in [info] if info.type == FileType.File else system.get_file_info(below_it):
             name = there.path.lstrip("/").removeprefix(top.lstrip("/")).lstrip("/")
             if there.type != FileType.File or set(name.split("/")) & set(skip) or ".." in name.split("/"):
                 continue
@@ -69,42 +51,34 @@ class Mirror:
             self.synced[here] = stamp(here)
 
     def push(self) -> None:
-        """Copy there what has changed here, in the order of writing, and remove what was removed here.
-
-        Raises:
-            OSError: It cannot be written.
-        """
-        files = [path for path in self.root.rglob("*") if path.is_file() and not is_partial(path)]
+        """Copy there what has changed here, in the order of writing, and remove what was removed here."""
+        files = (path for path in self.root.rglob("*") if path.is_file() and not PARTIAL.match(path.name))
         stamps = {path: stamp(path) for path in files}
-        for path in sorted(files, key=lambda path: stamps[path]):
+        for path in sorted(stamps, key=lambda path: stamps[path]):
             if self.synced.get(path) != stamps[path]:
                 self.upload(path)
                 self.synced[path] = stamps[path]
-        for path in [path for path in self.synced if path not in stamps]:
-            system, top = self.storage
-            system.delete_file(f"{top}/{path.relative_to(self.root).as_posix()}")
+        for path in self.synced.keys() - stamps:
+            self.storage[0].delete_file(self.place_there(path))
             del self.synced[path]
+
+    def place_there(self, path: Path) -> str:
+        return f"{self.storage[1]}/{path.relative_to(self.root).as_posix()}"
 
     def upload(self, path: Path) -> None:
         from pyarrow.fs import copy_files
 
-        system, top = self.storage
-        there = f"{top}/{path.relative_to(self.root).as_posix()}"
-        whole = system.type_name in WRITTEN_WHOLE
-        partial = there if whole else f"{there}.partial"
+        system, there = self.storage[0], self.place_there(path)
+        partial = there if system.type_name in WRITTEN_WHOLE else f"{there}.partial"
         system.create_dir(there.rpartition("/")[0], recursive=True)
         copy_files(str(path), partial, destination_filesystem=system)
-        if not whole:
+        if partial != there:
             system.move(partial, there)
 
 
 def stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_mtime_ns, status.st_size
-
-
-def is_partial(path: Path) -> bool:
-    return path.name.startswith(".") and path.name != ".lock"
 
 
 @lru_cache

@@ -15,17 +15,6 @@ from ray_ft.domains import Domain, TargetAxes, Tensor
 from ray_ft.domains.diffraction.symmetry import OPERATIONS, Operation, generate_group, move
 from ray_ft.errors import DataError
 
-__all__ = [
-    "DECODER_PATTERNS",
-    "DOMAIN",
-    "ENCODER_PATTERNS",
-    "SPECTRA_AXES",
-    "STRATEGIES_FILE",
-    "STRUCTURE_AXES",
-    "CellView",
-    "Diffraction",
-]
-
 STRATEGIES_FILE = Path(__file__).with_name("strategies.yaml")
 ENCODER_PARTS = ("stem", "stage1", "stage2", "stage3", "stage4", "fourier_mix", "spatial_pool")
 ENCODER_PATTERNS = tuple(f"*{part}*" for part in ENCODER_PARTS)
@@ -64,11 +53,7 @@ class Diffraction:
         return tuple(map(CellView, generate_group(operations)))
 
     def convert_inputs(self, array: Shaped[np.ndarray, "..."], source: str) -> Float[np.ndarray, "sample 1 128 128"]:
-        """Bring structures, as they are or packed along the last axis, into -1 and 1 with a channel axis.
-
-        Raises:
-            DataError: They are not structures.
-        """
+        """Bring structures, as they are or packed along the last axis, into -1 and 1 with a channel axis."""
         if array.dtype == np.uint8 and array.shape[-2:] == PACKED:
             array = np.unpackbits(array, axis=-1)
         if array.ndim == 3:
@@ -88,11 +73,7 @@ class Diffraction:
     def convert_targets(
         self, targets: Shaped[np.ndarray, "sample *stored"], source: str
     ) -> tuple[Shaped[np.ndarray, "sample 2 2 wavelength"], Int[np.ndarray, " kept"], tuple[str, ...]]:
-        """Turn R, G, B of reversed sign into quadrants, and leave out samples that were not simulated.
-
-        Raises:
-            DataError: They are not spectra.
-        """
+        """Turn R, G, B of reversed sign into quadrants, and leave out samples that were not simulated."""
         kept = np.arange(len(targets))
         if targets.ndim == 3 and targets.shape[1] == 3:
             kept = np.flatnonzero((targets != 0).any(-1).all(-1))  # a row of zeros means: not simulated

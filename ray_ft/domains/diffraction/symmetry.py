@@ -53,11 +53,7 @@ OPERATIONS = {
 
 
 def generate_group(names: Sequence[str]) -> tuple[Operation, ...]:
-    """List the group that named operations generate, the identity first.
-
-    Args:
-        names: Keys of `OPERATIONS`; none give the identity alone, all of them the 32 operations.
-    """
+    """List the group that named operations generate, the identity first; all of them give 32 operations."""
     generators = [OPERATIONS[name] for name in names]
     group, frontier = {IDENTITY}, {IDENTITY}
     while frontier:
@@ -67,12 +63,9 @@ def generate_group(names: Sequence[str]) -> tuple[Operation, ...]:
 
 
 def move(operation: Operation, tensor: Shaped[Tensor, "*axes"], axes: tuple[int, int]) -> Shaped[Tensor, "*moved"]:
-    """Move a tensor by an operation along its (x, y) axes, with operations that can be exported.
+    """Move a tensor along its (x, y) axes, which are of equal, even length, with operations that can be exported.
 
-    Args:
-        operation: One element of the group.
-        tensor: Any tensor whose two `axes` are of equal, even length.
-        axes: The x and the y axis, counted from the end: (-2, -1) for structures, (-3, -2) for quadrant spectra.
+    The axes are counted from the end: (-2, -1) for structures, (-3, -2) for quadrant spectra.
     """
     if operation.transpose:
         tensor = tensor.transpose(*axes)
