@@ -41,18 +41,7 @@ T = TypeVar("T")
 
 
 class GradientFitter:
-    """Members that learn by gradient descent.
-
-    Args:
-        problem: What is to be learned.
-        prepared: What the candidates of the strategy share.
-        name: Of the candidate.
-        hyper: Its hyperparameters.
-        keys: The members.
-        settings: How they are fitted.
-        device: Where they train.
-        n_threads: On a CPU, members that train at the same time.
-    """
+    """Members that learn by gradient descent."""
 
     def __init__(
         self,

@@ -43,16 +43,7 @@ def prepare_strategy(
     device: torch.device,
     n_threads: int = 1,
 ) -> PreparedStrategy:
-    """Split the network and run its backbone over all views, once for all candidates of a strategy.
-
-    Args:
-        problem: Has the samples.
-        pretrained: The network.
-        strategy: What learns of it.
-        precision: Of the products; a closed form takes float32 in any case.
-        device: Where it is computed.
-        n_threads: On a CPU, batches at a time.
-    """
+    """Split the network and run its backbone over all views, once for all candidates of a strategy."""
     stage = strategy.stages[-1]
     inputs = torch.from_numpy(problem.build_views()[0]).flatten(0, 1).to(device)
     split = split_at(pretrained, stage, inputs)

@@ -36,14 +36,7 @@ WIDTHS = (0.3, 1.0, 3.0)  # of a Gaussian kernel, in units of the median distanc
 
 
 class RidgeTail(nn.Module):
-    """From features to answers: a kernel between a sample's features and the rows, times a member's coefficients.
-
-    Args:
-        split: The network, whose own tail answers what the ridge adds to.
-        rows: Features of all views of all samples.
-        output_shape: Of what the network says of a sample.
-        hyper: Kernel, and what is fitted to.
-    """
+    """From features to answers: a kernel between a sample's features and the rows, times a member's coefficients."""
 
     def __init__(
         self,
@@ -108,11 +101,6 @@ def shrink(feature: Float[Tensor, "sample *axis"]) -> Float[Tensor, "sample *sho
 def attach_ridge(split: SplitNetwork, features: Features, hyper: RidgeHyperparameters) -> SplitNetwork:
     """Give a split network the tail of a ridge regression; its members are coefficients.
 
-    Args:
-        split: Where the trained part begins.
-        features: Of all views of all samples, which become its rows.
-        hyper: Kernel, and what is fitted to.
-
     Raises:
         StrategyError: The network runs whole, so there are no features.
     """
@@ -154,15 +142,7 @@ class Solution:
 
 
 class RidgeFitter:
-    """Members in closed form; their seeds differ in nothing.
-
-    Args:
-        problem: What is to be learned.
-        split: With a ridge's tail, by `attach_ridge`.
-        zero_shot: What the pretrained network says of every row.
-        hyper: Kernel, and what is fitted to.
-        keys: The members.
-    """
+    """Members in closed form; their seeds differ in nothing."""
 
     def __init__(
         self,

@@ -29,15 +29,6 @@ def start_fitter(
 ) -> Fitter:
     """Start members of a candidate from the pretrained network.
 
-    Args:
-        problem: What is to be learned.
-        prepared: What the candidates of its strategy share.
-        spec: The candidate.
-        keys: Which of its members.
-        settings: How they are fitted.
-        device: Where.
-        n_threads: On a CPU, members at the same time.
-
     Raises:
         StrategyError: The network does not suit the fit.
     """
@@ -51,13 +42,7 @@ def start_fitter(
 
 
 def complete_split(split: SplitNetwork, inputs: torch.Tensor, hyper: Hyperparameters) -> SplitNetwork:
-    """Return the network as the members of a stage compute with it, for an ensemble.
-
-    Args:
-        split: Where the stage begins to learn.
-        inputs: All views of all samples.
-        hyper: Of the stage.
-    """
+    """Return the network as the members of a stage compute with it, for an ensemble."""
     if isinstance(hyper, RidgeHyperparameters):
         return attach_ridge(split, split.compute_features(inputs), hyper)
     return split

@@ -138,15 +138,7 @@ def create_pack(
     hyper: GradientHyperparameters,
     samples: Sequence[Int[np.ndarray, " _"]],
 ) -> Pack:
-    """Start members from the pretrained weights.
-
-    Args:
-        keys: Which.
-        stream: The random numbers of their candidate.
-        split: The network.
-        hyper: The candidate's hyperparameters.
-        samples: Training samples of each.
-    """
+    """Start members from the pretrained weights."""
     stacked = {name: tensor.expand(len(keys), *tensor.shape).clone() for name, tensor in split.state.items()}
     for name in split.trained_names:
         stacked[name].requires_grad_()

@@ -58,11 +58,6 @@ def match_strategies(
 ) -> dict[str, Strategy]:
     """Match all strategies of a run with its network.
 
-    Args:
-        strategies: By name.
-        network: The pretrained one.
-        named: Whether the user has named them; a shipped one that does not fit is otherwise explained.
-
     Raises:
         StrategyError: One does not fit.
     """

@@ -58,12 +58,6 @@ class Cut:
 def cut_network(network: nn.Module, state: Collection[str], trained: set[str], example: Tensor) -> Cut:
     """Trace a network and cut it.
 
-    Args:
-        network: In the modes of training.
-        state: Names of a member's own tensors.
-        trained: Those of them that are trained parameters.
-        example: Two samples or more.
-
     Raises:
         ValueError: It cannot be cut, and why; export itself may raise anything.
     """
@@ -87,12 +81,6 @@ def trace_tail(
     module: nn.Module, names: Mapping[int, str], features: Sequence[Tensor], batch_axes: Sequence[int | None]
 ) -> Program:
     """Write a tail of one's own down: a module from features to outputs, whose parameters are the member's.
-
-    Args:
-        module: It takes the features as a tuple.
-        names: Of the buffers that it reads, by the tensors' `id`.
-        features: Of two samples or more.
-        batch_axes: The axis of the samples in each.
 
     Raises:
         ValueError: It cannot be written; export itself may raise anything.
