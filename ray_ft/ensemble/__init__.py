@@ -3,11 +3,4 @@
 from ray_ft.ensemble.model import FALSE_ALARMS, Ensemble, apply_stacked, flatten_features, limit_blas
 from ray_ft.objectives.regression_answers import Prediction
 
-__all__ = [
-    "FALSE_ALARMS",
-    "Ensemble",
-    "Prediction",
-    "apply_stacked",
-    "flatten_features",
-    "limit_blas",
-]
+__all__ = ["FALSE_ALARMS", "Ensemble", "Prediction", "apply_stacked", "flatten_features", "limit_blas"]

@@ -195,9 +195,7 @@ def read_network(path: Path, card: Card) -> Any:
 
 
 def write_files(
-    folder: EnsembleFolder,
-    tensors: Mapping[Path, Mapping[str, Tensor]],
-    texts: Mapping[Path, str],
+    folder: EnsembleFolder, tensors: Mapping[Path, Mapping[str, Tensor]], texts: Mapping[Path, str]
 ) -> dict[str, str]:
     """Write the files of an ensemble but its card; return their hashes by name."""
     contents = {path: text.encode() for path, text in texts.items()}

@@ -89,10 +89,7 @@ def blend(
 
 
 def score_folds(
-    blended: Float[np.ndarray, "repeat sample *response"],
-    targets: Targets,
-    splits: Splits,
-    objective: Objective,
+    blended: Float[np.ndarray, "repeat sample *response"], targets: Targets, splits: Splits, objective: Objective
 ) -> Float[np.ndarray, "repeat fold"]:
     """Mean score of each fold model on its held-out fold, for comparisons between methods."""
     scores = np.empty((splits.n_repeats, splits.n_folds))

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from ray_ft.domains import Tensor
-from ray_ft.objectives import ZERO_SHOT, Objective
+from ray_ft.objectives import ZERO_SHOT, Objective, Targets
 from ray_ft.objectives.regression_answers import RegressionAnswers
-from ray_ft.objectives.regression_losses import compute_losses, score_predictions
+from ray_ft.objectives.regression_losses import Values, compute_losses, score_predictions
 from ray_ft.objectives.regression_presentation import RegressionPresentation
 
 PENALTIES = np.concatenate([[0.0], np.logspace(-2, 4, 25)])
@@ -23,7 +23,7 @@ class Regression:
     presentation: RegressionPresentation
     baselines: tuple[str, ...] = (ZERO_SHOT, "training_mean", "gain_offset")
 
-    def check_targets(self, targets: Shaped[np.ndarray, "sample *target"], source: str) -> None:
+    def check_targets(self, targets: Targets, source: str) -> None:
         """Take any finite numbers."""
 
     def find_misfit(self, response_shape: tuple[int, ...], target_shape: tuple[int, ...]) -> str:
@@ -39,42 +39,33 @@ class Regression:
     def respond(self, outputs: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         return outputs
 
-    def linear_residual(
-        self, base: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
-    ) -> Float[np.ndarray, "sample *target"]:
+    def linear_residual(self, base: Values, targets: Values) -> Values:
         residual: np.ndarray = targets - base
         return residual
 
-    def score(
-        self, predicted: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
-    ) -> Float[np.ndarray, " sample"]:
+    def score(self, predicted: Values, targets: Values) -> Float[np.ndarray, " sample"]:
         return score_predictions(self.metric, predicted, targets)
 
     def predict_baselines(
         self,
         zero_shot: Float[np.ndarray, "training *target"],
         targets: Float[np.ndarray, "training *target"],
-        new: Float[np.ndarray, "sample *target"],
-    ) -> dict[str, Float[np.ndarray, "sample *target"]]:
+        new: Values,
+    ) -> dict[str, Values]:
         """Predict by the network as it is, the mean target of the training part, and `fit_gain_offset`."""
         gain, offset = fit_gain_offset(zero_shot, targets)
         mean = np.broadcast_to(targets.mean(0), new.shape)
         return dict(zip(self.baselines, (new, mean, gain * new + offset), strict=True))
 
     def stack(
-        self, columns: Float[np.ndarray, "column sample *target"], targets: Float[np.ndarray, "sample *target"]
+        self, columns: Float[np.ndarray, "column sample *target"], targets: Values
     ) -> Float[np.ndarray, " column"]:
-        """Fit non-negative least squares, whatever the metric.
-
-        References:
-            Breiman, "Stacked regressions", Machine Learning 24 (1996).
-        """
+        """Fit non-negative least squares, as Breiman, "Stacked regressions", Machine Learning 24 (1996)."""
         from scipy.optimize import nnls
 
         flat = columns.reshape(len(columns), -1).T
-        weights, _ = nnls(flat.astype(np.float64), targets.ravel().astype(np.float64))
-        found: np.ndarray = weights
-        return found
+        weights: np.ndarray = nnls(flat.astype(np.float64), targets.ravel().astype(np.float64))[0]
+        return weights
 
 
 def build_objective(metric: str) -> Objective:
@@ -84,7 +75,7 @@ def build_objective(metric: str) -> Objective:
 
 
 def fit_gain_offset(
-    predicted: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
+    predicted: Values, targets: Values
 ) -> tuple[Float[np.ndarray, "*target"], Float[np.ndarray, "*target"]]:
     """Fit `targets = gain * predicted + offset` for each target value, the gain shrunk towards 1.
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ray_ft.domains import TargetAxes
 from ray_ft.objectives import Column, Figure
-from ray_ft.objectives.regression_losses import score_predictions
+from ray_ft.objectives.regression_losses import Values, score_predictions
 
 MANY_CHANNELS = 8  # above which bars bear no names
 COLUMNS = (
@@ -25,11 +25,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class RegressionPresentation:
-    """Curves, errors and coverage.
-
-    Attributes:
-        metric: Of the errors.
-    """
+    """Curves, errors by the metric, and coverage."""
 
     metric: str
     columns: tuple[Column, ...] = COLUMNS
@@ -45,9 +41,8 @@ class RegressionPresentation:
         from ray_ft.drawing import COLORS, MUTED, draw_grid
 
         figure, (axes,) = draw_grid(1, 3.2)
-        nominal, single, whole = (
-            [point[name] for point in points] for name in ("nominal", "coverage", "band_coverage")
-        )
+        names = ("nominal", "coverage", "band_coverage")
+        nominal, single, whole = ([point[name] for point in points] for name in names)
         axes.plot([0.5, 1], [0.5, 1], "--", color=MUTED, linewidth=0.8, label="as promised")
         axes.plot(nominal, single, "o-", color=COLORS[0], label="single values")
         axes.plot(nominal, whole, "s-", color=COLORS[1], label="whole samples, by their bands")
@@ -88,12 +83,7 @@ class RegressionPresentation:
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
         return figure
 
-    def draw_errors(
-        self,
-        axes_of: TargetAxes,
-        responses: Mapping[str, Float[np.ndarray, "sample *target"]],
-        targets: Float[np.ndarray, "sample *target"],
-    ) -> tuple[str, Figure]:
+    def draw_errors(self, axes_of: TargetAxes, responses: Mapping[str, Values], targets: Values) -> tuple[str, Figure]:
         """Error by value of the last axis, and by channel."""
         from matplotlib.lines import Line2D
 
@@ -125,10 +115,7 @@ class RegressionPresentation:
         return "Over all samples, along the targets' last axis and by channel.", figure
 
     def average_errors(
-        self,
-        axes_of: TargetAxes,
-        predicted: Float[np.ndarray, "sample *target"],
-        targets: Float[np.ndarray, "sample *target"],
+        self, axes_of: TargetAxes, predicted: Values, targets: Values
     ) -> Float[np.ndarray, "channel value"]:
         """Mean loss of each target value over the samples."""
         by_value = (axes_of.flatten(values).reshape(len(values), -1).T for values in (predicted, targets))
