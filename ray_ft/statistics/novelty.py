@@ -54,11 +54,7 @@ class Density:
 
 
 def fit_density(features: Float[np.ndarray, "training feature"], groups: Int[np.ndarray, " training"]) -> Density:
-    """Fit to the features of the training samples.
-
-    Args:
-        features: At the frozen boundary, one row a sample; they may outnumber the samples by far.
-        groups: Samples of a group, such as images of each other, are left out together.
+    """Fit to the features of the training samples at the frozen boundary; those of a group are left out together.
 
     Raises:
         DataError: The samples make a single group.
