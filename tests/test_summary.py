@@ -7,7 +7,7 @@ import pytest
 
 import ray_ft
 from ray_ft.config import Config, load_config
-from ray_ft.results.summary import differ_by
+from ray_ft.results.summarizing import differ_by
 
 
 def test_the_public_names_are_what_they_say() -> None:

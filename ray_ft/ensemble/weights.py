@@ -6,34 +6,24 @@ fold model, and the ensemble is the mean of the fold models. So a fold's score d
 """
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from ray_ft.data.folds import Splits
-from ray_ft.objectives import Objective
+from ray_ft.objectives import Columns, Objective, Targets
 
 METHODS = ("uniform", "greedy", "stacked", "single")
 N_PICKS = 50  # of the greedy method; a weight is a multiple of 1 / N_PICKS
 
-Columns = Float[np.ndarray, "column sample *response"]
-Targets = Shaped[np.ndarray, "sample *target"]
+OutOfFold = Float[np.ndarray, "column repeat sample *response"]
+Weights = Float[np.ndarray, "repeat fold column"]
+Blind = Float[np.ndarray, "repeat sample *response"]  # what fold models say of the samples that they never saw
 
 
-def choose_weights(
-    method: str,
-    columns: Float[np.ndarray, "column repeat sample *response"],
-    targets: Targets,
-    splits: Splits,
-    objective: Objective,
-) -> Float[np.ndarray, "repeat fold column"]:
+def choose_weights(method: str, columns: OutOfFold, targets: Targets, splits: Splits, objective: Objective) -> Weights:
     """Choose each fold's weights on the other folds; they are not negative and sum to 1.
 
-    Args:
-        method: `uniform`; `greedy`, picks with replacement; `stacked`, as the objective stacks, scaled to a sum of 1;
-            `single`, the best column alone.
-        columns: Out-of-fold predictions.
-        targets: Truth.
-        splits: The folds.
-        objective: It scores.
+    Methods are `uniform`; `greedy`, picks with replacement; `stacked`, as the objective stacks, scaled to a sum of 1;
+    `single`, the best column alone.
 
     References:
         Caruana, Niculescu-Mizil, Crew & Ksikes, "Ensemble selection from libraries of models", ICML 2004. Breiman,
@@ -75,11 +65,7 @@ def pick_greedily(
     return weights
 
 
-def blend(
-    columns: Float[np.ndarray, "column repeat sample *response"],
-    weights: Float[np.ndarray, "repeat fold column"],
-    splits: Splits,
-) -> Float[np.ndarray, "repeat sample *response"]:
+def blend(columns: OutOfFold, weights: Weights, splits: Splits) -> Blind:
     """What each repeat's fold models say of the samples that they never saw."""
     blended = np.empty(columns.shape[1:])
     for r, k in np.ndindex(weights.shape[:2]):
@@ -89,7 +75,7 @@ def blend(
 
 
 def score_folds(
-    blended: Float[np.ndarray, "repeat sample *response"], targets: Targets, splits: Splits, objective: Objective
+    blended: Blind, targets: Targets, splits: Splits, objective: Objective
 ) -> Float[np.ndarray, "repeat fold"]:
     """Mean score of each fold model on its held-out fold, for comparisons between methods."""
     scores = np.empty((splits.n_repeats, splits.n_folds))

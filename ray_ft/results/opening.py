@@ -20,18 +20,10 @@ FORMAT = 2  # of a run folder; one of an older format is read, and not gone on w
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run is made of, so what its folder must hold to go on.
+    """What a run is made of, so what its folder must hold to go on."""
 
-    Attributes:
-        config: All that decides its members.
-        config_text: The whole config as YAML.
-        splits: The folds.
-        data_hash: Of the samples.
-        weights_hash: Of the pretrained weights.
-    """
-
-    config: dict[str, Any]
-    config_text: str
+    config: dict[str, Any]  # all that decides its members
+    config_text: str  # the whole as YAML
     splits: Splits
     data_hash: str
     weights_hash: str
@@ -69,11 +61,7 @@ def open_run(run: RunFolder, identity: Identity) -> Iterator[None]:
 
 
 def check_identity(run: RunFolder, identity: Identity) -> None:
-    """Make sure that a folder holds nothing but this run.
-
-    Raises:
-        RunFolderError: It holds another run, other files, or a record that is damaged.
-    """
+    """Make sure that a folder holds nothing but this run."""
     if not run.provenance.exists():
         if strangers := list_strangers(run):
             raise RunFolderError(
@@ -88,11 +76,8 @@ def check_identity(run: RunFolder, identity: Identity) -> None:
             "(report, predict and evaluate read it as it is)"
         )
     changes = list(compare(old["config"], new["config"], ""))
-    for key, what in (
-        ("data_hash", "the data"),
-        ("weights_hash", "the pretrained weights"),
-        ("splits_hash", "the splits"),
-    ):
+    hashes = {"data_hash": "the data", "weights_hash": "the pretrained weights", "splits_hash": "the splits"}
+    for key, what in hashes.items():
         if not changes and old[key] != new[key]:
             changes.append(f"{what} have changed since")
     if changes:

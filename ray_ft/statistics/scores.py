@@ -4,7 +4,7 @@ Arrays of losses have the axes repeat, seed, sample (each sample is held out onc
 axes repeat, fold, seed; an epoch axis may stand before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,6 +57,9 @@ class StrategyScore:
     @property
     def spread(self) -> Spread:
         return divide_spread(self.values)
+
+
+Scores = Mapping[str, StrategyScore | None]  # by strategy; None where it has a hole
 
 
 def divide_spread(values: Float[np.ndarray, "repeat fold seed"]) -> Spread:
@@ -123,7 +126,7 @@ def score_strategy(curves: Mapping[int, Curves]) -> StrategyScore:
     return StrategyScore(np.array(indices)[chosen], epoch + 1, values, best_epoch_mean)
 
 
-def pick_winner(scores: Mapping[str, StrategyScore | None]) -> str | None:
+def pick_winner(scores: Scores) -> str | None:
     """Name the strategy of the lowest mean score among those without a hole."""
-    complete: Sequence[tuple[float, str]] = [(s.mean, name) for name, s in scores.items() if s is not None]
+    complete = [(score.mean, name) for name, score in scores.items() if score is not None]
     return min(complete)[1] if complete else None
