@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ray_ft.config import EnsembleSection
-from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, write_card, write_files
+from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, State, write_card, write_files
 from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
 from ray_ft.ensemble.weights import METHODS, Blind, OutOfFold, Weights, blend, choose_weights, score_folds
 from ray_ft.errors import EnsembleError
@@ -105,22 +105,17 @@ def reduce_members(reduction: Reduction) -> EnsembleSummary:
     spread = measure_blind_spread(reduction, columns, weights[method])
     write_arrays(run.blind, mean=used[method].mean(0), std=spread, targets=targets, zero_shot=reduction.zero_shot)
     return EnsembleSummary(
-        score=card.score,
+        **card.model_dump(include={"score", "n_blind", "strategies", "method", "scores", "soup_score"}),
         n_members=len(card.members),
-        n_blind=card.n_blind,
         path=f"{run.place.rstrip('/')}/{run.ensemble.root.name}",
-        strategies=tuple(reduction.chosen),
-        method=card.method,
-        scores=card.scores,
         by_strategy=score_by_strategy(reduction, columns),
         comparisons=comparisons,
         symmetric_score=score_blind(reduction, symmetric[method]) if symmetric else None,
-        soup_score=card.soup_score,
         notes=notes,
     )
 
 
-def split_networks(reduction: Reduction, members: Mapping[str, Mapping[str, Tensor]]) -> dict[str, SplitNetwork]:
+def split_networks(reduction: Reduction, members: Mapping[str, State]) -> dict[str, SplitNetwork]:
     """Split the network as the members' training did, with one backbone for all strategies.
 
     Where one of them cannot be split, or an artefact may not hold its operations, all run the whole network.
@@ -153,16 +148,13 @@ def find_differences(told: Blind, found: Blind) -> tuple[str, ...]:
 def measure_blind_spread(reduction: Reduction, columns: OutOfFold, weights: Weights) -> Responses:
     """Weighted standard deviation of the members that never saw a sample, before any averaging over the symmetry."""
     first, second = (blend(power, weights, reduction.problem.splits).mean(0) for power in (columns, columns**2))
-    spread: np.ndarray = np.sqrt(np.maximum(second - first**2, 0.0))
-    return spread
+    return np.asarray(np.sqrt(np.maximum(second - first**2, 0.0)))
 
 
 def gather_columns(reduction: Reduction, strategy: str) -> OutOfFold:
     """Collect what the members say of each sample that never saw it: a column a seed."""
-    problem, chosen = reduction.problem, reduction.chosen[strategy].candidate
-    predictions = {
-        index: load_predictions(reduction.run, name_candidate(strategy, int(index))) for index in np.unique(chosen)
-    }
+    problem, run, chosen = reduction.problem, reduction.run, reduction.chosen[strategy].candidate
+    predictions = {index: load_predictions(run, name_candidate(strategy, int(index))) for index in np.unique(chosen)}
     shape = next(iter(predictions.values())).shape[2:]
     columns = np.empty((problem.n_seeds, len(chosen), *shape))
     for repeat, fold in np.ndindex(chosen.shape):
@@ -195,9 +187,7 @@ def stack_members(reduction: Reduction, strategy: str) -> dict[str, Float[Tensor
     keys, index = reduction.problem.keys, reduction.chosen[strategy].candidate
     chosen = [name_candidate(strategy, int(index[key.repeat, key.fold])) for key in keys]
     stacks = {name: load_members(reduction.run, name) for name in set(chosen)}
-    return {
-        tensor: torch.stack([stacks[name][tensor][i] for i, name in enumerate(chosen)]) for tensor in stacks[chosen[0]]
-    }
+    return {name: torch.stack([stacks[own][name][i] for i, own in enumerate(chosen)]) for name in stacks[chosen[0]]}
 
 
 def calibrate(reduction: Reduction, networks: Mapping[str, SplitNetwork]) -> Calibration:
@@ -260,7 +250,7 @@ def save(run: RunFolder, ensemble: Ensemble, config_text: str) -> Card:
     density = {f"density.{f.name}": getattr(calibration.density, f.name) for f in fields(Density)}
     residuals = {f"residuals.{method}": array for method, array in calibration.residuals.items()}
     arrays = {**residuals, "fold_of": calibration.fold_of, **density}
-    tensors: dict[Path, Mapping[str, Tensor]] = {
+    tensors: dict[Path, State] = {
         folder.backbone: list_tensors(ensemble.networks),
         folder.members: {f"{s}/{name}": tensor for s, own in ensemble.states.items() for name, tensor in own.items()},
         folder.calibration: {name: torch.as_tensor(array) for name, array in arrays.items()},

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ray_ft.data.folds import Splits
-from ray_ft.objectives import Columns, Objective, Targets
+from ray_ft.objectives import ByColumn, Columns, Objective, Targets
+from ray_ft.statistics.comparison import Means
 
 METHODS = ("uniform", "greedy", "stacked", "single")
 N_PICKS = 50  # of the greedy method; a weight is a multiple of 1 / N_PICKS
@@ -37,7 +38,7 @@ def choose_weights(method: str, columns: OutOfFold, targets: Targets, splits: Sp
     return weights
 
 
-def weigh(method: str, columns: Columns, targets: Targets, objective: Objective) -> Float[np.ndarray, " column"]:
+def weigh(method: str, columns: Columns, targets: Targets, objective: Objective) -> ByColumn:
     match method:
         case "greedy":
             return pick_greedily(columns, targets, objective, N_PICKS)
@@ -46,14 +47,11 @@ def weigh(method: str, columns: Columns, targets: Targets, objective: Objective)
         case "stacked":
             weights = objective.stack(columns, targets)
             if weights.any():
-                shares: np.ndarray = weights / weights.sum()
-                return shares
+                return np.asarray(weights / weights.sum())
     return np.full(len(columns), 1 / len(columns))
 
 
-def pick_greedily(
-    columns: Columns, targets: Targets, objective: Objective, n_picks: int
-) -> Float[np.ndarray, " column"]:
+def pick_greedily(columns: Columns, targets: Targets, objective: Objective, n_picks: int) -> ByColumn:
     """Add, again and again, the column that most lowers the loss of the mean; the first of equals."""
     counts, total = np.zeros(len(columns)), np.zeros(columns.shape[1:])
     for n in range(1, n_picks + 1):
@@ -61,8 +59,7 @@ def pick_greedily(
         best = int(np.argmin(losses))
         counts[best] += 1
         total += columns[best]
-    weights: np.ndarray = counts / n_picks
-    return weights
+    return np.asarray(counts / n_picks)
 
 
 def blend(columns: OutOfFold, weights: Weights, splits: Splits) -> Blind:
@@ -74,9 +71,7 @@ def blend(columns: OutOfFold, weights: Weights, splits: Splits) -> Blind:
     return blended
 
 
-def score_folds(
-    blended: Blind, targets: Targets, splits: Splits, objective: Objective
-) -> Float[np.ndarray, "repeat fold"]:
+def score_folds(blended: Blind, targets: Targets, splits: Splits, objective: Objective) -> Means:
     """Mean score of each fold model on its held-out fold, for comparisons between methods."""
     scores = np.empty((splits.n_repeats, splits.n_folds))
     for r, k in np.ndindex(scores.shape):

@@ -25,7 +25,10 @@ else:
 
 Responses = Float[np.ndarray, "sample *response"]
 Targets = Shaped[np.ndarray, "sample *target"]
+OneResponse = Float[np.ndarray, " *response"]
+OneTarget = Shaped[np.ndarray, " *target"]
 Columns = Float[np.ndarray, "column sample *response"]  # a column is a model that speaks of every sample
+ByColumn = Float[np.ndarray, " column"]
 Members = Float[np.ndarray, "strategy repeat fold seed sample *response"]
 Shares = Float[np.ndarray, "strategy repeat fold seed"]  # of the members in the whole, or in their fold model
 Folds = Float[np.ndarray, "repeat fold sample *response"]  # what the fold models say
@@ -86,19 +89,13 @@ class Objective(Protocol):
     ) -> Mapping[str, Responses]:
         """Predict by each baseline, fitted on a training part and nothing else, where the network says `new`."""
 
-    def stack(self, columns: Columns, targets: Targets) -> Float[np.ndarray, " column"]:
+    def stack(self, columns: Columns, targets: Targets) -> ByColumn:
         """Choose weights for the best weighted mean, none of them negative; all 0 where no column is worth any."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What fresh samples say of an ensemble.
-
-    Attributes:
-        methods: Measures by their names, for each method of weighing the members.
-        beside: Further ones, of the method in use alone.
-        calibration: What was measured at each of several levels, by the method in use.
-    """
+    """What fresh samples say of an ensemble: measures by name, `beside` and by level for the method in use alone."""
 
     methods: Mapping[str, Mapping[str, float]]
     beside: Mapping[str, float]
@@ -167,13 +164,7 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class Column:
-    """A measure in a table.
-
-    Attributes:
-        measure: Its name.
-        header: What stands above it.
-        form: How its numbers are written, as `format` takes it; empty where they are scores, which share a unit.
-    """
+    """A measure in a table, its `form` as `format` takes it; that is empty for scores, which share a unit."""
 
     measure: str
     header: str
@@ -194,20 +185,11 @@ class Presentation(Protocol):
     def draw_calibration(self, points: Sequence[Mapping[str, float]], n_samples: int) -> Figure:
         """Draw what was measured against the level, `nominal`, that was asked for."""
 
-    def draw_sample(
-        self,
-        axes_of: TargetAxes,
-        truth: Shaped[np.ndarray, " *target"],
-        mean: Float[np.ndarray, " *response"],
-        std: Float[np.ndarray, " *response"],
-    ) -> Figure:
+    def draw_sample(self, axes_of: TargetAxes, truth: OneTarget, mean: OneResponse, std: OneResponse) -> Figure:
         """Draw a sample: truth, response of the members that never saw it, and their standard deviation."""
 
     def draw_errors(
-        self,
-        axes_of: TargetAxes,
-        responses: Mapping[str, Float[np.ndarray, "sample *response"]],
-        targets: Shaped[np.ndarray, "sample *target"],
+        self, axes_of: TargetAxes, responses: Mapping[str, Responses], targets: Targets
     ) -> tuple[str, Figure]:
         """Draw where the errors of each of two are, named by who made them; the text is a caption."""
 

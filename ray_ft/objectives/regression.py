@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Float
 
 from ray_ft.domains import Tensor
-from ray_ft.objectives import ZERO_SHOT, Objective, Targets
+from ray_ft.objectives import ZERO_SHOT, ByColumn, Columns, Objective, OneResponse, Targets
 from ray_ft.objectives.regression_answers import RegressionAnswers
-from ray_ft.objectives.regression_losses import Values, compute_losses, score_predictions
+from ray_ft.objectives.regression_losses import Values, ValueTensor, compute_losses, score_predictions
 from ray_ft.objectives.regression_presentation import RegressionPresentation
 
 PENALTIES = np.concatenate([[0.0], np.logspace(-2, 4, 25)])
@@ -31,17 +31,14 @@ class Regression:
             return ""
         return f"the network's outputs must have the shape of the targets, got {response_shape} for {target_shape}"
 
-    def losses(
-        self, outputs: Float[Tensor, "sample *target"], targets: Float[Tensor, "sample *target"]
-    ) -> Float[Tensor, " sample"]:
+    def losses(self, outputs: ValueTensor, targets: ValueTensor) -> Float[Tensor, " sample"]:
         return compute_losses(self.metric, outputs, targets)
 
     def respond(self, outputs: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         return outputs
 
     def linear_residual(self, base: Values, targets: Values) -> Values:
-        residual: np.ndarray = targets - base
-        return residual
+        return np.asarray(targets - base)
 
     def score(self, predicted: Values, targets: Values) -> Float[np.ndarray, " sample"]:
         return score_predictions(self.metric, predicted, targets)
@@ -57,15 +54,12 @@ class Regression:
         mean = np.broadcast_to(targets.mean(0), new.shape)
         return dict(zip(self.baselines, (new, mean, gain * new + offset), strict=True))
 
-    def stack(
-        self, columns: Float[np.ndarray, "column sample *target"], targets: Values
-    ) -> Float[np.ndarray, " column"]:
+    def stack(self, columns: Columns, targets: Values) -> ByColumn:
         """Fit non-negative least squares, as Breiman, "Stacked regressions", Machine Learning 24 (1996)."""
         from scipy.optimize import nnls
 
         flat = columns.reshape(len(columns), -1).T
-        weights: np.ndarray = nnls(flat.astype(np.float64), targets.ravel().astype(np.float64))[0]
-        return weights
+        return np.asarray(nnls(flat.astype(np.float64), targets.ravel().astype(np.float64))[0])
 
 
 def build_objective(metric: str) -> Objective:
@@ -74,9 +68,7 @@ def build_objective(metric: str) -> Objective:
     return Regression(metric, RegressionAnswers(), RegressionPresentation(metric))
 
 
-def fit_gain_offset(
-    predicted: Values, targets: Values
-) -> tuple[Float[np.ndarray, "*target"], Float[np.ndarray, "*target"]]:
+def fit_gain_offset(predicted: Values, targets: Values) -> tuple[OneResponse, OneResponse]:
     """Fit `targets = gain * predicted + offset` for each target value, the gain shrunk towards 1.
 
     It is ridge regression of the residual on the standardised prediction; one penalty, for all target values

@@ -48,8 +48,7 @@ class RegressionAnswers:
     exported: tuple[str, ...] = ("mean", "std", "lower", "upper")
 
     def measure_residuals(self, blind: Values, targets: Values) -> Values:
-        residuals: np.ndarray = (targets - blind).astype(np.float32)
-        return residuals
+        return np.asarray((targets - blind).astype(np.float32))
 
     def find_residual_shape(self, target_shape: tuple[int, ...]) -> tuple[int, ...]:
         return target_shape
@@ -57,8 +56,7 @@ class RegressionAnswers:
     def measure_spread(self, members: Members, shares: Shares) -> Values:
         """Weighted standard deviation of all members."""
         mean = np.einsum("crks,crks...->...", shares, members)
-        spread: np.ndarray = np.sqrt(np.einsum("crks,crks...->...", shares, (members - mean) ** 2))
-        return spread
+        return np.asarray(np.sqrt(np.einsum("crks,crks...->...", shares, (members - mean) ** 2)))
 
     def answer(
         self,
@@ -90,10 +88,10 @@ class RegressionAnswers:
         method: str,
         level: float,
     ) -> Measures:
-        """Measure what `measure_method` does, and the share of target values within two standard deviations."""
+        """Measure what `measure_one` does, and the share of target values within two standard deviations."""
         within = np.abs(targets - folds[method].mean((0, 1))) <= 2 * spread
         points = intervals.trace_calibration(folds[method], residuals[method], fold_of, targets)
-        methods = {name: measure_method(own, residuals[name], fold_of, targets, level) for name, own in folds.items()}
+        methods = {name: measure_one(own, residuals[name], fold_of, targets, level) for name, own in folds.items()}
         calibration = {p.level: {"coverage": p.values, "band_coverage": p.samples} for p in points}
         return Measures(methods, {"spread_coverage": float(within.mean())}, calibration)
 
@@ -119,9 +117,7 @@ class RegressionAnswers:
         return mean, variance.sqrt(), lower, upper
 
 
-def measure_method(
-    folds: Folds, residuals: Residuals, fold_of: FoldOf, targets: Values, level: float
-) -> dict[str, float]:
+def measure_one(folds: Folds, residuals: Residuals, fold_of: FoldOf, targets: Values, level: float) -> dict[str, float]:
     """Errors of the mean, the share of values inside their intervals and of samples inside their bands, and widths."""
     around = (folds, residuals, fold_of, 1 - level)
     single = intervals.measure_coverage(*intervals.build_pointwise(*around), targets)

@@ -37,8 +37,7 @@ class PowerLaw(BaseModel, frozen=True):
     floor: float
 
     def predict(self, n: Float[np.ndarray, " size"]) -> Float[np.ndarray, " size"]:
-        score: np.ndarray = self.floor + self.scale * n**-self.exponent
-        return score
+        return np.asarray(self.floor + self.scale * n**-self.exponent)
 
 
 class Forecast(BaseModel, frozen=True):
@@ -105,7 +104,7 @@ def fit_curves(summaries: Sequence[Summary], more: Sequence[int], seed: int) -> 
         if gap := find_gap(name, sizes, rows):
             notes.append(gap)
             continue
-        by_fold = np.stack([average_seeds(row).ravel() for row in rows])
+        by_fold = np.stack([np.reshape(row.scores, (largest.n_repeats * largest.n_folds, -1)).mean(1) for row in rows])
         spread = [row.score_std or 0.0 for row in rows]
         curves[name] = fit_curve(sizes, by_fold, spread, largest.test_share, asked, seed)
         if all(isinstance(row, StrategySummary) and ends_with_schedule(name, row) for row in rows):
@@ -123,10 +122,6 @@ def find_gap(name: str, sizes: Sequence[float], rows: Sequence[StrategySummary |
         return f"{name} has no score at {describe_sizes(holes)}, so no curve"
     zeros = [size for size, row in zip(sizes, rows, strict=True) if row.score_mean == 0]
     return f"{name} has a score of 0 at {describe_sizes(zeros)}, so no power law fits" if zeros else None
-
-
-def average_seeds(row: StrategySummary | BaselineSummary) -> Float[np.ndarray, "repeat fold"]:
-    return row.fold_means if isinstance(row, StrategySummary) else np.array(row.scores)
 
 
 def ends_with_schedule(name: str, strategy: StrategySummary) -> bool:

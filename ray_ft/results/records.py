@@ -25,6 +25,7 @@ from ray_ft.objectives import Objective
 from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.scores import Scores, StrategyScore, build_curves, score_strategy
+from ray_ft.statistics.selection import Losses
 
 
 class Environment(BaseModel):
@@ -70,6 +71,10 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+Plan = Sequence[CandidateSpec]
+Verdicts = Mapping[str, Verdict]
 
 
 @dataclass(frozen=True)
@@ -200,9 +205,7 @@ def completed(run: RunFolder, candidate: str, what: str) -> AbstractContextManag
     return refuse_damage(rule, f"remove it and {run.summary.name}, and repeat the cv command")
 
 
-def score_strategies(
-    run: RunFolder, plan: Sequence[CandidateSpec], verdicts: Mapping[str, Verdict], splits: Splits
-) -> Scores:
+def score_strategies(run: RunFolder, plan: Plan, verdicts: Verdicts, splits: Splits) -> Scores:
     """Score each strategy by its completed candidates; None where it has none, so no folds x seeds."""
     scores: dict[str, StrategyScore | None] = {}
     for strategy in dict.fromkeys(spec.strategy for spec in plan):
@@ -213,9 +216,7 @@ def score_strategies(
     return scores
 
 
-def gather_losses(
-    run: RunFolder, plan: Sequence[CandidateSpec], strategy: str, score: StrategyScore, splits: Splits
-) -> Float[np.ndarray, " sample"]:
+def gather_losses(run: RunFolder, plan: Plan, strategy: str, score: StrategyScore, splits: Splits) -> Losses:
     """Read each sample's held-out loss at the choices behind a score, averaged over seeds and repeats."""
     by_index = {spec.index: spec for spec in plan if spec.strategy == strategy}
     histories = {index: load_whole_history(run, by_index[index], splits) for index in np.unique(score.candidate)}

@@ -1,23 +1,20 @@
 """What is known of a finished run put together: its strategies, its baselines, how they compare, and what is odd."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
 
 from ray_ft.files.writing import write_record, write_text
-from ray_ft.results.records import Verdict, load_result
+from ray_ft.results.records import Plan, Verdicts, load_result
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
 from ray_ft.runs.folder import RunFolder
-from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.strategies import Strategy
-from ray_ft.statistics.comparison import Comparison, Means, compare_all
+from ray_ft.statistics.comparison import Comparisons, Means, compare_all
 from ray_ft.statistics.scores import Scores, StrategyScore
 
 SAME = 1e-4  # relative differences below this are rounding
-Plan = Sequence[CandidateSpec]
-Verdicts = Mapping[str, Verdict]
 
 
 def summarize_strategy(
@@ -54,7 +51,7 @@ def summarize_baseline(values: Means) -> BaselineSummary:
 
 def compare_with_baseline(
     scores: Scores, baselines: Mapping[str, Means], rope: float, test_share: float
-) -> tuple[Comparison, ...]:
+) -> Comparisons:
     """Compare each pair of the strategies that have a score, and each with the best baseline."""
     by_fold = {name: score.values.mean(-1) for name, score in scores.items() if score is not None}
     best = min(baselines, key=lambda name: baselines[name].mean())

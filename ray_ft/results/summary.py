@@ -67,8 +67,7 @@ class StrategySummary(BaseModel, frozen=True):
 
     @property
     def fold_means(self) -> Float[np.ndarray, "repeat fold"]:
-        means: np.ndarray = np.mean(self.scores, axis=-1)
-        return means
+        return np.asarray(np.mean(self.scores, axis=-1))
 
 
 class BaselineSummary(BaseModel, frozen=True):
@@ -85,8 +84,6 @@ class EnsembleSummary(BaseModel, frozen=True):
     Attributes:
         score: Of the method that was taken.
         n_blind: Members that never saw a sample.
-        path: Its folder.
-        strategies: Whose members it has.
         scores: By method of weighing; `single` is the best member alone, chosen on the other folds.
         by_strategy: Scores of each strategy's members, averaged over members, and of their uniform ensemble.
         comparisons: Of each method with `uniform`.
@@ -115,7 +112,6 @@ class Summary(BaseModel, frozen=True):
         metric: Of all scores; lower is better.
         test_share: Held-out samples for each that may be learned from, n_test / n_train of the corrected tests.
         rope: Half-width of the region of practical equivalence, as a share of the better mean.
-        winner: The strategy of the lowest score.
         comparisons: Of each pair of strategies, and of each with the best baseline.
         selection: The winner's score, corrected for its having been picked.
         wall_s: Seconds of the call that finished the run.

@@ -72,9 +72,12 @@ class Comparison(BaseModel, frozen=True):
         return self.model_copy(update=turned | {"interval": (-high, -low), "probabilities": self.probabilities[::-1]})
 
 
+Comparisons = tuple[Comparison, ...]
+
+
 def compare_all(
     scores: Mapping[str, Means], rope_share: float, test_share: float, pairs: Sequence[tuple[str, str]] | None = None
-) -> tuple[Comparison, ...]:
+) -> Comparisons:
     """Compare several pairs, all where left out, by their means on the same folds; p-values adjusted for their number.
 
     Args:

@@ -38,6 +38,7 @@ Predictions = Float[np.ndarray, "repeat fold new *target"]  # of each fold model
 Residuals = Float[np.ndarray, "sample *target"]  # targets of the training samples minus their blind predictions
 FoldOf = Int[np.ndarray, "repeat sample"]  # which fold of each repeat held out each training sample
 Values = Float[np.ndarray, "new *target"]
+Ends = tuple[Values, Values]  # lower and upper, of intervals
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,7 @@ class CalibrationPoint:
     samples: float
 
 
-def build_pointwise(
-    predictions: Predictions, residuals: Residuals, fold_of: FoldOf, alpha: float
-) -> tuple[Values, Values]:
+def build_pointwise(predictions: Predictions, residuals: Residuals, fold_of: FoldOf, alpha: float) -> Ends:
     """Build an interval for each target value by itself.
 
     Returns:
@@ -73,9 +72,7 @@ def build_pointwise(
     return build_band(predictions, np.abs(residuals), fold_of, alpha)
 
 
-def build_simultaneous(
-    predictions: Predictions, residuals: Residuals, fold_of: FoldOf, alpha: float
-) -> tuple[Values, Values]:
+def build_simultaneous(predictions: Predictions, residuals: Residuals, fold_of: FoldOf, alpha: float) -> Ends:
     """Build a band that holds the whole target of a new sample at once.
 
     A training sample's score is its largest residual, each in units of the scale of its target value, and its band is
@@ -109,10 +106,7 @@ def trace_calibration(
 ) -> tuple[CalibrationPoint, ...]:
     """Measure the coverage of fresh samples at several levels, in one pass and without building the intervals.
 
-    Where left out, the levels are 0.95, 0.9, … 0.55, as far as the training samples suffice.
-
-    Raises:
-        ConfigError: A level is not one, or the training samples are too few for it.
+    Where left out, the levels are 0.95, 0.9, … 0.55, as far as the training samples suffice; `check_level` takes them.
     """
     n_samples = fold_of.shape[1]
     if alphas is None:
@@ -134,20 +128,14 @@ def check_level(alpha: float, n_samples: int) -> None:
     Raises:
         ConfigError: `0 < alpha < 0.5` does not hold, or the training samples are too few.
     """
+    level = f"{100 * (1 - alpha):.6g} %"
     if not 0 < alpha < 0.5:
-        raise ConfigError(
-            f"the level of intervals must lie between 50 % and 100 %, got {write_level(alpha)}; 90 % is usual"
-        )
+        raise ConfigError(f"the level of intervals must lie between 50 % and 100 %, got {level}; 90 % is usual")
     if find_rank(alpha, n_samples) < 1:
         needed = math.ceil((1 - SLACK) / alpha) - 1
         raise ConfigError(
-            f"intervals of {write_level(alpha)} need at least {needed} samples, got {n_samples}; lower the level or "
-            "add samples"
+            f"intervals of {level} need at least {needed} samples, got {n_samples}; lower the level or add samples"
         )
-
-
-def write_level(alpha: float) -> str:
-    return f"{100 * (1 - alpha):.6g} %"
 
 
 def find_rank(alpha: float, n_samples: int) -> int:
@@ -166,7 +154,7 @@ def widen_to_score(residuals: Residuals) -> Residuals:
     return margins.astype(residuals.dtype)
 
 
-def build_band(predictions: Predictions, margins: Residuals, fold_of: FoldOf, alpha: float) -> tuple[Values, Values]:
+def build_band(predictions: Predictions, margins: Residuals, fold_of: FoldOf, alpha: float) -> Ends:
     """Take the order statistics of blind prediction ∓ margin over the training samples."""
     n_samples = fold_of.shape[1]
     check_level(alpha, n_samples)

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 N_RESAMPLES = 1000
 ROUNDING = 1e-12  # relative differences below this are none
+Losses = Float[np.ndarray, " sample"]
 
 
 class Selection(BaseModel, frozen=True):
@@ -31,9 +32,7 @@ class Selection(BaseModel, frozen=True):
     shares: dict[str, float]
 
 
-def correct_selection(
-    losses: Mapping[str, Float[np.ndarray, " sample"]], groups: Int[np.ndarray, " sample"], seed: int
-) -> Selection:
+def correct_selection(losses: Mapping[str, Losses], groups: Int[np.ndarray, " sample"], seed: int) -> Selection:
     """Repeat the choice of the winner on bootstrap samples of groups and score it on what each leaves out.
 
     Strategies that tie share a win.
