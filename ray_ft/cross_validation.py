@@ -24,7 +24,7 @@ from ray_ft.data.folds import Splits, deal_folds, deal_inner, limit_training
 from ray_ft.data.samples import Samples, load_samples
 from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
-from ray_ft.ensemble.reduction import reduce_members
+from ray_ft.ensemble.reduction import Reduction, reduce_members
 from ray_ft.errors import DataError, RunError, RunFolderError, WeightsError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.fitting.fitter import FitSettings
@@ -37,8 +37,8 @@ from ray_ft.results.records import Verdict, gather_losses, load_plan, load_prove
 from ray_ft.results.summarizing import (
     compare_with_baseline,
     find_notes,
-    summarize_baselines,
-    summarize_strategies,
+    summarize_baseline,
+    summarize_strategy,
     write_summary,
 )
 from ray_ft.results.summary import EnsembleSummary, Summary
@@ -207,7 +207,7 @@ def reduce(
     losses = {name: gather_losses(run, plan, name, score, splits) for name, score in complete.items()}
     _, n_again, n_interruptions = count_lost(run.log)
     here = inline or run.mirror is not None  # no other node has what was brought here from behind a URI
-    members = (
+    members = Reduction(
         problem, prepared.pretrained, run, strategies, plan, config.ensemble, prepared.origin, cv.rope, scores, winner,
         prepared.zero_shot,
     )  # fmt: skip
@@ -224,12 +224,12 @@ def reduce(
         rope=cv.rope,
         splits_hash=splits.hash,
         data_hash=hash_arrays(samples.inputs, samples.targets),
-        strategies=summarize_strategies(run, plan, verdicts, scores, strategies),
-        baselines=summarize_baselines(baselines),
+        strategies={name: summarize_strategy(run, plan, verdicts, scores[name], strategies[name]) for name in scores},
+        baselines={name: summarize_baseline(values) for name, values in baselines.items()},
         winner=winner,
         comparisons=compare_with_baseline(scores, baselines, cv.rope, splits.test_share),
         selection=correct_selection(losses, samples.groups, cv.seed),
-        ensemble=run_near_storage(config.compute, here, reduce_members, *members),
+        ensemble=run_near_storage(config.compute, here, reduce_members, members),
         notes=[*samples.notes, *find_notes(run, plan, scores, strategies)],
         wall_s=time.monotonic() - started if wall_s is None else wall_s,
         n_epochs_again=n_again,

@@ -1,10 +1,12 @@
 """What all figures share: palette, style and axes, drawn without a screen; a page puts its own `INK` and `MUTED`."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 INK, MUTED = "#16202c", "#808c99"
@@ -40,6 +42,12 @@ def use_log(axes: Axes, which: Literal["x", "y"] = "y") -> None:
         axis.set_major_locator(MaxNLocator(n_ticks))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
+
+
+def add_legend(figure: Figure, entries: Iterable[tuple[str, Any]], n_columns: int) -> None:
+    """Explain looks below the panels: names, and how lines of each are drawn."""
+    handles = [Line2D([], [], label=name, **look) for name, look in entries]
+    figure.legend(handles=handles, loc="outside lower center", ncols=n_columns)
 
 
 def use_style() -> Any:

@@ -47,11 +47,7 @@ class Members(nn.Module):
 
 
 class EnsembleModule(nn.Module):
-    """What the objective exports of the numbers of `Ensemble.predict`.
-
-    Args:
-        ensemble: With the method and level of its card.
-    """
+    """What the objective exports of the numbers of `Ensemble.predict`, by the method and level of the card."""
 
     def __init__(self, ensemble: Ensemble) -> None:
         super().__init__()
@@ -75,8 +71,7 @@ class SoupModule(nn.Module):
 
     def __init__(self, ensemble: Ensemble) -> None:
         super().__init__()
-        average = average_weights(ensemble)
-        self.members = Members(ensemble, {ensemble.card.strategies[0]: average})
+        self.members = Members(ensemble, {ensemble.card.strategies[0]: average_weights(ensemble)})
 
     def forward(self, inputs: Float[Tensor, "sample *input"]) -> Float[Tensor, "sample *response"]:
         every: Tensor = self.members(inputs)
@@ -86,11 +81,7 @@ class SoupModule(nn.Module):
 def average_weights(ensemble: Ensemble) -> dict[str, Tensor]:
     """Average the weights of all members, as the method in use weighs them, to a stack of one member.
 
-    Raises:
-        EnsembleError: The members are of several strategies, which do not train the same tensors.
-
-    References:
-        Wortsman et al., "Model soups", ICML 2022.
+    The members must be of one strategy, as others do not train the same tensors.
     """
     if len(ensemble.card.strategies) > 1:
         raise EnsembleError(
@@ -100,18 +91,13 @@ def average_weights(ensemble: Ensemble) -> dict[str, Tensor]:
     weights = torch.tensor(ensemble.weights.ravel()).double()
     weights /= weights.sum()
     (own,) = ensemble.states.values()
-    return {
-        name: torch.tensordot(weights, tensor.cpu().double(), 1).to(tensor.dtype)[None] for name, tensor in own.items()
-    }
+    return {name: torch.tensordot(weights, each.cpu().double(), 1).to(each.dtype)[None] for name, each in own.items()}
 
 
 def check_soup(ensemble: Ensemble) -> None:
-    """See whether averaged weights are as good as averaged predictions, as far as blind members can say.
+    """Refuse averaged weights that are worse than averaged predictions, as far as blind members can say.
 
     A soup of one fold's seeds has a blind score; that of all members has none, as each sample trained some of them.
-
-    Raises:
-        EnsembleError: The soup is worse, or there is no score to tell.
     """
     card = ensemble.card
     if card.soup_score is None or card.soup_score > (1 + TOLERATED) * card.score:
@@ -123,12 +109,9 @@ def check_soup(ensemble: Ensemble) -> None:
 
 
 def export_ensemble(ensemble: Ensemble, path: Path, soup: bool = False) -> Path:
-    """Write an ensemble to one file, its card inside.
+    """Write an ensemble, or one network of its members' average weights, to one file with the card inside.
 
-    Args:
-        ensemble: What to write.
-        path: `.pt2`, or `.onnx` where the package `onnxscript` is installed.
-        soup: Whether to average all members to one network, which has no intervals.
+    The path ends in `.pt2`, or in `.onnx` where the package `onnxscript` is installed.
 
     Raises:
         EnsembleError: The suffix is another, a package is missing, the members cannot be averaged, or the network

@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from ray_ft.data.samples import prepare_inputs
 from ray_ft.domains import Domain, find_domain
-from ray_ft.ensemble.artefact import Card, find_folder, read_card, read_network, read_tensors
+from ray_ft.ensemble.artefact import Card, State, find_folder, read_card, read_network, read_tensors, refuse
 from ray_ft.ensemble.memory_limit import MemoryGuard
-from ray_ft.errors import DataError, EnsembleError, RayFTError, first_line
+from ray_ft.errors import DataError, EnsembleError
 from ray_ft.files.memory import describe_excess
 from ray_ft.models import build_network
-from ray_ft.objectives import Objective, find_objective
+from ray_ft.objectives import FoldOf, Folds, Members, Objective, Shares, find_objective
 from ray_ft.split.network import Features, SplitNetwork, keep_whole
 from ray_ft.split.sharing import read_splits
 from ray_ft.statistics.intervals import check_level
@@ -33,6 +33,8 @@ from ray_ft.statistics.novelty import Density
 
 BATCH_SIZE = 32  # samples at a time
 FALSE_ALARMS = 0.05  # share of inputs like the training samples that are flagged
+Raw = Shaped[np.ndarray, "..."]  # inputs in the form of the run's data
+Inputs = Float[np.ndarray, "sample *input"]  # in the network's
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,11 @@ class Calibration:
     Attributes:
         residuals: By method, what the objective keeps of the truth and of what the fold models that never saw the
             sample say, averaged over repeats.
-        fold_of: Which fold of each repeat held the sample out.
         density: Of the features at the boundary.
     """
 
     residuals: Mapping[str, Float[np.ndarray, "sample *residual"]]
-    fold_of: Int[np.ndarray, "repeat sample"]
+    fold_of: FoldOf
     density: Density
 
 
@@ -56,15 +57,13 @@ class Ensemble:
     """Members that share a backbone.
 
     Attributes:
-        card: What it is.
         networks: Backbone and tail by strategy; the backbone is one.
         states: Tensors of the members by strategy and name, stacked in the order of the card.
-        calibration: For intervals and novelty.
     """
 
     card: Card
     networks: Mapping[str, SplitNetwork]
-    states: Mapping[str, Mapping[str, Tensor]]
+    states: Mapping[str, State]
     calibration: Calibration
 
     @classmethod
@@ -84,7 +83,7 @@ class Ensemble:
         card = read_card(folder)
         backbone, stacked = read_tensors(folder.backbone, card), read_tensors(folder.members, card)
         states: dict[str, dict[str, Tensor]] = {name: {} for name in card.strategies}
-        try:
+        with refuse(Exception, rule="files must belong together", path=folder.root):  # as of any computation
             for key, tensor in stacked.items():
                 strategy, _, name = key.partition("/")
                 states[strategy][name] = tensor.to(device)
@@ -95,20 +94,11 @@ class Ensemble:
                     "trust=True, or --trust"
                 )
             networks = load_networks(card, read_network(folder.network, card), backbone, states, device)
-            calibration = read_calibration(read_tensors(folder.calibration, card))
-            loaded = cls(card, networks, states, calibration)
+            loaded = cls(card, networks, states, read_calibration(read_tensors(folder.calibration, card)))
             check_together(loaded)
-        except RayFTError:
-            raise
-        except Exception as error:  # of any class, as of any computation
-            raise EnsembleError(
-                f"an ensemble's files must belong together, got {folder.root}: {first_line(error)}"
-            ) from error
         return loaded
 
-    def prepare(
-        self, inputs: Shaped[np.ndarray, "..."], source: str = "the inputs"
-    ) -> Float[np.ndarray, "sample *input"]:
+    def prepare(self, inputs: Raw, source: str = "the inputs") -> Inputs:
         """Check inputs, in the form of the run's data, and bring them into the network's.
 
         Raises:
@@ -123,11 +113,7 @@ class Ensemble:
         return prepared
 
     def predict(
-        self,
-        inputs: Shaped[np.ndarray, "..."],
-        level: float | None = None,
-        batch_size: int = BATCH_SIZE,
-        source: str = "the inputs",
+        self, inputs: Raw, level: float | None = None, batch_size: int = BATCH_SIZE, source: str = "the inputs"
     ) -> Any:
         """Predict with every member; the backbone runs once.
 
@@ -149,9 +135,7 @@ class Ensemble:
         check_level(1 - level, len(self.residuals))
         return self.predict_prepared(prepared, level, batch_size)
 
-    def predict_prepared(
-        self, prepared: Float[np.ndarray, "sample *input"], level: float, batch_size: int = BATCH_SIZE
-    ) -> Any:
+    def predict_prepared(self, prepared: Inputs, level: float, batch_size: int = BATCH_SIZE) -> Any:
         """Predict for inputs that `prepare` returned, at a level that `check_level` passes."""
         starts = range(0, len(prepared), batch_size)
         with limit_blas():
@@ -160,14 +144,11 @@ class Ensemble:
         return self.objective.answers.prediction(**whole)
 
     def compute(
-        self, inputs: Float[np.ndarray, "sample *input"], level: float, quantities: Collection[str] | None = None
+        self, inputs: Inputs, level: float, quantities: Collection[str] | None = None
     ) -> dict[str, Shaped[np.ndarray, "sample ..."]]:
-        """Compute some of the quantities of a prediction for prepared inputs, all at a time.
+        """Compute some of `quantities`, or all, for inputs and a level as in `predict_prepared`, all samples at a time.
 
-        Args:
-            inputs: As `prepare` returns them.
-            level: Of the intervals; one that `check_level` passes.
-            quantities: Some of `self.quantities`; all where left out. What is not asked for costs nothing.
+        What is not asked for costs nothing.
         """
         asked = set(self.quantities if quantities is None else quantities)
         members, features = self.predict_members(inputs, self.card.symmetric)
@@ -178,9 +159,7 @@ class Ensemble:
             found["flag"] = found["p_value"] <= FALSE_ALARMS
         return {name: found[name] for name in self.quantities if name in asked}
 
-    def measure_spread(
-        self, members: Float[np.ndarray, "strategy repeat fold seed sample *response"]
-    ) -> Float[np.ndarray, "sample ..."]:
+    def measure_spread(self, members: Members) -> Float[np.ndarray, "sample ..."]:
         """How far the members are from one another, as the objective measures it."""
         return self.objective.answers.measure_spread(members, self.shares)
 
@@ -190,17 +169,13 @@ class Ensemble:
         novelty = density.score(flatten_features(self.first, features))
         return novelty, density.p_value(novelty)
 
-    def walk_members(
-        self, prepared: Float[np.ndarray, "sample *input"], symmetric: bool
-    ) -> Iterator[tuple[Float[np.ndarray, "strategy repeat fold seed part *response"], Features]]:
+    def walk_members(self, prepared: Inputs, symmetric: bool) -> Iterator[tuple[Members, Features]]:
         """Yield what `predict_members` returns, a few samples at a time."""
         with limit_blas():
             for start in range(0, len(prepared), BATCH_SIZE):
                 yield self.predict_members(prepared[start : start + BATCH_SIZE], symmetric)
 
-    def predict_members(
-        self, inputs: Float[np.ndarray, "sample *input"], symmetric: bool
-    ) -> tuple[Float[np.ndarray, "strategy repeat fold seed sample *response"], Features]:
+    def predict_members(self, inputs: Inputs, symmetric: bool) -> tuple[Members, Features]:
         """What every member says of prepared inputs; also the features of the inputs as they are."""
         views = self.domain.list_views(self.card.symmetry if symmetric else ())
         total: Any = 0.0
@@ -212,9 +187,7 @@ class Ensemble:
         return total / len(views), first
 
     @torch.no_grad()
-    def run_members(
-        self, inputs: Float[Tensor, "sample *input"]
-    ) -> tuple[Features, Float[np.ndarray, "strategy repeat fold seed sample *response"]]:
+    def run_members(self, inputs: Float[Tensor, "sample *input"]) -> tuple[Features, Members]:
         features = self.first.run_backbone(inputs.to(self.device))
         predicted = [apply_stacked(self.networks[name], state, features) for name, state in self.states.items()]
         shape = (len(self.states), self.card.n_repeats, self.card.n_folds, self.card.n_seeds)
@@ -244,17 +217,16 @@ class Ensemble:
         return tuple(field.name for field in fields(self.objective.answers.prediction))
 
     @property
-    def weights(self) -> Float[np.ndarray, "strategy repeat fold seed"]:
+    def weights(self) -> Shares:
         """Of the members within their fold models: each fold's sum to 1."""
         card = self.card
         weights = np.array(card.weights[card.method], np.float32)
         return weights.reshape(len(card.strategies), card.n_repeats, card.n_folds, card.n_seeds)
 
     @property
-    def shares(self) -> Float[np.ndarray, "strategy repeat fold seed"]:
+    def shares(self) -> Shares:
         """Of the members within the whole."""
-        shares: np.ndarray = self.weights / (self.card.n_repeats * self.card.n_folds)
-        return shares
+        return np.asarray(self.weights / (self.card.n_repeats * self.card.n_folds))
 
     @property
     def residuals(self) -> Float[np.ndarray, "sample *residual"]:
@@ -266,20 +238,15 @@ class Ensemble:
         score = self.card.scores.get(method, math.nan)
         return replace(self, card=self.card.model_copy(update={"method": method, "score": score}))
 
-    def average_folds(
-        self, members: Float[np.ndarray, "strategy repeat fold seed sample *response"]
-    ) -> Float[np.ndarray, "repeat fold sample *response"]:
+    def average_folds(self, members: Members) -> Folds:
         """Weigh the members of each fold and repeat."""
-        folds: np.ndarray = np.einsum("crks,crks...->rk...", self.weights, members)
-        return folds
+        return np.asarray(np.einsum("crks,crks...->rk...", self.weights, members))
 
 
 def flatten_features(network: SplitNetwork, features: Features) -> Float[np.ndarray, "sample feature"]:
     """Lay out, sample by sample, what a strategy's tail reads."""
-    flat = [
-        features[index].movedim(axis, 0).reshape(features[index].shape[axis], -1) for index, axis in network.sampled
-    ]
-    return torch.cat(flat, 1).float().cpu().numpy()
+    by_sample = (features[index].movedim(axis, 0) for index, axis in network.sampled)
+    return torch.cat([own.reshape(len(own), -1) for own in by_sample], 1).float().cpu().numpy()
 
 
 def limit_blas() -> AbstractContextManager[Any]:
@@ -293,9 +260,7 @@ def find_pools() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def apply_stacked(
-    network: SplitNetwork, state: Mapping[str, Tensor], features: Features
-) -> Float[Tensor, "member sample *output"]:
+def apply_stacked(network: SplitNetwork, state: State, features: Features) -> Float[Tensor, "member sample *output"]:
     """Run the tails of a strategy's members."""
     n_members = len(next(iter(state.values())))
     own = ({name: tensor[i] for name, tensor in state.items()} for i in range(n_members))
@@ -303,11 +268,7 @@ def apply_stacked(
 
 
 def load_networks(
-    card: Card,
-    content: Any,
-    tensors: dict[str, Tensor],
-    states: Mapping[str, Mapping[str, Tensor]],
-    device: str | torch.device,
+    card: Card, content: Any, tensors: dict[str, Tensor], states: Mapping[str, State], device: str | torch.device
 ) -> dict[str, SplitNetwork]:
     first = {strategy: {name: tensor[0] for name, tensor in own.items()} for strategy, own in states.items()}
     if not card.split:
@@ -321,12 +282,8 @@ def load_networks(
 
 
 def check_together(ensemble: Ensemble) -> None:
-    """Refuse a card that does not fit its tensors, before anything is predicted wrongly.
-
-    Raises:
-        ValueError: It does not; a program that is no network may raise any other error of a computation.
-    """
-    card, calibration = ensemble.card, ensemble.calibration
+    """Raise an error, of any class, where a card does not fit its tensors, before anything is predicted wrongly."""
+    card = ensemble.card
     n_members = card.n_repeats * card.n_folds * card.n_seeds
     for strategy, own in ensemble.states.items():
         if not own or any(len(tensor) != n_members for tensor in own.values()):
@@ -334,16 +291,14 @@ def check_together(ensemble: Ensemble) -> None:
     _ = ensemble.use_method(card.method).residuals
     kept_shape = ensemble.objective.answers.find_residual_shape(card.target_shape)
     for method in card.weights:
-        weights = ensemble.use_method(method).weights
-        if (weights < 0).any() or not np.allclose(weights.sum((0, 3)), 1, atol=1e-4):
+        used = ensemble.use_method(method)
+        if (used.weights < 0).any() or not np.allclose(used.weights.sum((0, 3)), 1, atol=1e-4):
             raise ValueError(f"the weights of {method} are no shares that sum to 1 in each fold")
-        if ensemble.use_method(method).residuals.shape[1:] != kept_shape:
+        if used.residuals.shape[1:] != kept_shape:
             raise ValueError(f"the residuals of {method} have another shape than the targets")
-    fold_of = calibration.fold_of
-    if (
-        fold_of.shape != (card.n_repeats, len(ensemble.residuals))
-        or not ((fold_of >= 0) & (fold_of < card.n_folds)).all()
-    ):
+    fold_of = ensemble.calibration.fold_of
+    known = (fold_of >= 0) & (fold_of < card.n_folds)
+    if fold_of.shape != (card.n_repeats, len(ensemble.residuals)) or not known.all():
         raise ValueError("the folds of the training samples are not those of the card")
     ensemble.domain.list_views(card.symmetry)  # refuses unknown operations
     if excess := describe_excess(8 * math.prod(card.input_shape)):
@@ -359,7 +314,7 @@ def check_together(ensemble: Ensemble) -> None:
         raise ValueError(misfit)
 
 
-def read_calibration(tensors: Mapping[str, Tensor]) -> Calibration:
+def read_calibration(tensors: State) -> Calibration:
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     density = Density(**{f.name: arrays[f"density.{f.name}"] for f in fields(Density)})
     residuals = {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith("residuals.")}

@@ -4,24 +4,25 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ray_ft.config import EnsembleSection
-from ray_ft.data.folds import Splits
-from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, write_card, write_files
+from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, State, write_card, write_files
 from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
-from ray_ft.ensemble.weights import METHODS, blend, choose_weights, score_folds
+from ray_ft.ensemble.weights import METHODS, Blind, OutOfFold, Weights, blend, choose_weights, score_folds
 from ray_ft.errors import EnsembleError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_arrays
 from ray_ft.fitting.preparation import split_at
 from ray_ft.fitting.starting import complete_split
 from ray_ft.models import Pretrained
+from ray_ft.objectives import Responses, Targets
 from ray_ft.results.records import load_members, load_predictions
 from ray_ft.results.summary import EnsembleSummary
 from ray_ft.runs.folder import RunFolder
@@ -33,10 +34,9 @@ from ray_ft.split.network import SplitNetwork, keep_whole
 from ray_ft.split.sharing import describe_obstacle, describe_splits, list_tensors, share_backbone
 from ray_ft.statistics.comparison import Comparison, compare_all
 from ray_ft.statistics.novelty import Density, fit_density
-from ray_ft.statistics.scores import StrategyScore
+from ray_ft.statistics.scores import Scores, StrategyScore
 
 TOLERATED = 0.02  # of the largest prediction; members that train in bf16 differ by up to a hundredth
-Columns = Float[np.ndarray, "column repeat sample *target"]  # one a strategy and seed
 
 
 @dataclass(frozen=True)
@@ -44,132 +44,97 @@ class Reduction:
     """What an ensemble is built of.
 
     Attributes:
-        problem: The samples, their folds and the objective.
-        run: Folder of the run.
-        chosen: Scores of the strategies whose members are taken, and their choices of candidate and epoch.
+        rope: Half-width of the region of practical equivalence, as a share of the better mean.
+        winner: Whose members are taken where the config names no strategies.
+        zero_shot: What the pretrained network says.
     """
 
     problem: Problem
+    pretrained: Pretrained
     run: RunFolder
-    chosen: Mapping[str, StrategyScore]
+    strategies: Mapping[str, Strategy]
+    plan: Sequence[CandidateSpec]
+    choice: EnsembleSection
+    origin: Origin
+    rope: float
+    scores: Scores
+    winner: str
+    zero_shot: Responses
 
     @property
-    def targets(self) -> Float[np.ndarray, "sample *target"]:
+    def targets(self) -> Targets:
         return self.problem.samples.targets
 
+    @cached_property
+    def chosen(self) -> Mapping[str, StrategyScore]:
+        """Scores of the strategies whose members are taken, and their choices of candidate and epoch."""
+        chosen = {name: self.scores[name] for name in self.choice.strategies or (self.winner,)}
+        for name, score in chosen.items():
+            if score is None:
+                raise EnsembleError(
+                    f"a strategy in an ensemble must have a completed candidate, got {name} without one; leave it out "
+                    "of ensemble.strategies"
+                )
+        return {name: score for name, score in chosen.items() if score is not None}
 
-def reduce_members(
-    problem: Problem,
-    pretrained: Pretrained,
-    run: RunFolder,
-    strategies: Mapping[str, Strategy],
-    plan: Sequence[CandidateSpec],
-    choice: EnsembleSection,
-    origin: Origin,
-    rope: float,
-    scores: Mapping[str, StrategyScore | None],
-    winner: str,
-    zero_shot: Float[np.ndarray, "sample *target"],
-) -> EnsembleSummary:
+
+def reduce_members(reduction: Reduction) -> EnsembleSummary:
     """Build the ensemble of a run: for each strategy and fold, the members of the candidate chosen on the other folds.
 
     What the blind members say of each sample, mean and standard deviation, goes to the run's `blind.npz`, beside the
     truth and what the pretrained network says.
 
-    Args:
-        problem: The samples, their folds and the objective.
-        pretrained: The network.
-        run: Folder of the run.
-        strategies: By name.
-        plan: All candidates.
-        choice: How to build it.
-        origin: What goes to the card.
-        rope: Half-width of the region of practical equivalence, as a share of the better mean.
-        scores: By strategy.
-        winner: Whose members are taken where the config names no strategies.
-        zero_shot: Predictions of the pretrained network.
-
     Raises:
         EnsembleError: A strategy that the config names has no completed candidate.
     """
-    targets = problem.samples.targets
-    reduction = Reduction(problem, run, choose_strategies(choice, scores, winner))
+    problem, run, choice, targets = reduction.problem, reduction.run, reduction.choice, reduction.targets
     columns = np.concatenate([gather_columns(reduction, name) for name in reduction.chosen])
     weights = {name: choose_weights(name, columns, targets, problem.splits, problem.objective) for name in METHODS}
     blind = {method: blend(columns, own, problem.splits) for method, own in weights.items()}
     members = {name: stack_members(reduction, name) for name in reduction.chosen}
-    networks = split_networks(reduction, pretrained, strategies, plan, members)
-    card = fill_card(reduction, choice, origin, pretrained, weights, next(iter(networks.values())).reason)
+    networks = split_networks(reduction, members)
+    card = fill_card(reduction, weights, next(iter(networks.values())).reason)
     ensemble = Ensemble(card, networks, members, calibrate(reduction, networks))
     notes = find_differences(blind["uniform"], predict_blind(reduction, ensemble)["uniform"])
     symmetric = predict_blind(reduction, ensemble, symmetric=True) if problem.symmetry else {}
     used = symmetric if choice.symmetric else blind
-    comparisons = compare_methods(reduction, used, rope)
+    comparisons = compare_methods(reduction, used)
     method = choose_method(choice.method, comparisons)
     ensemble = settle(reduction, ensemble, used).use_method(method)
-    ensemble = save(run, score_soup(reduction, ensemble), origin.config_text)
-    spread = measure_blind_spread(columns, weights[method], problem.splits)
-    write_arrays(run.blind, mean=used[method].mean(0), std=spread, targets=targets, zero_shot=zero_shot)
-    symmetric_score = score_blind(reduction, symmetric[method]) if symmetric else None
-    return describe_ensemble(reduction, ensemble.card, columns, comparisons, symmetric_score, notes)
-
-
-def describe_ensemble(
-    reduction: Reduction,
-    card: Card,
-    columns: Columns,
-    comparisons: tuple[Comparison, ...],
-    symmetric_score: float | None,
-    notes: tuple[str, ...],
-) -> EnsembleSummary:
-    run = reduction.run
+    card = save(run, score_soup(reduction, ensemble), reduction.origin.config_text)
+    spread = measure_blind_spread(reduction, columns, weights[method])
+    write_arrays(run.blind, mean=used[method].mean(0), std=spread, targets=targets, zero_shot=reduction.zero_shot)
     return EnsembleSummary(
-        score=card.score,
+        **card.model_dump(include={"score", "n_blind", "strategies", "method", "scores", "soup_score"}),
         n_members=len(card.members),
-        n_blind=card.n_blind,
         path=f"{run.place.rstrip('/')}/{run.ensemble.root.name}",
-        strategies=tuple(reduction.chosen),
-        method=card.method,
-        scores=card.scores,
         by_strategy=score_by_strategy(reduction, columns),
         comparisons=comparisons,
-        symmetric_score=symmetric_score,
-        soup_score=card.soup_score,
+        symmetric_score=score_blind(reduction, symmetric[method]) if symmetric else None,
         notes=notes,
     )
 
 
-def split_networks(
-    reduction: Reduction,
-    pretrained: Pretrained,
-    strategies: Mapping[str, Strategy],
-    plan: Sequence[CandidateSpec],
-    members: Mapping[str, Mapping[str, Tensor]],
-) -> dict[str, SplitNetwork]:
+def split_networks(reduction: Reduction, members: Mapping[str, State]) -> dict[str, SplitNetwork]:
     """Split the network as the members' training did, with one backbone for all strategies.
 
     Where one of them cannot be split, or an artefact may not hold its operations, all run the whole network.
     """
-    problem = reduction.problem
-    inputs = torch.from_numpy(problem.build_views()[0]).flatten(0, 1)
+    inputs = torch.from_numpy(reduction.problem.build_views()[0]).flatten(0, 1)
     splits = {}
     for name in reduction.chosen:
-        stage = strategies[name].stages[-1]
-        hyper = next(spec.stages[-1] for spec in plan if spec.strategy == name)
-        splits[name] = complete_split(split_at(pretrained, stage, inputs), inputs, hyper)
+        stage = reduction.strategies[name].stages[-1]
+        hyper = next(spec.stages[-1] for spec in reduction.plan if spec.strategy == name)
+        splits[name] = complete_split(split_at(reduction.pretrained, stage, inputs), inputs, hyper)
     if reason := describe_obstacle(splits, inputs[:2]):
-        network = pretrained.build()
-        return {name: keep_whole(network, list_trained(network, members[name]), reason) for name in splits}
+        network = reduction.pretrained.build()
+        names = [name for name, _ in network.named_parameters()]
+        trained = {strategy: tuple(name for name in names if name in members[strategy]) for strategy in splits}
+        return {strategy: keep_whole(network, own, reason) for strategy, own in trained.items()}
     return share_backbone(splits, inputs[:4])
 
 
-def list_trained(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    return tuple(name for name, _ in network.named_parameters() if name in state)
-
-
-def find_differences(
-    told: Float[np.ndarray, "repeat sample *target"], found: Float[np.ndarray, "repeat sample *target"]
-) -> tuple[str, ...]:
+def find_differences(told: Blind, found: Blind) -> tuple[str, ...]:
     """Note where the ensemble does not say what its members said in training."""
     gap, scale = float(np.abs(told - found).max()), float(np.abs(told).max())
     if gap <= TOLERATED * scale:
@@ -180,36 +145,16 @@ def find_differences(
     )
 
 
-def measure_blind_spread(
-    columns: Columns, weights: Float[np.ndarray, "repeat fold column"], splits: Splits
-) -> Float[np.ndarray, "sample *target"]:
+def measure_blind_spread(reduction: Reduction, columns: OutOfFold, weights: Weights) -> Responses:
     """Weighted standard deviation of the members that never saw a sample, before any averaging over the symmetry."""
-    first, second = (blend(power, weights, splits).mean(0) for power in (columns, columns**2))
-    spread: np.ndarray = np.sqrt(np.maximum(second - first**2, 0.0))
-    return spread
+    first, second = (blend(power, weights, reduction.problem.splits).mean(0) for power in (columns, columns**2))
+    return np.asarray(np.sqrt(np.maximum(second - first**2, 0.0)))
 
 
-def choose_strategies(
-    choice: EnsembleSection, scores: Mapping[str, StrategyScore | None], winner: str
-) -> dict[str, StrategyScore]:
-    chosen = {}
-    for name in choice.strategies or (winner,):
-        score = scores[name]
-        if score is None:
-            raise EnsembleError(
-                f"a strategy in an ensemble must have a completed candidate, got {name} without one; leave it out of "
-                "ensemble.strategies"
-            )
-        chosen[name] = score
-    return chosen
-
-
-def gather_columns(reduction: Reduction, strategy: str) -> Columns:
+def gather_columns(reduction: Reduction, strategy: str) -> OutOfFold:
     """Collect what the members say of each sample that never saw it: a column a seed."""
-    problem, chosen = reduction.problem, reduction.chosen[strategy].candidate
-    predictions = {
-        index: load_predictions(reduction.run, name_candidate(strategy, int(index))) for index in np.unique(chosen)
-    }
+    problem, run, chosen = reduction.problem, reduction.run, reduction.chosen[strategy].candidate
+    predictions = {index: load_predictions(run, name_candidate(strategy, int(index))) for index in np.unique(chosen)}
     shape = next(iter(predictions.values())).shape[2:]
     columns = np.empty((problem.n_seeds, len(chosen), *shape))
     for repeat, fold in np.ndindex(chosen.shape):
@@ -218,19 +163,17 @@ def gather_columns(reduction: Reduction, strategy: str) -> Columns:
     return columns
 
 
-def score_blind(reduction: Reduction, blind: Float[np.ndarray, "repeat sample *target"]) -> float:
+def score_blind(reduction: Reduction, blind: Blind) -> float:
     """Mean loss of the mean over repeats."""
     return float(reduction.problem.objective.score(blind.mean(0), reduction.targets).mean())
 
 
-def compare_methods(
-    reduction: Reduction, blended: Mapping[str, Float[np.ndarray, "repeat sample *target"]], rope: float
-) -> tuple[Comparison, ...]:
+def compare_methods(reduction: Reduction, blended: Mapping[str, Blind]) -> tuple[Comparison, ...]:
     """Compare each method with the uniform one, by fold models on their held-out folds."""
-    problem, targets = reduction.problem, reduction.targets
-    scores = {name: score_folds(own, targets, problem.splits, problem.objective) for name, own in blended.items()}
+    splits, objective = reduction.problem.splits, reduction.problem.objective
+    scores = {name: score_folds(own, reduction.targets, splits, objective) for name, own in blended.items()}
     pairs = [(name, "uniform") for name in scores if name != "uniform"]
-    return compare_all(scores, rope, problem.splits.test_share, pairs)
+    return compare_all(scores, reduction.rope, splits.test_share, pairs)
 
 
 def choose_method(asked: str, comparisons: Sequence[Comparison]) -> str:
@@ -244,9 +187,7 @@ def stack_members(reduction: Reduction, strategy: str) -> dict[str, Float[Tensor
     keys, index = reduction.problem.keys, reduction.chosen[strategy].candidate
     chosen = [name_candidate(strategy, int(index[key.repeat, key.fold])) for key in keys]
     stacks = {name: load_members(reduction.run, name) for name in set(chosen)}
-    return {
-        tensor: torch.stack([stacks[name][tensor][i] for i, name in enumerate(chosen)]) for tensor in stacks[chosen[0]]
-    }
+    return {name: torch.stack([stacks[own][name][i] for i, own in enumerate(chosen)]) for name in stacks[chosen[0]]}
 
 
 def calibrate(reduction: Reduction, networks: Mapping[str, SplitNetwork]) -> Calibration:
@@ -258,9 +199,7 @@ def calibrate(reduction: Reduction, networks: Mapping[str, SplitNetwork]) -> Cal
     return Calibration({}, np.array(reduction.problem.splits.fold_of), density)
 
 
-def settle(
-    reduction: Reduction, ensemble: Ensemble, blind: Mapping[str, Float[np.ndarray, "repeat sample *target"]]
-) -> Ensemble:
+def settle(reduction: Reduction, ensemble: Ensemble, blind: Mapping[str, Blind]) -> Ensemble:
     """Fill in what the blind predictions by each method say: residuals and scores."""
     targets, answers = reduction.targets, ensemble.objective.answers
     residuals = {method: answers.measure_residuals(own.mean(0), targets) for method, own in blind.items()}
@@ -269,16 +208,10 @@ def settle(
     return replace(ensemble, card=card, calibration=replace(ensemble.calibration, residuals=residuals))
 
 
-def fill_card(
-    reduction: Reduction,
-    choice: EnsembleSection,
-    origin: Origin,
-    pretrained: Pretrained,
-    weights: Mapping[str, Float[np.ndarray, "repeat fold column"]],
-    reason: str,
-) -> Card:
+def fill_card(reduction: Reduction, weights: Mapping[str, Weights], reason: str) -> Card:
     """Say what an ensemble is; its scores and the hashes of its files are filled in when it is saved."""
     problem, samples, splits = reduction.problem, reduction.problem.samples, reduction.problem.splits
+    choice, origin = reduction.choice, reduction.origin
     ordered = {name: order_weights(own, problem.n_seeds) for name, own in weights.items()}
     return Card(
         format=FORMAT, version=VERSION, run=origin.name, license=choice.license, units=choice.units,
@@ -290,11 +223,11 @@ def fill_card(
         wavelengths_nm=origin.wavelengths_nm, model=origin.model, split=reason, n_repeats=splits.n_repeats,
         n_folds=splits.n_folds, n_seeds=problem.n_seeds, members=tuple(list_cards(reduction)),
         splits_hash=splits.hash, data_hash=hash_arrays(samples.inputs, samples.targets),
-        weights_hash=pretrained.hash, versions=describe_environment()["versions"], files={},
+        weights_hash=reduction.pretrained.hash, versions=describe_environment()["versions"], files={},
     )  # fmt: skip
 
 
-def order_weights(weights: Float[np.ndarray, "repeat fold column"], n_seeds: int) -> tuple[float, ...]:
+def order_weights(weights: Weights, n_seeds: int) -> tuple[float, ...]:
     """Bring weights by fold and column into the order of the members: strategy, repeat, fold, seed."""
     by_strategy = weights.reshape(*weights.shape[:2], -1, n_seeds)
     return tuple(by_strategy.transpose(2, 0, 1, 3).ravel().tolist())
@@ -311,13 +244,13 @@ def list_cards(reduction: Reduction) -> Iterator[MemberCard]:
             )  # fmt: skip
 
 
-def save(run: RunFolder, ensemble: Ensemble, config_text: str) -> Ensemble:
-    """Write an ensemble to its folder; return it with its files in the card."""
+def save(run: RunFolder, ensemble: Ensemble, config_text: str) -> Card:
+    """Write an ensemble to its folder; return its card, with its files."""
     folder, calibration = run.ensemble, ensemble.calibration
     density = {f"density.{f.name}": getattr(calibration.density, f.name) for f in fields(Density)}
     residuals = {f"residuals.{method}": array for method, array in calibration.residuals.items()}
     arrays = {**residuals, "fold_of": calibration.fold_of, **density}
-    tensors: dict[Path, Mapping[str, Tensor]] = {
+    tensors: dict[Path, State] = {
         folder.backbone: list_tensors(ensemble.networks),
         folder.members: {f"{s}/{name}": tensor for s, own in ensemble.states.items() for name, tensor in own.items()},
         folder.calibration: {name: torch.as_tensor(array) for name, array in arrays.items()},
@@ -325,10 +258,10 @@ def save(run: RunFolder, ensemble: Ensemble, config_text: str) -> Ensemble:
     texts = {folder.network: json.dumps(describe_splits(ensemble.networks)), folder.config: config_text}
     card = ensemble.card.model_copy(update={"files": write_files(folder, tensors, texts)})
     write_card(folder, card)
-    return replace(ensemble, card=card)
+    return card
 
 
-def score_by_strategy(reduction: Reduction, columns: Columns) -> dict[str, tuple[float, float]]:
+def score_by_strategy(reduction: Reduction, columns: OutOfFold) -> dict[str, tuple[float, float]]:
     """Mean score of a strategy's members, and the score of its uniform ensemble."""
     problem, scores = reduction.problem, {}
     for name, own in zip(reduction.chosen, np.split(columns, len(reduction.chosen)), strict=True):
@@ -337,9 +270,7 @@ def score_by_strategy(reduction: Reduction, columns: Columns) -> dict[str, tuple
     return scores
 
 
-def predict_blind(
-    reduction: Reduction, ensemble: Ensemble, symmetric: bool = False
-) -> dict[str, Float[np.ndarray, "repeat sample *target"]]:
+def predict_blind(reduction: Reduction, ensemble: Ensemble, symmetric: bool = False) -> dict[str, Blind]:
     """What the fold models, by each method, say of the training samples that they never saw."""
     inputs = reduction.problem.samples.inputs
     members = np.concatenate([part for part, _ in ensemble.walk_members(inputs, symmetric)], 4)

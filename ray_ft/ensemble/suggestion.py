@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 
-from ray_ft.ensemble import Ensemble, flatten_features
+from ray_ft.ensemble import Ensemble, Raw, flatten_features
 from ray_ft.errors import DataError
 
 N_PROJECTED = 256  # a pool of 10,000 then takes 10 MB, whatever the features
@@ -28,17 +28,6 @@ def choose_batch(
 
     The first is the one of the largest disagreement. Each other one has the largest product of the square of its
     disagreement and of its squared distance from the nearest one chosen before, so of two that are alike only one is.
-
-    Args:
-        features: Where samples are alike if they are near, such as those at the frozen boundary.
-        disagreement: Standard deviation of the members, averaged over a sample's targets.
-        n: How many.
-
-    Returns:
-        Their rows, in the order of choice.
-
-    Raises:
-        DataError: There are fewer samples than are to be chosen.
     """
     if not 1 <= n <= len(features):
         raise DataError(
@@ -61,9 +50,8 @@ class Suggestion:
     """Samples of a pool to measure next.
 
     Attributes:
-        indices: Their rows, in the order of choice.
+        indices: In the order of choice.
         disagreement: Of the members, for every sample of the pool: root mean square deviation, in units of the target.
-        p_value: Of the novelty of every sample of the pool.
         features: Of every sample of the pool, projected at random to few numbers that keep the distances.
     """
 
@@ -73,16 +61,8 @@ class Suggestion:
     features: Float[np.ndarray, "pool projected"]
 
 
-def suggest_samples(
-    ensemble: Ensemble, pool: Shaped[np.ndarray, "..."], n: int, source: str = "the pool"
-) -> Suggestion:
-    """Choose samples of a pool without labels.
-
-    Args:
-        ensemble: Its members disagree.
-        pool: Inputs, as in the run's data.
-        n: How many to choose.
-        source: Of the pool, for messages.
+def suggest_samples(ensemble: Ensemble, pool: Raw, n: int, source: str = "the pool") -> Suggestion:
+    """Choose samples of a pool, inputs as in the run's data, without labels.
 
     Raises:
         DataError: The pool is not as the run's inputs were, or has fewer samples.

@@ -6,34 +6,25 @@ fold model, and the ensemble is the mean of the fold models. So a fold's score d
 """
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from ray_ft.data.folds import Splits
-from ray_ft.objectives import Objective
+from ray_ft.objectives import ByColumn, Columns, Objective, Targets
+from ray_ft.statistics.comparison import Means
 
 METHODS = ("uniform", "greedy", "stacked", "single")
 N_PICKS = 50  # of the greedy method; a weight is a multiple of 1 / N_PICKS
 
-Columns = Float[np.ndarray, "column sample *response"]
-Targets = Shaped[np.ndarray, "sample *target"]
+OutOfFold = Float[np.ndarray, "column repeat sample *response"]
+Weights = Float[np.ndarray, "repeat fold column"]
+Blind = Float[np.ndarray, "repeat sample *response"]  # what fold models say of the samples that they never saw
 
 
-def choose_weights(
-    method: str,
-    columns: Float[np.ndarray, "column repeat sample *response"],
-    targets: Targets,
-    splits: Splits,
-    objective: Objective,
-) -> Float[np.ndarray, "repeat fold column"]:
+def choose_weights(method: str, columns: OutOfFold, targets: Targets, splits: Splits, objective: Objective) -> Weights:
     """Choose each fold's weights on the other folds; they are not negative and sum to 1.
 
-    Args:
-        method: `uniform`; `greedy`, picks with replacement; `stacked`, as the objective stacks, scaled to a sum of 1;
-            `single`, the best column alone.
-        columns: Out-of-fold predictions.
-        targets: Truth.
-        splits: The folds.
-        objective: It scores.
+    Methods are `uniform`; `greedy`, picks with replacement; `stacked`, as the objective stacks, scaled to a sum of 1;
+    `single`, the best column alone.
 
     References:
         Caruana, Niculescu-Mizil, Crew & Ksikes, "Ensemble selection from libraries of models", ICML 2004. Breiman,
@@ -47,7 +38,7 @@ def choose_weights(
     return weights
 
 
-def weigh(method: str, columns: Columns, targets: Targets, objective: Objective) -> Float[np.ndarray, " column"]:
+def weigh(method: str, columns: Columns, targets: Targets, objective: Objective) -> ByColumn:
     match method:
         case "greedy":
             return pick_greedily(columns, targets, objective, N_PICKS)
@@ -56,14 +47,11 @@ def weigh(method: str, columns: Columns, targets: Targets, objective: Objective)
         case "stacked":
             weights = objective.stack(columns, targets)
             if weights.any():
-                shares: np.ndarray = weights / weights.sum()
-                return shares
+                return np.asarray(weights / weights.sum())
     return np.full(len(columns), 1 / len(columns))
 
 
-def pick_greedily(
-    columns: Columns, targets: Targets, objective: Objective, n_picks: int
-) -> Float[np.ndarray, " column"]:
+def pick_greedily(columns: Columns, targets: Targets, objective: Objective, n_picks: int) -> ByColumn:
     """Add, again and again, the column that most lowers the loss of the mean; the first of equals."""
     counts, total = np.zeros(len(columns)), np.zeros(columns.shape[1:])
     for n in range(1, n_picks + 1):
@@ -71,15 +59,10 @@ def pick_greedily(
         best = int(np.argmin(losses))
         counts[best] += 1
         total += columns[best]
-    weights: np.ndarray = counts / n_picks
-    return weights
+    return np.asarray(counts / n_picks)
 
 
-def blend(
-    columns: Float[np.ndarray, "column repeat sample *response"],
-    weights: Float[np.ndarray, "repeat fold column"],
-    splits: Splits,
-) -> Float[np.ndarray, "repeat sample *response"]:
+def blend(columns: OutOfFold, weights: Weights, splits: Splits) -> Blind:
     """What each repeat's fold models say of the samples that they never saw."""
     blended = np.empty(columns.shape[1:])
     for r, k in np.ndindex(weights.shape[:2]):
@@ -88,12 +71,7 @@ def blend(
     return blended
 
 
-def score_folds(
-    blended: Float[np.ndarray, "repeat sample *response"],
-    targets: Targets,
-    splits: Splits,
-    objective: Objective,
-) -> Float[np.ndarray, "repeat fold"]:
+def score_folds(blended: Blind, targets: Targets, splits: Splits, objective: Objective) -> Means:
     """Mean score of each fold model on its held-out fold, for comparisons between methods."""
     scores = np.empty((splits.n_repeats, splits.n_folds))
     for r, k in np.ndindex(scores.shape):

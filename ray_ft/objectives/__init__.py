@@ -19,22 +19,21 @@ from jaxtyping import Float, Int, Shaped
 from ray_ft.domains import TargetAxes, Tensor
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Figure
 else:
     Figure = Any
 
-__all__ = [
-    "METRICS",
-    "ZERO_SHOT",
-    "Answers",
-    "Column",
-    "Figure",
-    "Measures",
-    "Objective",
-    "Presentation",
-    "find_objective",
-    "list_baselines",
-]
+Responses = Float[np.ndarray, "sample *response"]
+Targets = Shaped[np.ndarray, "sample *target"]
+OneResponse = Float[np.ndarray, " *response"]
+OneTarget = Shaped[np.ndarray, " *target"]
+Columns = Float[np.ndarray, "column sample *response"]  # a column is a model that speaks of every sample
+ByColumn = Float[np.ndarray, " column"]
+Members = Float[np.ndarray, "strategy repeat fold seed sample *response"]
+Shares = Float[np.ndarray, "strategy repeat fold seed"]  # of the members in the whole, or in their fold model
+Folds = Float[np.ndarray, "repeat fold sample *response"]  # what the fold models say
+Residuals = Float[np.ndarray, "training *residual"]  # what is kept of the training samples
+FoldOf = Int[np.ndarray, "repeat training"]  # which fold of each repeat held a training sample out
 
 METRICS = {"mse": "ray_ft.objectives.regression", "mae": "ray_ft.objectives.regression"}  # whose module each is
 ZERO_SHOT = "zero_shot"  # the baseline that learns nothing: what the pretrained network says
@@ -60,16 +59,8 @@ class Objective(Protocol):
     def baselines(self) -> tuple[str, ...]:
         """Names of what costs no training: `ZERO_SHOT` first, then those that are fitted."""
 
-    def check_targets(self, targets: Shaped[np.ndarray, "sample *target"], source: str) -> None:
-        """Make sure that targets are what the objective is about.
-
-        Args:
-            targets: Finite numbers.
-            source: Name of their file, for messages.
-
-        Raises:
-            DataError: They are not.
-        """
+    def check_targets(self, targets: Targets, source: str) -> None:
+        """Raise `DataError` where targets, finite numbers of a file named `source`, are not of the objective's kind."""
 
     def find_misfit(self, response_shape: tuple[int, ...], target_shape: tuple[int, ...]) -> str:
         """Say what is wrong with the shape of a response for such a target; nothing where they fit."""
@@ -83,13 +74,11 @@ class Objective(Protocol):
         """Turn outputs into responses; axes may stand before that of the sample. It can be exported."""
 
     def linear_residual(
-        self, base: Float[np.ndarray, "sample *output"], targets: Shaped[np.ndarray, "sample *target"]
+        self, base: Float[np.ndarray, "sample *output"], targets: Targets
     ) -> Float[np.ndarray, "sample *output"]:
         """Compute what is to be added to outputs so that they are right, for fits in closed form."""
 
-    def score(
-        self, predicted: Float[np.ndarray, "sample *response"], targets: Shaped[np.ndarray, "sample *target"]
-    ) -> Float[np.ndarray, " sample"]:
+    def score(self, predicted: Responses, targets: Targets) -> Float[np.ndarray, " sample"]:
         """Score each sample in double precision; lower is better for every objective."""
 
     def predict_baselines(
@@ -97,34 +86,16 @@ class Objective(Protocol):
         zero_shot: Float[np.ndarray, "training *response"],
         targets: Shaped[np.ndarray, "training *target"],
         new: Float[np.ndarray, "sample *response"],
-    ) -> Mapping[str, Float[np.ndarray, "sample *response"]]:
-        """Predict by each baseline, fitted on the training part that is given and on nothing else.
+    ) -> Mapping[str, Responses]:
+        """Predict by each baseline, fitted on a training part and nothing else, where the network says `new`."""
 
-        Args:
-            zero_shot: What the pretrained network says of the training part.
-            targets: Of the training part.
-            new: What the pretrained network says of the samples to predict.
-        """
-
-    def stack(
-        self, columns: Float[np.ndarray, "column sample *response"], targets: Shaped[np.ndarray, "sample *target"]
-    ) -> Float[np.ndarray, " column"]:
-        """Choose weights of columns of responses for the best weighted mean.
-
-        Returns:
-            Weights that are not negative; all 0 where no column is worth any.
-        """
+    def stack(self, columns: Columns, targets: Targets) -> ByColumn:
+        """Choose weights for the best weighted mean, none of them negative; all 0 where no column is worth any."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What fresh samples say of an ensemble.
-
-    Attributes:
-        methods: Measures by their names, for each method of weighing the members.
-        beside: Further ones, of the method in use alone.
-        calibration: What was measured at each of several levels, by the method in use.
-    """
+    """What fresh samples say of an ensemble: measures by name, `beside` and by level for the method in use alone."""
 
     methods: Mapping[str, Mapping[str, float]]
     beside: Mapping[str, float]
@@ -133,11 +104,7 @@ class Measures:
 
 @runtime_checkable
 class Answers(Protocol):
-    """What an ensemble answers with, and what it keeps to do so.
-
-    Everywhere `folds` are the responses of the fold models, `residuals` what is kept of the training samples, and
-    `fold_of` says which fold of each repeat held each of them out. A level is 1 - alpha.
-    """
+    """What an ensemble answers with, and what it keeps to do so. A level is 1 - alpha."""
 
     @property
     def prediction(self) -> type[Any]:
@@ -151,54 +118,38 @@ class Answers(Protocol):
     def exported(self) -> tuple[str, ...]:
         """Names of what `export` returns, `mean` first."""
 
-    def measure_residuals(
-        self, blind: Float[np.ndarray, "sample *response"], targets: Shaped[np.ndarray, "sample *target"]
-    ) -> Float[np.ndarray, "sample *residual"]:
+    def measure_residuals(self, blind: Responses, targets: Targets) -> Float[np.ndarray, "sample *residual"]:
         """Measure what is kept of the training samples, from what models that never saw them say of each."""
 
     def find_residual_shape(self, target_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Find the shape of what is kept of one sample."""
 
-    def measure_spread(
-        self,
-        members: Float[np.ndarray, "strategy repeat fold seed sample *response"],
-        shares: Float[np.ndarray, "strategy repeat fold seed"],
-    ) -> Float[np.ndarray, "sample *spread"]:
+    def measure_spread(self, members: Members, shares: Shares) -> Float[np.ndarray, "sample *spread"]:
         """Measure how far the members, which have these shares in the whole, are from one another."""
 
     def answer(
         self,
         asked: Collection[str],
-        folds: Float[np.ndarray, "repeat fold sample *response"],
-        members: Float[np.ndarray, "strategy repeat fold seed sample *response"],
-        shares: Float[np.ndarray, "strategy repeat fold seed"],
-        residuals: Float[np.ndarray, "training *residual"],
-        fold_of: Int[np.ndarray, "repeat training"],
+        folds: Folds,
+        members: Members,
+        shares: Shares,
+        residuals: Residuals,
+        fold_of: FoldOf,
         alpha: float,
     ) -> dict[str, Any]:
         """Compute the quantities that are asked for; others may be among what is returned if they cost nothing."""
 
     def evaluate(
         self,
-        folds: Mapping[str, Float[np.ndarray, "repeat fold sample *response"]],
-        residuals: Mapping[str, Float[np.ndarray, "training *residual"]],
-        fold_of: Int[np.ndarray, "repeat training"],
+        folds: Mapping[str, Folds],
+        residuals: Mapping[str, Residuals],
+        fold_of: FoldOf,
         spread: Float[np.ndarray, "sample *spread"],
-        targets: Shaped[np.ndarray, "sample *target"],
+        targets: Targets,
         method: str,
         level: float,
     ) -> Measures:
-        """Measure an ensemble on fresh samples.
-
-        Args:
-            folds: By method of weighing.
-            residuals: By method.
-            fold_of: Of the training samples.
-            spread: Of the members, by the method in use.
-            targets: Of the fresh samples.
-            method: In use.
-            level: What is asked for.
-        """
+        """Measure an ensemble on fresh samples, by every method of weighing; `spread` is by the method in use."""
 
     def export(
         self,
@@ -213,13 +164,7 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class Column:
-    """A measure in a table.
-
-    Attributes:
-        measure: Its name.
-        header: What stands above it.
-        form: How its numbers are written, as `format` takes it; empty where they are scores, which share a unit.
-    """
+    """A measure in a table, its `form` as `format` takes it; that is empty for scores, which share a unit."""
 
     measure: str
     header: str
@@ -240,20 +185,11 @@ class Presentation(Protocol):
     def draw_calibration(self, points: Sequence[Mapping[str, float]], n_samples: int) -> Figure:
         """Draw what was measured against the level, `nominal`, that was asked for."""
 
-    def draw_sample(
-        self,
-        axes_of: TargetAxes,
-        truth: Shaped[np.ndarray, " *target"],
-        mean: Float[np.ndarray, " *response"],
-        std: Float[np.ndarray, " *response"],
-    ) -> Figure:
+    def draw_sample(self, axes_of: TargetAxes, truth: OneTarget, mean: OneResponse, std: OneResponse) -> Figure:
         """Draw a sample: truth, response of the members that never saw it, and their standard deviation."""
 
     def draw_errors(
-        self,
-        axes_of: TargetAxes,
-        responses: Mapping[str, Float[np.ndarray, "sample *response"]],
-        targets: Shaped[np.ndarray, "sample *target"],
+        self, axes_of: TargetAxes, responses: Mapping[str, Responses], targets: Targets
     ) -> tuple[str, Figure]:
         """Draw where the errors of each of two are, named by who made them; the text is a caption."""
 

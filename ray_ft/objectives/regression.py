@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from ray_ft.domains import Tensor
-from ray_ft.objectives import ZERO_SHOT, Objective
+from ray_ft.objectives import ZERO_SHOT, ByColumn, Columns, Objective, OneResponse, Targets
 from ray_ft.objectives.regression_answers import RegressionAnswers
-from ray_ft.objectives.regression_losses import compute_losses, score_predictions
+from ray_ft.objectives.regression_losses import Values, ValueTensor, compute_losses, score_predictions
 from ray_ft.objectives.regression_presentation import RegressionPresentation
 
 PENALTIES = np.concatenate([[0.0], np.logspace(-2, 4, 25)])
@@ -23,7 +23,7 @@ class Regression:
     presentation: RegressionPresentation
     baselines: tuple[str, ...] = (ZERO_SHOT, "training_mean", "gain_offset")
 
-    def check_targets(self, targets: Shaped[np.ndarray, "sample *target"], source: str) -> None:
+    def check_targets(self, targets: Targets, source: str) -> None:
         """Take any finite numbers."""
 
     def find_misfit(self, response_shape: tuple[int, ...], target_shape: tuple[int, ...]) -> str:
@@ -31,50 +31,35 @@ class Regression:
             return ""
         return f"the network's outputs must have the shape of the targets, got {response_shape} for {target_shape}"
 
-    def losses(
-        self, outputs: Float[Tensor, "sample *target"], targets: Float[Tensor, "sample *target"]
-    ) -> Float[Tensor, " sample"]:
+    def losses(self, outputs: ValueTensor, targets: ValueTensor) -> Float[Tensor, " sample"]:
         return compute_losses(self.metric, outputs, targets)
 
     def respond(self, outputs: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         return outputs
 
-    def linear_residual(
-        self, base: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
-    ) -> Float[np.ndarray, "sample *target"]:
-        residual: np.ndarray = targets - base
-        return residual
+    def linear_residual(self, base: Values, targets: Values) -> Values:
+        return np.asarray(targets - base)
 
-    def score(
-        self, predicted: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
-    ) -> Float[np.ndarray, " sample"]:
+    def score(self, predicted: Values, targets: Values) -> Float[np.ndarray, " sample"]:
         return score_predictions(self.metric, predicted, targets)
 
     def predict_baselines(
         self,
         zero_shot: Float[np.ndarray, "training *target"],
         targets: Float[np.ndarray, "training *target"],
-        new: Float[np.ndarray, "sample *target"],
-    ) -> dict[str, Float[np.ndarray, "sample *target"]]:
+        new: Values,
+    ) -> dict[str, Values]:
         """Predict by the network as it is, the mean target of the training part, and `fit_gain_offset`."""
         gain, offset = fit_gain_offset(zero_shot, targets)
         mean = np.broadcast_to(targets.mean(0), new.shape)
         return dict(zip(self.baselines, (new, mean, gain * new + offset), strict=True))
 
-    def stack(
-        self, columns: Float[np.ndarray, "column sample *target"], targets: Float[np.ndarray, "sample *target"]
-    ) -> Float[np.ndarray, " column"]:
-        """Fit non-negative least squares, whatever the metric.
-
-        References:
-            Breiman, "Stacked regressions", Machine Learning 24 (1996).
-        """
+    def stack(self, columns: Columns, targets: Values) -> ByColumn:
+        """Fit non-negative least squares, as Breiman, "Stacked regressions", Machine Learning 24 (1996)."""
         from scipy.optimize import nnls
 
         flat = columns.reshape(len(columns), -1).T
-        weights, _ = nnls(flat.astype(np.float64), targets.ravel().astype(np.float64))
-        found: np.ndarray = weights
-        return found
+        return np.asarray(nnls(flat.astype(np.float64), targets.ravel().astype(np.float64))[0])
 
 
 def build_objective(metric: str) -> Objective:
@@ -83,9 +68,7 @@ def build_objective(metric: str) -> Objective:
     return Regression(metric, RegressionAnswers(), RegressionPresentation(metric))
 
 
-def fit_gain_offset(
-    predicted: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
-) -> tuple[Float[np.ndarray, "*target"], Float[np.ndarray, "*target"]]:
+def fit_gain_offset(predicted: Values, targets: Values) -> tuple[OneResponse, OneResponse]:
     """Fit `targets = gain * predicted + offset` for each target value, the gain shrunk towards 1.
 
     It is ridge regression of the residual on the standardised prediction; one penalty, for all target values

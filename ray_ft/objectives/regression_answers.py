@@ -8,15 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ray_ft.domains import Tensor
-from ray_ft.objectives import Measures
-from ray_ft.objectives.regression_losses import score_predictions
-from ray_ft.statistics.intervals import (
-    build_pointwise,
-    build_simultaneous,
-    find_rank,
-    measure_coverage,
-    trace_calibration,
-)
+from ray_ft.objectives import FoldOf, Folds, Measures, Members, Residuals, Shares
+from ray_ft.objectives.regression_losses import Values, score_predictions
+from ray_ft.statistics import intervals
 
 
 @dataclass(frozen=True)
@@ -35,12 +29,12 @@ class Prediction:
         flag: Whether that is 5 % or less. Intervals hold for inputs like the training samples: do not trust these.
     """
 
-    mean: Float[np.ndarray, "sample *target"]
-    std: Float[np.ndarray, "sample *target"]
-    lower: Float[np.ndarray, "sample *target"]
-    upper: Float[np.ndarray, "sample *target"]
-    band_lower: Float[np.ndarray, "sample *target"]
-    band_upper: Float[np.ndarray, "sample *target"]
+    mean: Values
+    std: Values
+    lower: Values
+    upper: Values
+    band_lower: Values
+    band_upper: Values
     novelty: Float[np.ndarray, " sample"]
     p_value: Float[np.ndarray, " sample"]
     flag: Bool[np.ndarray, " sample"]
@@ -53,33 +47,25 @@ class RegressionAnswers:
     prediction: type[Prediction] = Prediction
     exported: tuple[str, ...] = ("mean", "std", "lower", "upper")
 
-    def measure_residuals(
-        self, blind: Float[np.ndarray, "sample *target"], targets: Float[np.ndarray, "sample *target"]
-    ) -> Float[np.ndarray, "sample *target"]:
-        residuals: np.ndarray = (targets - blind).astype(np.float32)
-        return residuals
+    def measure_residuals(self, blind: Values, targets: Values) -> Values:
+        return np.asarray((targets - blind).astype(np.float32))
 
     def find_residual_shape(self, target_shape: tuple[int, ...]) -> tuple[int, ...]:
         return target_shape
 
-    def measure_spread(
-        self,
-        members: Float[np.ndarray, "strategy repeat fold seed sample *target"],
-        shares: Float[np.ndarray, "strategy repeat fold seed"],
-    ) -> Float[np.ndarray, "sample *target"]:
+    def measure_spread(self, members: Members, shares: Shares) -> Values:
         """Weighted standard deviation of all members."""
         mean = np.einsum("crks,crks...->...", shares, members)
-        spread: np.ndarray = np.sqrt(np.einsum("crks,crks...->...", shares, (members - mean) ** 2))
-        return spread
+        return np.asarray(np.sqrt(np.einsum("crks,crks...->...", shares, (members - mean) ** 2)))
 
     def answer(
         self,
         asked: Collection[str],
-        folds: Float[np.ndarray, "repeat fold sample *target"],
-        members: Float[np.ndarray, "strategy repeat fold seed sample *target"],
-        shares: Float[np.ndarray, "strategy repeat fold seed"],
-        residuals: Float[np.ndarray, "training *target"],
-        fold_of: Int[np.ndarray, "repeat training"],
+        folds: Folds,
+        members: Members,
+        shares: Shares,
+        residuals: Residuals,
+        fold_of: FoldOf,
         alpha: float,
     ) -> dict[str, Any]:
         around = (folds, residuals, fold_of, alpha)
@@ -87,38 +73,27 @@ class RegressionAnswers:
         if "std" in asked:
             found["std"] = self.measure_spread(members, shares)
         if {"lower", "upper"} & set(asked):
-            found["lower"], found["upper"] = build_pointwise(*around)
+            found["lower"], found["upper"] = intervals.build_pointwise(*around)
         if {"band_lower", "band_upper"} & set(asked):
-            found["band_lower"], found["band_upper"] = build_simultaneous(*around)
+            found["band_lower"], found["band_upper"] = intervals.build_simultaneous(*around)
         return found
 
     def evaluate(
         self,
-        folds: Mapping[str, Float[np.ndarray, "repeat fold sample *target"]],
-        residuals: Mapping[str, Float[np.ndarray, "training *target"]],
-        fold_of: Int[np.ndarray, "repeat training"],
-        spread: Float[np.ndarray, "sample *target"],
-        targets: Float[np.ndarray, "sample *target"],
+        folds: Mapping[str, Folds],
+        residuals: Mapping[str, Residuals],
+        fold_of: FoldOf,
+        spread: Values,
+        targets: Values,
         method: str,
         level: float,
     ) -> Measures:
-        """Measure errors, and what intervals and bands hold.
-
-        Returns:
-            By method `mse` and `mae` of the mean; `coverage`, the share of target values inside their intervals, which
-            are `width` wide on average; `band_coverage`, the share of samples wholly inside their bands, and
-            `band_width`. Beside them `spread_coverage`, the share of target values within two standard deviations of
-            the members, which are no interval.
-        """
+        """Measure what `measure_one` does, and the share of target values within two standard deviations."""
         within = np.abs(targets - folds[method].mean((0, 1))) <= 2 * spread
-        points = trace_calibration(folds[method], residuals[method], fold_of, targets)
-        return Measures(
-            methods={
-                name: measure_method(own, residuals[name], fold_of, targets, 1 - level) for name, own in folds.items()
-            },
-            beside={"spread_coverage": float(within.mean())},
-            calibration={p.level: {"coverage": p.values, "band_coverage": p.samples} for p in points},
-        )
+        points = intervals.trace_calibration(folds[method], residuals[method], fold_of, targets)
+        methods = {name: measure_one(own, residuals[name], fold_of, targets, level) for name, own in folds.items()}
+        calibration = {p.level: {"coverage": p.values, "band_coverage": p.samples} for p in points}
+        return Measures(methods, {"spread_coverage": float(within.mean())}, calibration)
 
     def export(
         self,
@@ -136,29 +111,17 @@ class RegressionAnswers:
         variance = (shares * (members - mean) ** 2).sum((0, 3)).mean((0, 1))
         deals = [deal.index_select(0, own) for deal, own in zip(folds.unbind(), fold_of.unbind(), strict=True)]
         blind, margins = torch.stack(deals).mean(0), residuals.abs().unsqueeze(1)
-        rank = find_rank(alpha, len(residuals))
+        rank = intervals.find_rank(alpha, len(residuals))
         lower = (blind - margins).sort(0).values[rank - 1]
         upper = (blind + margins).sort(0).values[-rank]
         return mean, variance.sqrt(), lower, upper
 
 
-def measure_method(
-    folds: Float[np.ndarray, "repeat fold sample *target"],
-    residuals: Float[np.ndarray, "training *target"],
-    fold_of: Int[np.ndarray, "repeat training"],
-    targets: Float[np.ndarray, "sample *target"],
-    alpha: float,
-) -> dict[str, float]:
-    around = (folds, residuals, fold_of, alpha)
-    pointwise, together = (
-        measure_coverage(*build(*around), targets) for build in (build_pointwise, build_simultaneous)
-    )
-    mean = folds.mean((0, 1))
-    return {
-        "mse": float(score_predictions("mse", mean, targets).mean()),
-        "mae": float(score_predictions("mae", mean, targets).mean()),
-        "coverage": pointwise.values,
-        "width": pointwise.width,
-        "band_coverage": together.samples,
-        "band_width": together.width,
-    }
+def measure_one(folds: Folds, residuals: Residuals, fold_of: FoldOf, targets: Values, level: float) -> dict[str, float]:
+    """Errors of the mean, the share of values inside their intervals and of samples inside their bands, and widths."""
+    around = (folds, residuals, fold_of, 1 - level)
+    single = intervals.measure_coverage(*intervals.build_pointwise(*around), targets)
+    whole = intervals.measure_coverage(*intervals.build_simultaneous(*around), targets)
+    errors = {name: float(score_predictions(name, folds.mean((0, 1)), targets).mean()) for name in ("mse", "mae")}
+    coverage = {"coverage": single.values, "width": single.width}
+    return {**errors, **coverage, "band_coverage": whole.samples, "band_width": whole.width}

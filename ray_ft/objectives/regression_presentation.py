@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ray_ft.domains import TargetAxes
-from ray_ft.objectives import Column, Figure
-from ray_ft.objectives.regression_losses import score_predictions
+from ray_ft.objectives import Column, Figure, OneResponse, OneTarget
+from ray_ft.objectives.regression_losses import Values, score_predictions
 
 MANY_CHANNELS = 8  # above which bars bear no names
 COLUMNS = (
@@ -25,11 +25,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class RegressionPresentation:
-    """Curves, errors and coverage.
-
-    Attributes:
-        metric: Of the errors.
-    """
+    """Curves, errors by the metric, and coverage."""
 
     metric: str
     columns: tuple[Column, ...] = COLUMNS
@@ -45,9 +41,8 @@ class RegressionPresentation:
         from ray_ft.drawing import COLORS, MUTED, draw_grid
 
         figure, (axes,) = draw_grid(1, 3.2)
-        nominal, single, whole = (
-            [point[name] for point in points] for name in ("nominal", "coverage", "band_coverage")
-        )
+        names = ("nominal", "coverage", "band_coverage")
+        nominal, single, whole = ([point[name] for point in points] for name in names)
         axes.plot([0.5, 1], [0.5, 1], "--", color=MUTED, linewidth=0.8, label="as promised")
         axes.plot(nominal, single, "o-", color=COLORS[0], label="single values")
         axes.plot(nominal, whole, "s-", color=COLORS[1], label="whole samples, by their bands")
@@ -56,17 +51,9 @@ class RegressionPresentation:
         axes.legend()
         return figure
 
-    def draw_sample(
-        self,
-        axes_of: TargetAxes,
-        truth: Float[np.ndarray, " *target"],
-        mean: Float[np.ndarray, " *target"],
-        std: Float[np.ndarray, " *target"],
-    ) -> Figure:
+    def draw_sample(self, axes_of: TargetAxes, truth: OneTarget, mean: OneResponse, std: OneResponse) -> Figure:
         """Truth, and the blind ensemble with the spread of its members, channel by channel."""
-        from matplotlib.lines import Line2D
-
-        from ray_ft.drawing import COLORS, INK, draw_grid
+        from ray_ft.drawing import COLORS, INK, add_legend, draw_grid
 
         rows = [axes_of.flatten(values[None])[0] for values in (truth, mean, std)]
         names = axes_of.channels[:4]
@@ -81,23 +68,13 @@ class RegressionPresentation:
             axes.set_title(name)
             if i >= len(names) - 2:
                 axes.set_xlabel(axes_of.label)
-        handles = [
-            Line2D([], [], color=INK, linewidth=1, label="truth"),
-            Line2D([], [], color=COLORS[0], label="blind ensemble ± std of members"),
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        ensemble = ("blind ensemble ± std of members", {"color": COLORS[0]})
+        add_legend(figure, [("truth", {"color": INK, "linewidth": 1}), ensemble], 2)
         return figure
 
-    def draw_errors(
-        self,
-        axes_of: TargetAxes,
-        responses: Mapping[str, Float[np.ndarray, "sample *target"]],
-        targets: Float[np.ndarray, "sample *target"],
-    ) -> tuple[str, Figure]:
+    def draw_errors(self, axes_of: TargetAxes, responses: Mapping[str, Values], targets: Values) -> tuple[str, Figure]:
         """Error by value of the last axis, and by channel."""
-        from matplotlib.lines import Line2D
-
-        from ray_ft.drawing import COLORS, MUTED, draw_grid
+        from ray_ft.drawing import COLORS, MUTED, add_legend, draw_grid
 
         errors = {name: self.average_errors(axes_of, own, targets) for name, own in responses.items()}
         colors = dict(zip(errors, (COLORS[0], MUTED), strict=True))
@@ -120,17 +97,11 @@ class RegressionPresentation:
             panels[1].set_xlabel(quantity)
             if len(places) <= MANY_CHANNELS:
                 panels[1].set_yticks(places, axes_of.channels)
-        handles = [Line2D([], [], color=color, linewidth=4, label=name) for name, color in colors.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        add_legend(figure, [(name, {"color": color, "linewidth": 4}) for name, color in colors.items()], 2)
         return "Over all samples, along the targets' last axis and by channel.", figure
 
-    def average_errors(
-        self,
-        axes_of: TargetAxes,
-        predicted: Float[np.ndarray, "sample *target"],
-        targets: Float[np.ndarray, "sample *target"],
-    ) -> Float[np.ndarray, "channel value"]:
+    def average_errors(self, axes_of: TargetAxes, own: Values, targets: Values) -> Float[np.ndarray, "channel value"]:
         """Mean loss of each target value over the samples."""
-        by_value = (axes_of.flatten(values).reshape(len(values), -1).T for values in (predicted, targets))
+        by_value = (axes_of.flatten(values).reshape(len(values), -1).T for values in (own, targets))
         errors: np.ndarray = score_predictions(self.metric, *by_value)
         return errors.reshape(len(axes_of.channels), len(axes_of.x))

@@ -1,11 +1,12 @@
 """What an ensemble is worth, in the terminal and as a figure."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from ray_ft.drawing import COLORS, draw_grid, use_style
@@ -15,6 +16,7 @@ from ray_ft.errors import DataError
 from ray_ft.files.writing import write_text
 from ray_ft.objectives import find_objective
 from ray_ft.report.page import save_figure
+from ray_ft.report.terminal import join_lines, start_table
 from ray_ft.report.words import choose_unit, say_pair
 from ray_ft.results.summary import EnsembleSummary
 
@@ -24,25 +26,26 @@ LABELS = {"single": "best member alone"}
 def render_ensemble(summary: EnsembleSummary) -> Group:
     """Draw what an ensemble scores beside what it could have been."""
     unit = choose_unit([*summary.scores.values()])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("blind members of " + ", ".join(summary.strategies))
-    table.add_column(f"score{unit.suffix}", justify="right")
+    table = start_table("blind members of " + ", ".join(summary.strategies), f"score{unit.suffix}")
     for method, score in sorted(summary.scores.items(), key=lambda item: item[1]):
         style = "green" if method == summary.method else None
         table.add_row(Text(LABELS.get(method, method)), unit.write(score), style=style)
     for name, (members, ensemble) in summary.by_strategy.items():
         table.add_row(Text(f"{name}: members on average"), unit.write(members), style="dim")
         table.add_row(Text(f"{name}: their ensemble"), unit.write(ensemble), style="dim")
-    if summary.symmetric_score is not None:
-        table.add_row("averaged over the symmetry", unit.write(summary.symmetric_score), style="dim")
-    if summary.soup_score is not None:
-        table.add_row("seeds of a fold averaged to one network", unit.write(summary.soup_score), style="dim")
+    more = {
+        "averaged over the symmetry": summary.symmetric_score,
+        "seeds of a fold averaged to one network": summary.soup_score,
+    }
+    for name, other in more.items():
+        if other is not None:
+            table.add_row(name, unit.write(other), style="dim")
     lines = [*(say_pair(pair, unit) for pair in summary.comparisons), *(f"note: {note}" for note in summary.notes)]
     title = (
         f"ensemble  {summary.n_members} members in {summary.path}, {summary.method}; score {unit.write(summary.score)}"
         f"{unit.suffix} by the {summary.n_blind} of them that never saw a sample"
     )
-    return Group(Text(title), Text(), table, Text(), *(Text(line) for line in lines))
+    return join_lines(title, "", table, "", *lines)
 
 
 def render_evaluation(found: Evaluation) -> Group:
@@ -50,25 +53,20 @@ def render_evaluation(found: Evaluation) -> Group:
     presentation = find_objective(found.metric).presentation
     columns = presentation.columns
     unit = choose_unit(own[c.measure] for own in found.methods.values() for c in columns if not c.form)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method")
-    for column in columns:
-        table.add_column(column.header if column.form else f"{column.header}{unit.suffix}", justify="right")
+    table = start_table("method", *(c.header if c.form else f"{c.header}{unit.suffix}" for c in columns))
     for method, own in found.methods.items():
         cells = (format(own[c.measure], c.form) if c.form else unit.write(own[c.measure]) for c in columns)
         style = "green" if method == found.method else None
         table.add_row(LABELS.get(method, method), *cells, style=style)
-    lines = [
-        *(
-            ["note: these are the training samples: nothing here says how good the ensemble is"]
-            if found.n_known
-            else []
-        ),
+    warning = "note: these are the training samples: nothing here says how good the ensemble is"
+    return join_lines(
+        table,
+        "",
+        *([warning] if found.n_known else []),
         *presentation.describe_evaluation(found.model_dump()),
         f"{found.flagged:.0%} of the samples are flagged as unlike the training samples, where 5% of samples like "
         "them would be",
-    ]
-    return Group(table, Text(), *(Text(line) for line in lines))
+    )
 
 
 def draw_suggestion(found: Suggestion) -> Figure:
@@ -78,16 +76,10 @@ def draw_suggestion(found: Suggestion) -> Figure:
     places = centred @ directions[:2].T
     places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
     figure, (axes,) = draw_grid(1, 4.0)
-    spots = axes.scatter(places[:, 0], places[:, 1], c=found.disagreement, s=14, cmap="cividis", linewidths=0)
+    x, y = places.T
+    spots = axes.scatter(x, y, c=found.disagreement, s=14, cmap="cividis", linewidths=0)
     figure.colorbar(spots, ax=axes, label="disagreement of the members").outline.set_visible(False)
-    axes.scatter(
-        places[found.indices, 0],
-        places[found.indices, 1],
-        s=60,
-        facecolors="none",
-        edgecolors=COLORS[4],
-        linewidths=1.2,
-    )
+    axes.scatter(x[found.indices], y[found.indices], s=60, facecolors="none", edgecolors=COLORS[4], linewidths=1.2)
     for rank, index in enumerate(found.indices, start=1):
         axes.annotate(str(rank), places[index], xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xlabel("first principal component of the features")
@@ -96,48 +88,40 @@ def draw_suggestion(found: Suggestion) -> Figure:
 
 
 def name_suggestion(name: Path) -> tuple[Path, Path]:
-    """Name the table and the picture of a suggestion.
-
-    Raises:
-        DataError: It is no name.
-    """
+    """Name the table and the picture of a suggestion."""
     if not name.name:
         raise DataError(f"--out is the name of two files, without their endings, got {name}")
     return name.with_name(f"{name.name}.csv"), name.with_name(f"{name.name}.png")
 
 
 def write_suggestion(found: Suggestion, name: Path) -> tuple[Path, Path]:
-    """Write the chosen samples as a table, and draw them.
-
-    Raises:
-        DataError: The path cannot be written.
-    """
+    """Write the chosen samples as a table, and draw them."""
     rows = [
         f"{rank},{index},{found.disagreement[index]:.6g},{found.p_value[index]:.4g}"
         for rank, index in enumerate(found.indices, start=1)
     ]
     table, picture = name_suggestion(name)
-    try:
+    with writing("--out", name):
         write_text(table, "\n".join(["rank,index,disagreement,p_value_of_novelty", *rows]) + "\n")
-        with use_style():
-            save_figure(draw_suggestion(found), picture)
-    except OSError as error:
-        raise DataError(f"--out must be writable, got {name}: {error.strerror}") from error
+        save_figure(draw_suggestion(found), picture)
     return table, picture
 
 
 def write_calibration(found: Evaluation, path: Path) -> Path:
-    """Draw the calibration.
-
-    Raises:
-        DataError: The path cannot be written.
-    """
+    """Draw the calibration."""
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise DataError(f"a plot must end in .png, .svg or .pdf, got {path}")
+    points = [point.model_dump() for point in found.calibration]
+    with writing("a plot", path):
+        save_figure(find_objective(found.metric).presentation.draw_calibration(points, found.n_samples), path)
+    return path
+
+
+@contextmanager
+def writing(what: str, path: Path) -> Iterator[None]:
+    """Draw in the style of figures; say what cannot be written as a `DataError`."""
     try:
         with use_style():
-            points = [point.model_dump() for point in found.calibration]
-            figure = find_objective(found.metric).presentation.draw_calibration(points, found.n_samples)
-            return save_figure(figure, path)
+            yield
     except OSError as error:
-        raise DataError(f"a plot must be writable, got {path}: {error.strerror}") from error
+        raise DataError(f"{what} must be writable, got {path}: {error.strerror}") from error

@@ -4,17 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ray_ft.drawing import COLORS, INK, MUTED, draw_grid, use_log
+from ray_ft.drawing import COLORS, INK, MUTED, add_legend, draw_grid, use_log
 from ray_ft.objectives import ZERO_SHOT, list_baselines
 from ray_ft.report.candidates import list_columns
 from ray_ft.report.words import Unit, label
 from ray_ft.results.learning_curve import LearningCurve
-from ray_ft.results.records import Verdict
+from ray_ft.results.records import Plan, Verdict, Verdicts
 from ray_ft.results.summary import Summary
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.statistics.comparison import Comparison
@@ -27,34 +25,29 @@ MANY_CELLS = 80  # of a heat map, above which its numbers are not written
 
 
 def color_of(summary: Summary) -> dict[str, str]:
-    return {name: COLORS[i % len(COLORS)] for i, name in enumerate(summary.strategies)}
+    return {name: choose_look(i)[0] for i, name in enumerate(summary.strategies)}
 
 
-def marker_of(summary: Summary) -> dict[str, str]:
-    return {name: choose_marker(i) for i, name in enumerate(summary.strategies)}
-
-
-def choose_marker(i: int) -> str:
-    return MARKERS[i // len(COLORS) % len(MARKERS)]
+def choose_look(i: int) -> tuple[str, str]:
+    """Colour and marker of the i-th."""
+    return COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)]
 
 
 def draw_members(summary: Summary, unit: Unit) -> Figure:
     """Every member as a dot, mean ± std beside it; baselines by their folds."""
-    rows: dict[str, tuple[Float[np.ndarray, " score"], float, float, str]] = {}
-    for name, strategy in summary.strategies.items():
-        if strategy.score_mean is not None and strategy.score_std is not None:
-            scores = np.ravel(strategy.scores)
-            rows[name] = (scores, strategy.score_mean, strategy.score_std, color_of(summary)[name])
-    for name, baseline in summary.baselines.items():
-        rows[label(name)] = (np.ravel(baseline.scores), baseline.score_mean, baseline.score_std, MUTED)
-    ordered = sorted(rows.items(), key=lambda item: -item[1][1])
+    rows = [
+        (row.score_mean, row.score_std, np.ravel(row.scores), label(name), color_of(summary).get(name, MUTED))
+        for name, row in (summary.strategies | summary.baselines).items()
+        if row.score_mean is not None and row.score_std is not None
+    ]
+    rows.sort(key=lambda row: -row[0])
     figure, (axes,) = draw_grid(1, 0.8 + 0.36 * len(rows))
     rng = np.random.default_rng(0)
-    for y, (_, (scores, mean, std, color)) in enumerate(ordered):
+    for y, (mean, std, scores, _, color) in enumerate(rows):
         jitter = y + rng.uniform(-0.22, 0.02, len(scores))
         axes.scatter(unit.factor * scores, jitter, s=14, color=color, alpha=0.65, linewidths=0)
         axes.errorbar(unit.scale(mean), y + 0.2, xerr=unit.scale(std), fmt="D", color=color, markersize=4.5, capsize=3)
-    axes.set_yticks(range(len(ordered)), [name for name, _ in ordered])
+    axes.set_yticks(range(len(rows)), [name for _, _, _, name, _ in rows])
     axes.set_xlabel(f"held-out {summary.metric}{unit.suffix}, lower is better")
     axes.grid(axis="x", alpha=0.25)
     return figure
@@ -63,7 +56,8 @@ def draw_members(summary: Summary, unit: Unit) -> Figure:
 def draw_differences(comparisons: Sequence[Comparison], unit: Unit) -> Figure:
     """Each paired difference with its interval, over the region of practical equivalence."""
     figure, (axes,) = draw_grid(1, 0.8 + 0.32 * len(comparisons))
-    for y, pair in enumerate(reversed(comparisons)):
+    pairs = comparisons[::-1]
+    for y, pair in enumerate(pairs):
         color = {"better": BETTER, "worse": WORSE}.get(pair.verdict, MUTED)
         low, high = (unit.scale(value) for value in pair.interval)
         axes.plot([low, high], [y, y], color=color, linewidth=2)
@@ -73,9 +67,7 @@ def draw_differences(comparisons: Sequence[Comparison], unit: Unit) -> Figure:
         axes.text(1.02, y, numbers, transform=axes.get_yaxis_transform(), va="center", fontsize=7)
         axes.fill_betweenx([y - 0.35, y + 0.35], -rope, rope, color=MUTED, alpha=0.3, linewidth=0)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    axes.set_yticks(
-        range(len(comparisons)), [f"{label(pair.first)} − {label(pair.second)}" for pair in reversed(comparisons)]
-    )
+    axes.set_yticks(range(len(pairs)), [f"{label(pair.first)} − {label(pair.second)}" for pair in pairs])
     axes.set_xlabel(f"difference{unit.suffix}: below 0, the first is better")
     axes.grid(axis="x", alpha=0.25)
     return figure
@@ -106,7 +98,7 @@ def draw_folds(summary: Summary, unit: Unit) -> Figure:
     return figure
 
 
-def draw_curves(summary: Summary, plan: Sequence[CandidateSpec], curves: Mapping[str, Curves], unit: Unit) -> Figure:
+def draw_curves(summary: Summary, plan: Plan, curves: Mapping[str, Curves], unit: Unit) -> Figure:
     """Held-out loss by epoch: a line a candidate, the range of its folds, where folds and ASHA stopped it."""
     figure, panels = draw_grid(len(summary.strategies), 2.1)
     zero_shot = unit.scale(summary.baselines[ZERO_SHOT].score_mean)
@@ -125,8 +117,7 @@ def draw_curves(summary: Summary, plan: Sequence[CandidateSpec], curves: Mapping
             axes.fill_between(epochs, by_fold.min((1, 2)), by_fold.max((1, 2)), color=color, alpha=0.12, linewidth=0)
             if stopped:
                 axes.plot(epochs[-1], mean[-1], "x", color=color, markersize=7, markeredgewidth=2)
-        stops = [epoch for repeat in strategy.stop_epochs for epoch in repeat]
-        if stops:
+        if stops := [epoch for repeat in strategy.stop_epochs for epoch in repeat]:
             axes.plot(stops, [0.03] * len(stops), "|", color=INK, markersize=8, transform=axes.get_xaxis_transform())
         axes.axhline(zero_shot, color=MUTED, linestyle="--", linewidth=0.8)
         use_log(axes)
@@ -134,31 +125,23 @@ def draw_curves(summary: Summary, plan: Sequence[CandidateSpec], curves: Mapping
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     figure.supylabel(f"held-out {summary.metric}{unit.suffix}", fontsize="medium")
-    handles = [
-        Line2D([], [], color=INK, marker="|", linestyle="", markersize=8, label="a fold's stop"),
-        Line2D([], [], color=INK, marker="x", linestyle="", label="stopped by ASHA"),
-        Line2D([], [], color=MUTED, linestyle="--", label="zero-shot"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    looks: dict[str, Any] = {
+        "a fold's stop": {"color": INK, "marker": "|", "linestyle": "", "markersize": 8},
+        "stopped by ASHA": {"color": INK, "marker": "x", "linestyle": ""},
+        "zero-shot": {"color": MUTED, "linestyle": "--"},
+    }
+    add_legend(figure, looks.items(), 3)
     return figure
 
 
 def draw_search(
-    summary: Summary,
-    plan: Sequence[CandidateSpec],
-    verdicts: Mapping[str, Verdict],
-    curves: Mapping[str, Curves],
-    unit: Unit,
+    summary: Summary, plan: Plan, verdicts: Verdicts, curves: Mapping[str, Curves], unit: Unit
 ) -> Figure | None:
     """Each candidate's lowest mean against each hyperparameter that was searched; None where none was."""
     seen = [spec for spec in plan if spec.name in curves]
-    varied = {
-        key: declared
-        for key, declared in list_columns(seen).items()
-        if any(
-            len({read_value(spec, key) for spec in seen if spec.strategy == name}) > 1 for name in summary.strategies
-        )
-    }
+    drawn = {key: {(spec.strategy, read_value(spec, key)) for spec in seen} for key in list_columns(seen)}
+    n_strategies = len({spec.strategy for spec in seen})
+    varied = {key: declared for key, declared in list_columns(seen).items() if len(drawn[key]) > n_strategies}
     if not varied:
         return None
     lowest = {spec.name: find_lowest(curves[spec.name], verdicts[spec.name]) for spec in seen}
@@ -176,11 +159,11 @@ def draw_search(
             use_log(axes, "x")
         axes.set_xlabel(declared.title)
     figure.supylabel(f"lowest mean {summary.metric}{unit.suffix}", fontsize="medium")
-    handles = [Line2D([], [], label=name, **style_candidate(summary, name, "completed")) for name in summary.strategies]
-    handles.append(Line2D([], [], color=MUTED, marker="o", linestyle="", fillstyle="none", label="stopped by ASHA"))
+    looks = [(name, style_candidate(summary, name, "completed")) for name in summary.strategies]
+    looks.append(("stopped by ASHA", {"color": MUTED, "marker": "o", "linestyle": "", "fillstyle": "none"}))
     if any(verdicts[spec.name].state == "failed" for spec in seen):
-        handles.append(Line2D([], [], color=MUTED, marker="x", linestyle="", label="failed"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        looks.append(("failed", {"color": MUTED, "marker": "x", "linestyle": ""}))
+    add_legend(figure, looks, 3)
     return figure
 
 
@@ -190,28 +173,29 @@ def read_value(spec: CandidateSpec, key: str) -> Any:
 
 
 def find_lowest(curves: Curves, verdict: Verdict) -> float:
-    # What a candidate did past the rung at which it was stopped does not count.
+    """What a candidate did past the rung at which it was stopped does not count."""
     guide = curves.guide[: verdict.epoch] if verdict.state == "stopped" else curves.guide
     return float(guide.mean((1, 2)).min())
 
 
 def style_candidate(summary: Summary, strategy: str, state: str) -> Any:
-    marker = "x" if state == "failed" else marker_of(summary)[strategy]
+    color, marker = choose_look(list(summary.strategies).index(strategy))
     filled = "none" if state == "stopped" else "full"
-    return {"color": color_of(summary)[strategy], "marker": marker, "linestyle": "", "fillstyle": filled}
+    return {"color": color, "marker": "x" if state == "failed" else marker, "linestyle": "", "fillstyle": filled}
 
 
 def draw_learning_curve(curve: LearningCurve, unit: Unit) -> Figure:
     """Scores by size of the training parts with the fitted power laws, and the band of their draws."""
     figure, (axes,) = draw_grid(1, 3.4)
     for i, (name, each) in enumerate(curve.curves.items()):
-        color = COLORS[i % len(COLORS)] if name not in list_baselines() else MUTED
+        color, marker = choose_look(i)
+        color = MUTED if name in list_baselines() else color
         sizes = [forecast.size for forecast in each.forecasts]
         fine = np.geomspace(sizes[0], sizes[-1], 100)
         low, high = (unit.factor * np.array([f.interval[end] for f in each.forecasts]) for end in (0, 1))
         axes.errorbar(
             curve.sizes, unit.factor * np.array(each.score_mean), yerr=unit.factor * np.array(each.score_std),
-            fmt=choose_marker(i), color=color, markersize=4, capsize=2, label=label(name),
+            fmt=marker, color=color, markersize=4, capsize=2, label=label(name),
         )  # fmt: skip
         axes.plot(fine, unit.factor * each.fit.predict(fine), color=color)
         axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)

@@ -18,24 +18,13 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from ray_ft.config import Config, reload_config
-from ray_ft.domains import TargetAxes, find_domain
+from ray_ft.domains import find_domain
 from ray_ft.drawing import INK, MUTED, use_style
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import replace_file, write_text
-from ray_ft.objectives import Objective, find_objective
-from ray_ft.report import figures
+from ray_ft.objectives import find_objective
+from ray_ft.report import figures, words
 from ray_ft.report.candidates import describe_candidate, list_columns
-from ray_ft.report.words import (
-    Unit,
-    describe_shape,
-    describe_trained,
-    label,
-    say_changes,
-    say_sureness,
-    say_winner,
-    unit_of,
-    unit_of_curve,
-)
 from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.records import load_blind, load_history, load_plan, load_provenance, load_splits
 from ray_ft.results.summary import Summary
@@ -84,27 +73,8 @@ class Findings:
     provenance: Mapping[str, Any]
 
     @cached_property
-    def objective(self) -> Objective:
-        return find_objective(self.summary.metric)
-
-    @cached_property
-    def unit(self) -> Unit:
-        return unit_of(self.summary)
-
-    @cached_property
-    def axes(self) -> TargetAxes:
-        domain = find_domain(self.config.layout)
-        return domain.name_axes(self.blind["targets"].shape[1:], self.config.data.wavelengths_nm)
-
-
-@dataclass(frozen=True)
-class Plate:
-    """A figure in the page."""
-
-    name: str
-    title: str
-    caption: str
-    svg: str
+    def unit(self) -> words.Unit:
+        return words.unit_of(self.summary)
 
 
 def write_report(root: str | Path) -> Path:
@@ -114,7 +84,7 @@ def write_report(root: str | Path) -> Path:
         RunFolderError: The run is not finished, a file of it is damaged, or its folder is not writable.
     """
     findings = load_findings(RunFolder(Path(root)))
-    with use_style(), writing(Path(root)):
+    with writing(Path(root)):
         plates = [save_plate(findings.run, *drawn) for drawn in draw_plates(findings)]
         write_text(findings.run.report, fill_page(findings, plates))
     return findings.run.report
@@ -123,7 +93,8 @@ def write_report(root: str | Path) -> Path:
 @contextmanager
 def writing(root: Path) -> Iterator[None]:
     try:
-        yield
+        with use_style():
+            yield
     except OSError as error:
         raise RunFolderError(
             f"a report goes into its run's folder, got {error.filename or root}: {error.strerror}; make way for it"
@@ -132,9 +103,8 @@ def writing(root: Path) -> Iterator[None]:
 
 def write_curve_figure(curve: LearningCurve, root: str | Path) -> list[Path]:
     """Draw a learning curve into its folder, as PNG and SVG."""
-    unit = unit_of_curve(curve)
-    with use_style(), writing(Path(root)):
-        figure = figures.draw_learning_curve(curve, unit)
+    with writing(Path(root)):
+        figure = figures.draw_learning_curve(curve, words.unit_of_curve(curve))
         return [save_figure(figure, CurveFolder(Path(root)).figure(suffix)) for suffix in ("png", "svg")]
 
 
@@ -172,8 +142,10 @@ def draw_plates(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
 
 
 def draw_samples(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
-    blind, metric, presentation = findings.blind, findings.summary.metric, findings.objective.presentation
-    scores = findings.objective.score(blind["mean"], blind["targets"])
+    blind, metric, data = findings.blind, findings.summary.metric, findings.config.data
+    objective, targets = find_objective(metric), blind["targets"]
+    axes = find_domain(findings.config.layout).name_axes(targets.shape[1:], data.wavelengths_nm)
+    scores = objective.score(blind["mean"], targets)
     order = np.argsort(scores)
     places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     n_blind = findings.summary.ensemble.n_blind
@@ -181,20 +153,20 @@ def draw_samples(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
         yield (
             f"sample_{which}", f"The {which} sample", f"Sample {sample} has the {metric} "
             f"{findings.unit.write(scores[sample])}{findings.unit.suffix} by the {n_blind} members that never saw it.",
-            presentation.draw_sample(findings.axes, *(blind[name][sample] for name in ("targets", "mean", "std"))),
+            objective.presentation.draw_sample(axes, *(blind[name][sample] for name in ("targets", "mean", "std"))),
         )  # fmt: skip
     responses = {"blind ensemble": blind["mean"], "zero-shot": blind["zero_shot"]}
-    caption, figure = presentation.draw_errors(findings.axes, responses, blind["targets"])
+    caption, figure = objective.presentation.draw_errors(axes, responses, targets)
     yield "errors", "Where the error is", caption, figure
 
 
-def save_plate(run: RunFolder, name: str, title: str, caption: str, figure: Figure) -> Plate:
+def save_plate(run: RunFolder, name: str, title: str, caption: str, figure: Figure) -> tuple[str, ...]:
     """Write a figure on white as PNG and SVG, and take it without ground for the page."""
     for suffix in ("png", "svg"):
         save_figure(figure, run.figures / f"{name}.{suffix}")
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return Plate(name, title, caption, adapt_svg(text.getvalue(), title))
+    return name, title, caption, adapt_svg(text.getvalue(), title)
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
@@ -211,24 +183,18 @@ def adapt_svg(text: str, title: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
 
 
-def fill_page(findings: Findings, plates: Sequence[Plate]) -> str:
+def fill_page(findings: Findings, plates: Sequence[tuple[str, ...]]) -> str:
     summary, unit, environment = findings.summary, findings.unit, findings.provenance["environment"]
     templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     templates.filters["mark_options"] = mark_options
     template = templates.from_string(files("ray_ft.report").joinpath("page.html.jinja").read_text(encoding="utf-8"))
     strategies = sorted(summary.strategies.items(), key=lambda item: (item[1].score_mean is None, item[1].score_mean))
     return template.render(
-        summary=summary, unit=unit, label=label, plates=plates, strategies=strategies, plan=findings.plan,
-        columns=list_columns(findings.plan), describe_candidate=describe_candidate, describe_trained=describe_trained,
+        summary=summary, unit=unit, words=words, plates=plates, strategies=strategies, plan=findings.plan,
+        columns=list_columns(findings.plan), describe_candidate=describe_candidate,
         baselines=sorted(summary.baselines.items(), key=lambda item: item[1].score_mean),
-        shape=describe_shape(summary),
-        which=say_winner(summary, unit),
-        how_sure=say_sureness(summary, unit),
-        changes=say_changes(summary, findings.config, findings.plan, unit),
-        parts=list(next(iter(summary.strategies.values())).parts),
-        command=shlex.join(map(str, environment["command"])),
-        environment=environment,
-        provenance=findings.provenance,
+        changes=words.say_changes(summary, findings.config, findings.plan, unit),
+        command=shlex.join(map(str, environment["command"])), environment=environment, provenance=findings.provenance,
         config_text=findings.run.config.read_text(encoding="utf-8"),
     )  # fmt: skip
 

@@ -5,47 +5,51 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from ray_ft.report import words
 from ray_ft.report.candidates import describe_candidate, list_columns
-from ray_ft.report.words import (
-    Unit,
-    choose_unit,
-    describe_shape,
-    describe_trained,
-    label,
-    say_corrected,
-    say_pair,
-    unit_of,
-    unit_of_curve,
-)
-from ray_ft.results.learning_curve import Forecast, LearningCurve, StrategyCurve
+from ray_ft.report.words import Unit, choose_unit, describe_shape, describe_trained, label, say_pair
+from ray_ft.results.learning_curve import LearningCurve, StrategyCurve, describe_sizes
 from ray_ft.results.run_comparison import RunComparison
 from ray_ft.results.summary import StrategySummary, Summary
 from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import CandidateSpec
 
 
+def start_table(first: str, *others: str) -> Table:
+    """Start a table without lines, whose columns but the first are numbers."""
+    numbers = (Column(header, justify="right") for header in others)
+    return Table(first, *numbers, box=None, pad_edge=False, header_style="bold")
+
+
+def join_lines(*parts: str | Text | Table) -> Group:
+    """Put lines and tables below one another; what is plain text is no markup, as a folder's name may look like it."""
+    return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
+
+
 def render_summary(summary: Summary, run: RunFolder) -> Group:
     """Draw the table of a finished run, its winner, and what to do next."""
-    unit = unit_of(summary)
+    unit = words.unit_of(summary)
     title = f"{summary.name}: {describe_shape(summary)}; {summary.metric}{unit.suffix}, lower is better"
-    lines = [Text(line) for line in describe_outcome(summary, run, unit)]
-    return Group(Text(title, style="bold"), build_table(summary, unit), Text(), *lines)
+    table, lines = build_table(summary, unit), describe_outcome(summary, run, unit)
+    return join_lines(Text(title, style="bold"), table, "", *lines)
 
 
 def build_table(summary: Summary, unit: Unit) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-    table.add_column("strategy")
-    for header in ("trained", "done/stop/fail", "members", "score", "best epoch*", "optimism", "stops at", "time"):
-        table.add_column(header, justify="right", no_wrap=True)
+    headers = ("trained", "done/stop/fail", "members", "score", "best epoch*", "optimism", "stops at", "time")
+    table = start_table("strategy", *headers)
+    table.collapse_padding = True
+    for column in table.columns[1:]:
+        column.no_wrap = True
     scored = {name: row for name, row in summary.strategies.items() if row.score_mean is not None}
     for name, row in sorted(scored.items(), key=lambda item: item[1].score_mean or 0.0):
         table.add_row(Text(name), *describe_row(row, unit), style="green" if name == summary.winner else None)
     for name, row in summary.strategies.items():
         if name not in scored:
-            table.add_row(Text(name), *describe_hole(row))
+            hole = ("0", "no candidate completed", "", "", "", f"{row.seconds:.0f} s")
+            table.add_row(Text(name), describe_trained(row), describe_states(row), *hole)
     table.add_section()
     for name, baseline in sorted(summary.baselines.items(), key=lambda item: item[1].score_mean):
         score = unit.spread(baseline.score_mean, baseline.score_std)
@@ -54,21 +58,12 @@ def build_table(summary: Summary, unit: Unit) -> Table:
 
 
 def describe_row(row: StrategySummary, unit: Unit) -> tuple[str, ...]:
-    assert row.score_mean is not None
-    assert row.score_std is not None
-    assert row.best_epoch_mean is not None
-    assert row.optimism is not None
     stops = [epoch for repeat in row.stop_epochs for epoch in repeat]
     return (
         describe_trained(row), describe_states(row), str(row.n_members),
         unit.spread(row.score_mean, row.score_std), unit.write(row.best_epoch_mean), unit.write(row.optimism),
         f"{min(stops)}–{max(stops)}", f"{row.seconds:.0f} s",
     )  # fmt: skip
-
-
-def describe_hole(row: StrategySummary) -> tuple[str, ...]:
-    hole = "no candidate completed"
-    return (describe_trained(row), describe_states(row), "0", hole, "", "", "", f"{row.seconds:.0f} s")
 
 
 def describe_states(row: StrategySummary) -> str:
@@ -93,8 +88,8 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         "",
         f"winner    {summary.winner} (lowest mean score, {below} the best baseline)",
         *(f"          {say_pair(pair, unit)}" for pair in pairs),
-        *(f"          corrected for having been picked: {corrected}" for corrected in say_corrected(summary, unit)),
-        f"spread    {describe_spread(summary.strategies[summary.winner], unit)}",
+        *(f"          corrected for having been picked: {said}" for said in words.say_corrected(summary, unit)),
+        f"spread    {words.describe_spread(summary.strategies[summary.winner], unit)}",
         f"ensemble  {ensemble.n_members} members in {ensemble.path}; score {unit.write(ensemble.score)} by the "
         f"{ensemble.n_blind} of them that never saw a sample",
         f"report    {run.place.rstrip('/')}/{run.report.name}",
@@ -102,7 +97,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         f"time      {summary.wall_s:.0f} s; members trained {describe_training(summary)}",
         "",
         "next:",
-        *(f"  ray-ft {shlex.join(words)}" for words in suggest_commands(summary, run)),
+        *(f"  ray-ft {shlex.join(command)}" for command in suggest_commands(summary, run)),
     ]
 
 
@@ -125,59 +120,37 @@ def say_interruptions(summary: Summary) -> list[str]:
     return [f"faults    interrupted {times}; {summary.n_epochs_again} epochs of candidates were trained again"]
 
 
-def describe_spread(row: StrategySummary, unit: Unit) -> str:
-    if row.fold_std is None or row.seed_std is None:
-        return "one seed: the parts of folds and seeds are unknown"
-    return f"{unit.write(row.fold_std)} by folds, {unit.write(row.seed_std)} by seeds"
-
-
 def describe_training(summary: Summary) -> str:
-    by_way: dict[str, list[str]] = {}
-    for name, row in summary.strategies.items():
-        for way in row.training:
-            by_way.setdefault(way, []).append(name)
-    if len(by_way) == 1:
-        return next(iter(by_way))
-    return "; ".join(f"{way} ({', '.join(names)})" for way, names in by_way.items())
+    ways = dict.fromkeys(way for row in summary.strategies.values() for way in row.training)
+    users = {way: ", ".join(name for name, row in summary.strategies.items() if way in row.training) for way in ways}
+    return "; ".join(f"{way} ({names})" if len(ways) > 1 else way for way, names in users.items())
 
 
 def render_comparison(found: RunComparison) -> Group:
     """Draw the scores of several runs and what their comparison says."""
     unit = choose_unit(mean for mean, _ in found.scores.values())
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run/strategy")
-    table.add_column(f"{found.metric}{unit.suffix}", justify="right")
+    table = start_table("run/strategy", f"{found.metric}{unit.suffix}")
     for name, (mean, std) in sorted(found.scores.items(), key=lambda item: item[1]):
-        table.add_row(Text(name), unit.spread(mean, std))  # a folder's name may look like markup
-    lines = [*(say_pair(pair, unit) for pair in found.comparisons), *(f"note: {note}" for note in found.notes)]
-    return Group(table, Text(), *(Text(line) for line in lines))
+        table.add_row(Text(name), unit.spread(mean, std))
+    pairs = (say_pair(pair, unit) for pair in found.comparisons)
+    return join_lines(table, "", *pairs, *(f"note: {note}" for note in found.notes))
 
 
 def render_curve(curve: LearningCurve) -> Group:
     """Draw the scores by size of the training parts, and what more samples would buy."""
-    unit = unit_of_curve(curve)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"{curve.metric}{unit.suffix}, training samples")
-    for size in curve.sizes:
-        table.add_column(write_size(size), justify="right")
-    table.add_column("floor", justify="right")
-    table.add_column("excess over it falls as n to the power of", justify="right")
+    unit = words.unit_of_curve(curve)
+    headers = (*(describe_sizes([size]) for size in curve.sizes), "floor", "excess over it falls as n to the power of")
+    table = start_table(f"{curve.metric}{unit.suffix}, training samples", *headers)
     for name, each in sort_curves(curve):
         scores = (unit.spread(*pair) for pair in zip(each.score_mean, each.score_std, strict=True))
         low, high = each.exponent_interval
         power = f"{write_power(each.fit.exponent)} [{write_power(high)}, {write_power(low)}]"
         table.add_row(Text(label(name)), *scores, unit.write(each.fit.floor), Text(power))
-    notes = [Text(f"note: {note}") for note in curve.notes]
-    return Group(table, Text(), build_forecasts(curve, unit), Text(), *notes)
+    return join_lines(table, "", build_forecasts(curve, unit), "", *(f"note: {note}" for note in curve.notes))
 
 
 def sort_curves(curve: LearningCurve) -> list[tuple[str, StrategyCurve]]:
     return sorted(curve.curves.items(), key=lambda item: item[1].score_mean[-1])
-
-
-def write_size(size: float) -> str:
-    """Parts of a sample are of a mean over folds."""
-    return f"{round(size, 1):g}"
 
 
 def write_power(exponent: float) -> str:
@@ -187,49 +160,30 @@ def write_power(exponent: float) -> str:
 def build_forecasts(curve: LearningCurve, unit: Unit) -> Table | Text:
     largest = curve.sizes[-1]
     ahead = {name: [f for f in each.forecasts if f.size > largest] for name, each in sort_curves(curve)}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"forecast for more than {write_size(largest)}")
-    for forecast in next(iter(ahead.values()), ()):
-        table.add_column(f"+{write_size(forecast.size - largest)}", justify="right")
+    more = (f"+{describe_sizes([forecast.size - largest])}" for forecast in next(iter(ahead.values()), ()))
+    table = start_table(f"forecast for more than {describe_sizes([largest])}", *more)
     for name, forecasts in ahead.items():
-        table.add_row(Text(label(name)), *(Text(say_forecast(forecast, unit)) for forecast in forecasts))
+        changes = (f"{f.change:+.1%} [{f.change_interval[0]:+.1%}, {f.change_interval[1]:+.1%}]" for f in forecasts)
+        said = (f"{unit.write(f.score)}, {change}" for f, change in zip(forecasts, changes, strict=True))
+        table.add_row(Text(label(name)), *map(Text, said))
     return table if any(ahead.values()) else Text()
-
-
-def say_forecast(forecast: Forecast, unit: Unit) -> str:
-    low, high = forecast.change_interval
-    return f"{unit.write(forecast.score)}, {forecast.change:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
 def render_plan(
     plan: Sequence[CandidateSpec], parts: Mapping[str, Mapping[str, tuple[int, int]]], n_members: int, shape: str
 ) -> Group:
-    """Draw what a config would train: by strategy and part of the network, then every candidate.
-
-    Args:
-        plan: All candidates.
-        parts: Trained and all parameters by strategy and part.
-        n_members: Members of a candidate.
-        shape: Samples, folds and seeds in words.
-    """
-    by_part = Table(box=None, pad_edge=False, header_style="bold")
-    by_part.add_column("trained parameters")
-    for strategy in parts:
-        by_part.add_column(strategy, justify="right")
-    by_part.add_column("all", justify="right")
+    """Draw what a config would train: by strategy and part of the network, then every candidate."""
+    by_part = start_table("trained parameters", *parts, "all")
     for part in next(iter(parts.values())):
         learning = [f"{counts[part][0]:,}" if counts[part][0] else "frozen" for counts in parts.values()]
         by_part.add_row(Text(part), *learning, f"{next(iter(parts.values()))[part][1]:,}")
     totals = [sum(learning for learning, _ in counts.values()) for counts in parts.values()]
     total = sum(count for _, count in next(iter(parts.values())).values())
     by_part.add_row("total", *(f"{n:,} ({n / total:.1%})" for n in totals), f"{total:,}", style="bold")
-    candidates = Table(box=None, pad_edge=False, header_style="bold")
-    candidates.add_column("candidate")
     columns = list_columns(plan)
-    for declared in columns.values():
-        candidates.add_column(declared.column, justify="right")
+    candidates = start_table("candidate", *(declared.column for declared in columns.values()))
     for spec in plan:
         for row in describe_candidate(spec, columns):
             candidates.add_row(spec.name, *row)
     count = f"{len(plan)} candidates × {n_members} members = {len(plan) * n_members} members in all"
-    return Group(Text(shape, style="bold"), Text(), by_part, Text(), candidates, Text(), Text(count))
+    return join_lines(Text(shape, style="bold"), "", by_part, "", candidates, "", count)

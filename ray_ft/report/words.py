@@ -34,10 +34,10 @@ class Unit:
     def scale(self, value: float) -> float:
         return value * self.factor
 
-    def write(self, value: float, sign: str = "") -> str:
-        return f"{self.scale(value):{sign}.3f}"
+    def write(self, value: float | None, sign: str = "") -> str:
+        return "?" if value is None else f"{self.scale(value):{sign}.3f}"
 
-    def spread(self, mean: float, std: float) -> str:
+    def spread(self, mean: float | None, std: float | None) -> str:
         return f"{self.write(mean)} ± {self.write(std)}"
 
     def interval(self, bounds: tuple[float, float], sign: str = "") -> str:
@@ -107,8 +107,6 @@ def say_repeats(pair: Comparison) -> str:
 
 def say_winner(summary: Summary, unit: Unit) -> str:
     winner = summary.strategies[summary.winner]
-    assert winner.score_mean is not None
-    assert winner.score_std is not None
     score = f"{summary.metric} {unit.spread(winner.score_mean, winner.score_std)}{unit.suffix}"
     said = f"{summary.winner}: {score} over {describe_shape(summary)}"
     return ". Corrected for having been picked as the lowest: ".join([said, *say_corrected(summary, unit)])
@@ -124,20 +122,10 @@ def say_corrected(summary: Summary, unit: Unit) -> Iterator[str]:
         )
 
 
-def say_sureness(summary: Summary, unit: Unit) -> list[str]:
-    """How the winner compares with each other strategy and the best baseline."""
-    return [say_pair(pair, unit) for pair in summary.of(summary.winner)]
-
-
 def say_changes(summary: Summary, config: Config, plan: Sequence[CandidateSpec], unit: Unit) -> list[str]:
     """What could change the answer, as far as the run itself shows."""
-    winner = summary.strategies[summary.winner]
-    return [
-        *say_undecided(summary),
-        *say_spread(summary.winner, winner, unit),
-        *say_edges(summary, config, plan),
-        *say_thinness(summary, config),
-    ]
+    training = (*say_spread(summary, unit), *say_edges(summary, config, plan))
+    return [*say_undecided(summary), *training, *say_thinness(summary, config)]
 
 
 def say_undecided(summary: Summary) -> Iterator[str]:
@@ -151,31 +139,33 @@ def say_undecided(summary: Summary) -> Iterator[str]:
             yield f"{label(pair.second)} may be as good as {pair.first}, or better: {remedy}"
 
 
-def say_spread(name: str, winner: StrategySummary, unit: Unit) -> Iterator[str]:
+def describe_spread(row: StrategySummary, unit: Unit) -> str:
+    if row.fold_std is None or row.seed_std is None:
+        return "one seed: the parts of folds and seeds are unknown"
+    return f"{unit.write(row.fold_std)} by folds, {unit.write(row.seed_std)} by seeds"
+
+
+def say_spread(summary: Summary, unit: Unit) -> Iterator[str]:
+    name, winner = summary.winner, summary.strategies[summary.winner]
+    mostly = f"{name}'s spread is mostly"
     if winner.fold_std is None or winner.seed_std is None:
         yield "one seed: what of the spread is due to the randomness of training is unknown; --seeds 2 shows it"
-        return
-    parts = f"{unit.write(winner.fold_std)} by folds, {unit.write(winner.seed_std)} by seeds"
-    if winner.fold_std > winner.seed_std:
-        yield f"{name}'s spread is mostly which samples are held out ({parts}): more samples or repeats, not more seeds"
+    elif winner.fold_std > winner.seed_std:
+        parts = describe_spread(winner, unit)
+        yield f"{mostly} which samples are held out ({parts}): more samples or repeats, not more seeds"
     else:
-        yield f"{name}'s spread is mostly the randomness of training ({parts}): more seeds narrow it"
+        yield f"{mostly} the randomness of training ({describe_spread(winner, unit)}): more seeds narrow it"
 
 
 def say_edges(summary: Summary, config: Config, plan: Sequence[CandidateSpec]) -> Iterator[str]:
     """Where the winner's candidates lie at the end of what was searched."""
     winner = summary.strategies[summary.winner]
-    chosen = {index for repeat in winner.chosen_candidates for index in repeat}
+    chosen, stops = np.ravel(winner.chosen_candidates).tolist(), np.ravel(winner.stop_epochs).tolist()
     specs = {spec.index: spec for spec in plan if spec.strategy == summary.winner and spec.index in chosen}
     for spec in specs.values():
         for stage, hyper in zip(config.selected[summary.winner].stages, spec.stages, strict=True):
             yield from say_edge(spec.name, stage, hyper)
-    last = [
-        epoch == specs[index].n_epochs > 1
-        for epochs, indices in zip(winner.stop_epochs, winner.chosen_candidates, strict=True)
-        for epoch, index in zip(epochs, indices, strict=True)
-    ]
-    if all(last):
+    if all(stop == specs[index].n_epochs > 1 for stop, index in zip(stops, chosen, strict=True)):
         yield "every fold was best at the end of its schedule: more epochs may go lower"
 
 
@@ -195,6 +185,6 @@ def say_thinness(summary: Summary, config: Config) -> Iterator[str]:
     searched = [n for name, n in counts.items() if any(stage.varies for stage in config.selected[name].stages)]
     if searched and (fewest := min(searched)) < ENOUGH:
         yield f"{fewest} draws of the hyperparameters a strategy are a thin search: --candidates 8 looks further"
-    failed = {name: n for name, strategy in summary.strategies.items() if (n := strategy.candidates["failed"])}
-    for name, n in failed.items():
-        yield f"{n} of {counts[name]} candidates of {name} failed: it may be better than it looks"
+    for name, strategy in summary.strategies.items():
+        if n := strategy.candidates["failed"]:
+            yield f"{n} of {counts[name]} candidates of {name} failed: it may be better than it looks"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from ray_ft.objectives import ZERO_SHOT, find_objective
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
@@ -29,11 +29,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class CurveModel(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class PowerLaw(CurveModel):
+class PowerLaw(BaseModel, frozen=True):
     """score(n) = floor + scale * n ** -exponent."""
 
     scale: float
@@ -41,11 +37,10 @@ class PowerLaw(CurveModel):
     floor: float
 
     def predict(self, n: Float[np.ndarray, " size"]) -> Float[np.ndarray, " size"]:
-        score: np.ndarray = self.floor + self.scale * n**-self.exponent
-        return score
+        return np.asarray(self.floor + self.scale * n**-self.exponent)
 
 
-class Forecast(CurveModel):
+class Forecast(BaseModel, frozen=True):
     """The score that the fit expects of a training part of `size` samples.
 
     Attributes:
@@ -61,7 +56,7 @@ class Forecast(CurveModel):
     change_interval: tuple[float, float]
 
 
-class StrategyCurve(CurveModel):
+class StrategyCurve(BaseModel, frozen=True):
     """Scores by size, the fit, and what it says of the sizes measured and of larger ones."""
 
     score_mean: list[float]
@@ -71,13 +66,11 @@ class StrategyCurve(CurveModel):
     forecasts: list[Forecast]
 
 
-class LearningCurve(CurveModel):
+class LearningCurve(BaseModel, frozen=True):
     """Learning curves of the strategies, and of the best baseline that learns.
 
     Attributes:
-        metric: Of the scores.
         sizes: Mean samples of the training parts; fewer than asked for where groups stay whole.
-        curves: By name.
         notes: What makes a curve misleading, or has none.
     """
 
@@ -90,23 +83,12 @@ class LearningCurve(CurveModel):
         """One row a strategy and size, measured or forecast, as a `pandas.DataFrame`."""
         import pandas as pd
 
-        rows: list[dict[str, Any]] = []
+        rows: list[tuple[Any, ...]] = []
         for name, curve in self.curves.items():
-            measured = zip(self.sizes, curve.score_mean, curve.score_std, strict=True)
-            rows += [{"strategy": name, "size": n, "score_mean": m, "score_std": s} for n, m, s in measured]
-            rows += [
-                {
-                    "strategy": name,
-                    "size": f.size,
-                    "forecast": f.score,
-                    "low": f.interval[0],
-                    "high": f.interval[1],
-                    "change": f.change,
-                    "change_low": f.change_interval[0],
-                    "change_high": f.change_interval[1],
-                }
-                for f in curve.forecasts
-            ]
+            for size, mean, std in zip(self.sizes, curve.score_mean, curve.score_std, strict=True):
+                rows.append((name, size, mean, std, *[np.nan] * 6))
+            for f in curve.forecasts:
+                rows.append((name, f.size, np.nan, np.nan, f.score, *f.interval, f.change, *f.change_interval))
         return pd.DataFrame(rows, columns=COLUMNS).sort_values(["strategy", "size"], kind="stable", ignore_index=True)
 
 
@@ -122,7 +104,7 @@ def fit_curves(summaries: Sequence[Summary], more: Sequence[int], seed: int) -> 
         if gap := find_gap(name, sizes, rows):
             notes.append(gap)
             continue
-        by_fold = np.stack([average_seeds(row).ravel() for row in rows])
+        by_fold = np.stack([np.reshape(row.scores, (largest.n_repeats * largest.n_folds, -1)).mean(1) for row in rows])
         spread = [row.score_std or 0.0 for row in rows]
         curves[name] = fit_curve(sizes, by_fold, spread, largest.test_share, asked, seed)
         if all(isinstance(row, StrategySummary) and ends_with_schedule(name, row) for row in rows):
@@ -142,10 +124,6 @@ def find_gap(name: str, sizes: Sequence[float], rows: Sequence[StrategySummary |
     return f"{name} has a score of 0 at {describe_sizes(zeros)}, so no power law fits" if zeros else None
 
 
-def average_seeds(row: StrategySummary | BaselineSummary) -> Float[np.ndarray, "repeat fold"]:
-    return row.fold_means if isinstance(row, StrategySummary) else np.array(row.scores)
-
-
 def ends_with_schedule(name: str, strategy: StrategySummary) -> bool:
     """Whether every fold stopped at the last epoch that its candidate trained."""
     chosen, stops = np.array(strategy.chosen_candidates), np.array(strategy.stop_epochs)
@@ -161,15 +139,9 @@ def fit_curve(
     asked: Sequence[int | float],
     seed: int,
 ) -> StrategyCurve:
-    """Fit a curve and carry its uncertainty to other sizes.
+    """Fit a curve to the scores at each size, on the same folds, and carry its uncertainty to the sizes asked for.
 
-    Args:
-        sizes: Measured.
-        scores: Fold means at each, on the same folds.
-        score_std: For the record.
-        test_share: n_test / n_train at the largest size.
-        asked: Sizes to say something of.
-        seed: Of the draws.
+    `test_share` is n_test / n_train at the largest size, `score_std` for the record.
     """
     from scipy import stats
 
@@ -177,25 +149,19 @@ def fit_curve(
     factor = 1 / n_folds + test_share
     draws = stats.multivariate_t(means, np.cov(scores) * factor, df=n_folds - 1, allow_singular=True, seed=seed)
     drawn_scores = draws.rvs(N_DRAWS)
-    fits = fit_power_laws(n, drawn_scores[(drawn_scores > 0).all(-1)])
-    fit = fit_power_law(n, means)
+    fits, fit = fit_power_laws(n, drawn_scores[(drawn_scores > 0).all(-1)]), fit_power_law(n, means)
     at = np.array(asked, float)
     drawn = np.stack([each.predict(at) for each in fits])
     changes = drawn / np.stack([each.predict(n[-1:]) for each in fits]) - 1
     scores_at, changes_at = fit.predict(at), fit.predict(at) / fit.predict(n[-1:]) - 1
+    by_size = zip(asked, scores_at.tolist(), drawn.T, changes_at.tolist(), changes.T, strict=True)
     forecasts = [
-        Forecast(
-            size=size, score=float(scores_at[i]), interval=middle(drawn[:, i]),
-            change=float(changes_at[i]), change_interval=middle(changes[:, i]),
-        )
-        for i, size in enumerate(asked)
-    ]  # fmt: skip
+        Forecast(size=size, score=score, interval=middle(own), change=change, change_interval=middle(moved))
+        for size, score, own, change, moved in by_size
+    ]
+    exponents = middle(np.array([each.exponent for each in fits]))
     return StrategyCurve(
-        score_mean=means.tolist(),
-        score_std=score_std,
-        fit=fit,
-        exponent_interval=middle(np.array([each.exponent for each in fits])),
-        forecasts=forecasts,
+        score_mean=means.tolist(), score_std=score_std, fit=fit, exponent_interval=exponents, forecasts=forecasts
     )
 
 
@@ -206,20 +172,14 @@ def middle(draws: Float[np.ndarray, " draw"]) -> tuple[float, float]:
 
 
 def fit_power_law(n: Float[np.ndarray, " size"], scores: Float[np.ndarray, " size"]) -> PowerLaw:
-    """Fit one curve; see `fit_power_laws`."""
-    (fit,) = fit_power_laws(n, scores[None])
-    return fit
+    return fit_power_laws(n, scores[None])[0]
 
 
 def fit_power_laws(n: Float[np.ndarray, " size"], scores: Float[np.ndarray, "draw size"]) -> list[PowerLaw]:
-    """Fit by least squares of the relative errors, with 0 <= floor, 0 <= scale and 0 <= exponent <= 3.
+    """Fit scores above 0 by least squares of the relative errors, with 0 <= floor, 0 <= scale and 0 <= exponent <= 3.
 
     For each exponent of a fine grid the other two are linear, so the lowest of all is found; of fits that are equally
     good, that of the smallest exponent, and a floor alone before all others.
-
-    Args:
-        n: Sizes.
-        scores: Their scores, above 0.
     """
     falls = (n / n[0]) ** -EXPONENTS[:, None]  # (exponent, size)
     by_scale, by_floor = falls / scores[:, None], 1 / scores[:, None]  # (draw, exponent, size); both should sum to 1
@@ -245,4 +205,5 @@ def fit_power_laws(n: Float[np.ndarray, " size"], scores: Float[np.ndarray, "dra
 
 
 def describe_sizes(sizes: Sequence[int | float]) -> str:
+    """Parts of a sample are of a mean over folds."""
     return ", ".join(f"{round(size, 1):g}" for size in sizes)

@@ -1,6 +1,10 @@
-"""A run folder read back: verdicts, curves, members and out-of-fold predictions of its candidates."""
+"""A run folder read back: verdicts, curves, members and out-of-fold predictions of its candidates.
 
-from collections.abc import Mapping, Sequence
+What is missing or damaged is a `RunFolderError`, but where a candidate in training is asked for.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +22,10 @@ from ray_ft.files.arrays import read_arrays
 from ray_ft.files.hashes import hash_file
 from ray_ft.files.writing import read_record
 from ray_ft.objectives import Objective
-from ray_ft.runs.folder import CandidateFolder, RunFolder
+from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import CandidateSpec
-from ray_ft.statistics.scores import StrategyScore, build_curves, score_strategy
+from ray_ft.statistics.scores import Scores, StrategyScore, build_curves, score_strategy
+from ray_ft.statistics.selection import Losses
 
 
 class Environment(BaseModel):
@@ -68,6 +73,10 @@ class Verdict:
         return asdict(self)
 
 
+Plan = Sequence[CandidateSpec]
+Verdicts = Mapping[str, Verdict]
+
+
 @dataclass(frozen=True)
 class History:
     """Losses of a candidate's members after each epoch: held out by sample, and means of the inner parts if nested."""
@@ -76,90 +85,65 @@ class History:
     inner: Float[np.ndarray, "epoch repeat fold seed"] | None
 
 
-def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
-    """Read the verdicts.
-
-    Raises:
-        RunFolderError: They are missing or damaged: the folder is no run, or the run is not finished.
-    """
+@contextmanager
+def refuse_damage(rule: str, remedy: str) -> Iterator[None]:
+    """Turn what reading a file raises into the rule that it breaks."""
     try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunFolderError(f"{rule} missing or damaged; {remedy}") from error
+
+
+def holding(what: str, path: Path) -> AbstractContextManager[None]:
+    return refuse_damage(f"a run holds {what}, got {path}, which is", "restore it, or run again into another --out")
+
+
+def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
+    """Read the verdicts of a finished run."""
+    rule = f"a finished run holds {run.verdicts.name}, got {run.root} where it is"
+    with refuse_damage(rule, f"remove its {run.summary.name}, if any, and repeat its cv command"):
         verdicts = TypeAdapter(dict[str, Verdict]).validate_python(read_record(run.verdicts))
-        return {spec.name: verdicts[spec.name] for spec in load_plan(run)}
-    except (OSError, ValueError, KeyError) as error:
-        raise RunFolderError(
-            f"a finished run holds {run.verdicts.name}, got {run.root} where it is missing or damaged; "
-            f"remove its {run.summary.name}, if any, and repeat its cv command"
-        ) from error
+        verdicts = {spec.name: verdicts[spec.name] for spec in load_plan(run)}
+    return verdicts
 
 
 def load_plan(run: RunFolder) -> tuple[CandidateSpec, ...]:
-    """Read the plan.
-
-    Raises:
-        RunFolderError: It is missing or damaged.
-    """
-    try:
+    """Read the plan."""
+    with holding("its plan", run.plan):
         plan = TypeAdapter(tuple[CandidateSpec, ...]).validate_python(read_record(run.plan)["candidates"])
-    except (OSError, ValueError, KeyError) as error:
-        raise RunFolderError(say_damaged("its plan", run.plan)) from error
     for spec in plan:
         run.candidate(spec.name)  # refuses a name that would be no folder of the run's
     return plan
 
 
 def load_provenance(run: RunFolder) -> dict[str, Any]:
-    """Read what a run came from.
-
-    Raises:
-        RunFolderError: It is missing or damaged.
-    """
-    try:
-        provenance = read_record(run.provenance)
-        return Provenance.model_validate(provenance).model_dump()
-    except (OSError, ValueError) as error:
-        raise RunFolderError(say_damaged("its provenance", run.provenance)) from error
-
-
-def say_damaged(what: str, path: Path) -> str:
-    return f"a run holds {what}, got {path}, which is missing or damaged; restore it, or run again into another --out"
-
-
-def load_blind(run: RunFolder, objective: Objective) -> dict[str, Float[np.ndarray, "_ *values"]]:
-    """Read what the winner's blind members say (`mean`, `std`), the `targets`, and the `zero_shot` responses.
-
-    Raises:
-        RunFolderError: They are missing or damaged.
-    """
-    try:
-        arrays = read_arrays(run.blind)
-        blind = {name: arrays[name] for name in ("mean", "std", "targets", "zero_shot")}
-        targets, *responses = (blind[name] for name in ("targets", "mean", "std", "zero_shot"))
-        odd = len({array.shape for array in responses}) > 1 or any(array.dtype.kind != "f" for array in blind.values())
-        if odd or len(targets) != len(responses[0]):
-            raise ValueError("its arrays must be numbers, and those of responses of one shape")
-        if misfit := objective.find_misfit(responses[0].shape[1:], targets.shape[1:]):
-            raise ValueError(misfit)
-    except (OSError, ValueError, KeyError) as error:
-        raise RunFolderError(
-            f"a finished run holds {run.blind.name}, got {run.root} where it is missing or damaged; "
-            f"write it again with: ray-ft ensemble {run.root}"
-        ) from error
-    return blind
+    """Read what a run came from."""
+    with holding("its provenance", run.provenance):
+        provenance = Provenance.model_validate(read_record(run.provenance))
+    return provenance.model_dump()
 
 
 def load_splits(run: RunFolder) -> Splits:
-    """Read the folds.
-
-    Raises:
-        RunFolderError: They are missing or damaged.
-    """
-    try:
-        content = read_record(run.splits)
-        splits = TypeAdapter(Splits).validate_python(content)
+    """Read the folds."""
+    with holding("its splits", run.splits):
+        splits = TypeAdapter(Splits).validate_python(read_record(run.splits))
         splits.check()
-    except (OSError, ValueError) as error:
-        raise RunFolderError(say_damaged("its splits", run.splits)) from error
     return splits
+
+
+def load_blind(run: RunFolder, objective: Objective) -> dict[str, Float[np.ndarray, "_ *values"]]:
+    """Read what the winner's blind members say (`mean`, `std`), the `targets`, and the `zero_shot` responses."""
+    rule = f"a finished run holds {run.blind.name}, got {run.root} where it is"
+    with refuse_damage(rule, f"write it again with: ray-ft ensemble {run.root}"):
+        arrays = read_arrays(run.blind)
+        blind = {name: arrays[name] for name in ("mean", "std", "targets", "zero_shot")}
+        mean, _, targets, _ = blind.values()
+        shapes = {blind[name].shape for name in ("mean", "std", "zero_shot")}
+        if len(shapes) > 1 or len(targets) != len(mean) or any(array.dtype.kind != "f" for array in blind.values()):
+            raise ValueError("its arrays must be numbers, and those of responses of one shape")
+        if misfit := objective.find_misfit(mean.shape[1:], targets.shape[1:]):
+            raise ValueError(misfit)
+    return blind
 
 
 def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
@@ -182,73 +166,47 @@ def load_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History
     if losses.dtype.kind != "f" or losses.ndim != 4 or losses.size == 0:
         return None
     n_epochs, n_repeats, n_seeds, n_samples = losses.shape
-    by_fold = (n_epochs, n_repeats, splits.n_folds, n_seeds)
     fits = (n_repeats, n_samples) == (splits.n_repeats, splits.n_samples)
     if inner is not None:
-        fits &= inner.dtype.kind == "f" and inner.shape == by_fold
+        fits &= inner.dtype.kind == "f" and inner.shape == (n_epochs, n_repeats, splits.n_folds, n_seeds)
     return History(losses, inner) if fits else None
 
 
 def load_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
     """Read the mean over folds of a candidate's guide after each epoch, as far as it is known."""
     history = load_history(run, spec, splits)
-    if history is None:
-        return []
-    return [float(guide.mean()) for guide in build_curves(history.losses, history.inner, splits).guide]
+    guides = build_curves(history.losses, history.inner, splits).guide if history else ()
+    return [float(guide.mean()) for guide in guides]
 
 
 def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
-    """Read a candidate's snapshots, stacked along a first axis of members.
-
-    Raises:
-        RunFolderError: They are missing or damaged.
-    """
+    """Read a candidate's snapshots, stacked along a first axis of members."""
     folder = run.candidate(candidate)
-    try:
-        run.pull(folder.members)
-        check_digest(folder, folder.members)
-        return load_file(folder.members)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RunFolderError(say_lost(run, candidate, "snapshots")) from error
-
-
-def check_digest(folder: CandidateFolder, path: Path) -> None:
-    """Raise ValueError where a file is not as the candidate left it."""
-    if hash_file(path) != read_record(folder.result)["files"][path.name]:
-        raise ValueError(f"{path} is not as it was written")
+    path = folder.members
+    with completed(run, candidate, "snapshots"):
+        run.pull(path)
+        if hash_file(path) != read_record(folder.result)["files"][path.name]:
+            raise ValueError(f"{path} is not as it was written")
+        members = load_file(path)
+    return members
 
 
 def load_predictions(run: RunFolder, candidate: str) -> Float[np.ndarray, "repeat seed sample *target"]:
-    """Read what a candidate's snapshots say of their held-out samples.
-
-    Raises:
-        RunFolderError: It is missing or damaged.
-    """
-    try:
+    """Read what a candidate's snapshots say of their held-out samples."""
+    with completed(run, candidate, "predictions"):
         predictions = read_arrays(run.candidate(candidate).predictions)["predictions"]
         if predictions.dtype.kind != "f" or predictions.ndim < 4:
             raise ValueError(f"predictions have the shape {predictions.shape}")
-    except (OSError, ValueError, KeyError) as error:
-        raise RunFolderError(say_lost(run, candidate, "predictions")) from error
     return predictions
 
 
-def say_lost(run: RunFolder, candidate: str, what: str) -> str:
-    folder = run.candidate(candidate).root
-    return (
-        f"a completed candidate has {what}, got {folder} where they are missing or damaged; remove it and "
-        f"{run.summary.name}, and repeat the cv command"
-    )
+def completed(run: RunFolder, candidate: str, what: str) -> AbstractContextManager[None]:
+    rule = f"a completed candidate has {what}, got {run.candidate(candidate).root} where they are"
+    return refuse_damage(rule, f"remove it and {run.summary.name}, and repeat the cv command")
 
 
-def score_strategies(
-    run: RunFolder, plan: Sequence[CandidateSpec], verdicts: Mapping[str, Verdict], splits: Splits
-) -> dict[str, StrategyScore | None]:
-    """Score each strategy by its completed candidates; None where it has none, so no folds x seeds.
-
-    Raises:
-        RunFolderError: Losses of a completed candidate are missing.
-    """
+def score_strategies(run: RunFolder, plan: Plan, verdicts: Verdicts, splits: Splits) -> Scores:
+    """Score each strategy by its completed candidates; None where it has none, so no folds x seeds."""
     scores: dict[str, StrategyScore | None] = {}
     for strategy in dict.fromkeys(spec.strategy for spec in plan):
         specs = [spec for spec in plan if spec.strategy == strategy and verdicts[spec.name].state == "completed"]
@@ -258,9 +216,7 @@ def score_strategies(
     return scores
 
 
-def gather_losses(
-    run: RunFolder, plan: Sequence[CandidateSpec], strategy: str, score: StrategyScore, splits: Splits
-) -> Float[np.ndarray, " sample"]:
+def gather_losses(run: RunFolder, plan: Plan, strategy: str, score: StrategyScore, splits: Splits) -> Losses:
     """Read each sample's held-out loss at the choices behind a score, averaged over seeds and repeats."""
     by_index = {spec.index: spec for spec in plan if spec.strategy == strategy}
     histories = {index: load_whole_history(run, by_index[index], splits) for index in np.unique(score.candidate)}
@@ -281,9 +237,7 @@ def load_whole_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> H
         raise RunFolderError(f"{rule}, which is missing or damaged; {remedy}")
     holes = [
         f"repeat {r}, fold {k}, seed {s}"
-        for r in range(splits.n_repeats)
-        for k in range(splits.n_folds)
-        for s in range(history.losses.shape[2])
+        for r, k, s in np.ndindex(splits.n_repeats, splits.n_folds, history.losses.shape[2])
         if not np.isfinite(history.losses[:, r, s, splits.held_out(r, k)]).all()
     ]
     if holes:

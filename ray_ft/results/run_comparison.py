@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from ray_ft.errors import RunFolderError
-from ray_ft.results.summary import Summary, describe_comparison
+from ray_ft.results.summary import Summary, tabulate_comparisons
 from ray_ft.statistics.comparison import Comparison, compare_all
 
 SHARED = {
@@ -21,16 +21,11 @@ SHARED = {
 }
 
 
-class RunComparison(BaseModel):
-    """Strategies of several runs, named `RUN/STRATEGY`.
+class RunComparison(BaseModel, frozen=True):
+    """Strategies of several runs, named `RUN/STRATEGY`, each with mean and standard deviation over folds x seeds.
 
-    Attributes:
-        scores: Mean and standard deviation over folds x seeds.
-        comparisons: Of strategies of one name, and of the runs' winners.
-        notes: What is odd.
+    Compared are strategies of one name, and the runs' winners.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     metric: str
     scores: dict[str, tuple[float, float]]
@@ -39,16 +34,11 @@ class RunComparison(BaseModel):
 
     def table(self) -> Any:
         """One row a comparison, as a `pandas.DataFrame`."""
-        import pandas as pd
-
-        return pd.DataFrame([describe_comparison(comparison) for comparison in self.comparisons])
+        return tabulate_comparisons(self.comparisons)
 
 
 def compare(runs: Iterable[str | Path]) -> RunComparison:
-    """Compare finished runs by the corrected resampled and the Bayesian correlated t-test.
-
-    Args:
-        runs: Their folders, two or more.
+    """Compare two or more finished runs by the corrected resampled and the Bayesian correlated t-test.
 
     Raises:
         RunFolderError: A run is not finished, given twice, or of other data or splits.
@@ -68,16 +58,13 @@ def compare(runs: Iterable[str | Path]) -> RunComparison:
     }
     means = {name: strategy.fold_means for name, strategy in scored.items()}
     comparisons = compare_all(means, first.rope, first.test_share, list(choose_pairs(summaries, scored)))
-    return RunComparison(
-        metric=first.metric,
-        scores={name: (s.score_mean or 0.0, s.score_std or 0.0) for name, s in scored.items()},
-        comparisons=comparisons,
-        notes=tuple(
-            f"{pair.first} and {pair.second} are identical on every fold: the same weights, settings and seeds?"
-            for pair in comparisons
-            if np.array_equal(means[pair.first], means[pair.second])
-        ),
+    scores = {name: (s.score_mean or 0.0, s.score_std or 0.0) for name, s in scored.items()}
+    notes = tuple(
+        f"{pair.first} and {pair.second} are identical on every fold: the same weights, settings and seeds?"
+        for pair in comparisons
+        if np.array_equal(means[pair.first], means[pair.second])
     )
+    return RunComparison(metric=first.metric, scores=scores, comparisons=comparisons, notes=notes)
 
 
 def name_runs(runs: Sequence[str | Path]) -> list[str]:
@@ -89,12 +76,8 @@ def name_runs(runs: Sequence[str | Path]) -> list[str]:
 def check_shared(summaries: Mapping[str, Summary]) -> None:
     (one, first), *others = summaries.items()
     for other, summary in others:
-        differing = [
-            f"{what} ({getattr(first, key)} and {getattr(summary, key)})"
-            for key, what in SHARED.items()
-            if getattr(first, key) != getattr(summary, key)
-        ]
-        if differing:
+        pairs = {what: (getattr(first, key), getattr(summary, key)) for key, what in SHARED.items()}
+        if differing := [f"{what} ({own} and {its})" for what, (own, its) in pairs.items() if own != its]:
             raise RunFolderError(
                 f"runs can be compared on the same data and splits, but {one} and {other} differ in "
                 f"{', '.join(differing)}; repeat one with the other's data, cv.folds, cv.repeats and cv.seed"
@@ -104,8 +87,7 @@ def check_shared(summaries: Mapping[str, Summary]) -> None:
 def choose_pairs(summaries: Mapping[str, Summary], scored: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Strategies of one name, then winners where they differ in name."""
     for (one, first), (other, second) in combinations(summaries.items(), 2):
-        for name in first.strategies:
-            if f"{one}/{name}" in scored and f"{other}/{name}" in scored:
-                yield f"{one}/{name}", f"{other}/{name}"
+        pairs = ((f"{one}/{name}", f"{other}/{name}") for name in first.strategies)
+        yield from (pair for pair in pairs if set(pair) <= scored.keys())
         if first.winner != second.winner:
             yield f"{one}/{first.winner}", f"{other}/{second.winner}"

@@ -1,49 +1,30 @@
 """What is known of a finished run put together: its strategies, its baselines, how they compare, and what is odd."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
 
 from ray_ft.files.writing import write_record, write_text
-from ray_ft.results.records import Verdict, load_result
+from ray_ft.results.records import Plan, Verdicts, load_result
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
 from ray_ft.runs.folder import RunFolder
-from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.strategies import Strategy
-from ray_ft.statistics.comparison import Comparison, compare_all
-from ray_ft.statistics.scores import StrategyScore
+from ray_ft.statistics.comparison import Comparisons, Means, compare_all
+from ray_ft.statistics.scores import Scores, StrategyScore
 
 SAME = 1e-4  # relative differences below this are rounding
-Parts = Mapping[str, tuple[int, int]]  # trained and all parameters by part of the network
-
-
-def summarize_strategies(
-    run: RunFolder,
-    plan: Sequence[CandidateSpec],
-    verdicts: Mapping[str, Verdict],
-    scores: Mapping[str, StrategyScore | None],
-    strategies: Mapping[str, Strategy],
-) -> dict[str, StrategySummary]:
-    """Put together what is known of each strategy."""
-    specs = {name: [spec for spec in plan if spec.strategy == name] for name in scores}
-    return {
-        name: summarize_strategy(run, specs[name], verdicts, score, strategies[name].parts)
-        for name, score in scores.items()
-    }
 
 
 def summarize_strategy(
-    run: RunFolder,
-    specs: Sequence[CandidateSpec],
-    verdicts: Mapping[str, Verdict],
-    score: StrategyScore | None,
-    parts: Parts,
+    run: RunFolder, plan: Plan, verdicts: Verdicts, score: StrategyScore | None, strategy: Strategy
 ) -> StrategySummary:
+    """Put together what is known of a strategy."""
+    specs = [spec for spec in plan if spec.strategy == strategy.name]
     own = {spec.name: verdicts[spec.name] for spec in specs}
     states = Counter(verdict.state for verdict in own.values())
-    n_trained, n_params = (sum(counts) for counts in zip(*parts.values(), strict=True))
+    n_trained, n_params = (sum(counts) for counts in zip(*strategy.parts.values(), strict=True))
     return StrategySummary(
         score_mean=score.mean if score else None,
         score_std=score.std if score else None,
@@ -55,7 +36,7 @@ def summarize_strategy(
         chosen_candidates=score.candidate.tolist() if score else [],
         n_trained_params=n_trained,
         trained_share=n_trained / n_params,
-        parts=dict(parts),
+        parts=dict(strategy.parts),
         candidates={state: states[state] for state in ("completed", "stopped", "failed")},
         verdicts=own,
         seconds=sum(verdict.seconds for verdict in own.values()),
@@ -63,33 +44,21 @@ def summarize_strategy(
     )
 
 
-def summarize_baselines(scores: Mapping[str, Float[np.ndarray, "repeat fold"]]) -> dict[str, BaselineSummary]:
-    return {
-        name: BaselineSummary(
-            score_mean=float(values.mean()), score_std=float(values.std(ddof=1)), scores=values.tolist()
-        )
-        for name, values in scores.items()
-    }
+def summarize_baseline(values: Means) -> BaselineSummary:
+    mean, std = float(values.mean()), float(values.std(ddof=1))
+    return BaselineSummary(score_mean=mean, score_std=std, scores=values.tolist())
 
 
 def compare_with_baseline(
-    scores: Mapping[str, StrategyScore | None],
-    baselines: Mapping[str, Float[np.ndarray, "repeat fold"]],
-    rope: float,
-    test_share: float,
-) -> tuple[Comparison, ...]:
+    scores: Scores, baselines: Mapping[str, Means], rope: float, test_share: float
+) -> Comparisons:
     """Compare each pair of the strategies that have a score, and each with the best baseline."""
     by_fold = {name: score.values.mean(-1) for name, score in scores.items() if score is not None}
     best = min(baselines, key=lambda name: baselines[name].mean())
     return compare_all(by_fold | {best: baselines[best]}, rope, test_share)
 
 
-def find_notes(
-    run: RunFolder,
-    plan: Sequence[CandidateSpec],
-    scores: Mapping[str, StrategyScore | None],
-    strategies: Mapping[str, Strategy],
-) -> list[str]:
+def find_notes(run: RunFolder, plan: Plan, scores: Scores, strategies: Mapping[str, Strategy]) -> list[str]:
     """Collect what is odd about the training of each strategy."""
     notes = []
     for name, score in scores.items():
@@ -105,7 +74,7 @@ def differ_by(values: Float[np.ndarray, "repeat fold seed"]) -> float:
     return float(np.ptp(values, axis=-1).max() / values.mean()) if values.any() else 0.0
 
 
-def collect(run: RunFolder, specs: Sequence[CandidateSpec], key: str) -> list[str]:
+def collect(run: RunFolder, specs: Plan, key: str) -> list[str]:
     """Find the different values that candidates recorded under a key."""
     return sorted({result[key] for spec in specs if (result := load_result(run, spec) or {}).get(key)})
 

@@ -1,12 +1,12 @@
 """What a run found, as a typed object: `summary.json` in the run folder, and tables for pandas."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
+from pydantic import BaseModel, Field, computed_field, model_validator
 
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import read_record
@@ -17,28 +17,23 @@ from ray_ft.search.plan import name_candidate
 from ray_ft.statistics.comparison import Comparison
 from ray_ft.statistics.selection import Selection
 
+COLUMNS = (
+    "score_mean", "score_std", "fold_std", "seed_std", "best_epoch_mean", "optimism", "n_members", "n_trained_params",
+)  # fmt: skip
 
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True)
 
-
-class StrategySummary(Frozen):
+class StrategySummary(BaseModel, frozen=True):
     """One strategy; scores are None and lists empty where no candidate completed, as folds x seeds have a hole.
 
     Attributes:
         score_mean: Mean over repeats, folds and seeds of the held-out loss, by choices that the fold did not make.
-        score_std: Sample standard deviation of the same.
-        fold_std: Its part due to folds; None with one seed.
-        seed_std: Its part due to seeds.
+        score_std: Sample standard deviation of the same; `fold_std` and `seed_std` are its parts, None with one seed.
         best_epoch_mean: Mean of each curve's own minimum: what most tools print, too low.
         scores: By repeat, fold and seed.
-        stop_epochs: By repeat and fold, from 1.
-        chosen_candidates: By repeat and fold.
+        stop_epochs: By repeat and fold, from 1, as the candidates that were chosen.
         parts: Trained and all parameters by part of the network.
         candidates: How many completed, were stopped, failed.
-        verdicts: How each candidate ended.
         seconds: Spent on them by the call that finished the run.
-        training: How members trained.
     """
 
     score_mean: float | None
@@ -72,11 +67,10 @@ class StrategySummary(Frozen):
 
     @property
     def fold_means(self) -> Float[np.ndarray, "repeat fold"]:
-        means: np.ndarray = np.mean(self.scores, axis=-1)
-        return means
+        return np.asarray(np.mean(self.scores, axis=-1))
 
 
-class BaselineSummary(Frozen):
+class BaselineSummary(BaseModel, frozen=True):
     """What costs no training; `scores` by repeat and fold."""
 
     score_mean: float
@@ -84,22 +78,17 @@ class BaselineSummary(Frozen):
     scores: list[list[float]]
 
 
-class EnsembleSummary(Frozen):
+class EnsembleSummary(BaseModel, frozen=True):
     """The ensemble; all scores are of blind members alone, weighed by what the scored fold did not choose.
 
     Attributes:
         score: Of the method that was taken.
-        n_members: All.
-        n_blind: Those that never saw a sample.
-        path: Its folder.
-        strategies: Whose members it has.
-        method: How they are weighed.
-        scores: By method; `single` is the best member alone, chosen on the other folds.
+        n_blind: Members that never saw a sample.
+        scores: By method of weighing; `single` is the best member alone, chosen on the other folds.
         by_strategy: Scores of each strategy's members, averaged over members, and of their uniform ensemble.
         comparisons: Of each method with `uniform`.
         symmetric_score: Of the same members, predictions averaged over the symmetry; None where there is none.
         soup_score: Of one network for each fold, its members' weights averaged; None where there is one seed.
-        notes: What is odd.
     """
 
     score: float
@@ -116,14 +105,13 @@ class EnsembleSummary(Frozen):
     notes: tuple[str, ...] = ()
 
 
-class Summary(Frozen):
+class Summary(BaseModel, frozen=True):
     """A finished run.
 
     Attributes:
         metric: Of all scores; lower is better.
         test_share: Held-out samples for each that may be learned from, n_test / n_train of the corrected tests.
         rope: Half-width of the region of practical equivalence, as a share of the better mean.
-        winner: The strategy of the lowest score.
         comparisons: Of each pair of strategies, and of each with the best baseline.
         selection: The winner's score, corrected for its having been picked.
         wall_s: Seconds of the call that finished the run.
@@ -218,13 +206,11 @@ class Summary(Frozen):
         return pd.DataFrame(list(self.rows())).sort_values("score_mean", kind="stable", ignore_index=True)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        columns = ("score_mean", "score_std", "fold_std", "seed_std", "best_epoch_mean", "optimism", "n_members")
         for name, strategy in self.strategies.items():
-            own = {column: getattr(strategy, column) for column in (*columns, "n_trained_params")}
+            own = {column: getattr(strategy, column) for column in COLUMNS}
             yield {"kind": "strategy", "strategy": name, **own, **strategy.candidates}
         for name, baseline in self.baselines.items():
-            own = {"score_mean": baseline.score_mean, "score_std": baseline.score_std}
-            yield {"kind": "baseline", "strategy": name, **own}
+            yield {"kind": "baseline", "strategy": name, **baseline.model_dump(exclude={"scores"})}
 
     def members(self) -> Any:
         """One row a strategy, repeat, fold and seed, with its score, epoch and candidate, as a `pandas.DataFrame`."""
@@ -240,14 +226,15 @@ class Summary(Frozen):
 
     def comparison_table(self) -> Any:
         """One row a comparison, as a `pandas.DataFrame`."""
-        import pandas as pd
-
-        return pd.DataFrame([describe_comparison(comparison) for comparison in self.comparisons])
+        return tabulate_comparisons(self.comparisons)
 
 
-def describe_comparison(comparison: Comparison) -> dict[str, Any]:
-    """Spread the tuples of a comparison over columns."""
-    row = comparison.model_dump()
-    low, high = row.pop("interval")
-    better, equal, worse = row.pop("probabilities")
-    return row | {"low": low, "high": high, "p_better": better, "p_equal": equal, "p_worse": worse}
+def tabulate_comparisons(comparisons: Sequence[Comparison]) -> Any:
+    """Spread the tuples of comparisons over columns."""
+    import pandas as pd
+
+    rows = [pair.model_dump() for pair in comparisons]
+    for row in rows:
+        row["low"], row["high"] = row.pop("interval")
+        row["p_better"], row["p_equal"], row["p_worse"] = row.pop("probabilities")
+    return pd.DataFrame(rows)

@@ -16,19 +16,18 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, computed_field
 
 LEVEL = 0.05  # of the tests; intervals are 1 - LEVEL
 POWER = 0.8
 MOST_REPEATS = 20  # where the error has come within 2 % of its floor
+Means = Float[np.ndarray, "repeat fold"]  # of the scores of each fold
 
 
-class Comparison(BaseModel):
+class Comparison(BaseModel, frozen=True):
     """Two strategies, or a strategy and a baseline; lower scores are better.
 
     Attributes:
-        first: Name of the one.
-        second: Name of the other.
         difference: Mean score of the first minus that of the second.
         interval: 95 % confidence interval of the difference, of this pair by itself.
         p_value: Two-sided, corrected resampled t-test, by itself.
@@ -39,8 +38,6 @@ class Comparison(BaseModel):
         n_repeats: Re-deals of the folds that would settle it with a power of 80 %, after Holm's adjustment, if the
             difference is as seen; None where no number up to 20 does, or it is settled.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     first: str
     second: str
@@ -75,43 +72,31 @@ class Comparison(BaseModel):
         return self.model_copy(update=turned | {"interval": (-high, -low), "probabilities": self.probabilities[::-1]})
 
 
+Comparisons = tuple[Comparison, ...]
+
+
 def compare_all(
-    scores: Mapping[str, Float[np.ndarray, "repeat fold"]],
-    rope_share: float,
-    test_share: float,
-    pairs: Sequence[tuple[str, str]] | None = None,
-) -> tuple[Comparison, ...]:
-    """Compare several pairs, p-values adjusted for their number.
+    scores: Mapping[str, Means], rope_share: float, test_share: float, pairs: Sequence[tuple[str, str]] | None = None
+) -> Comparisons:
+    """Compare several pairs, all where left out, by their means on the same folds; p-values adjusted for their number.
 
     Args:
-        scores: Fold means by name, on the same folds.
+        scores: By name.
         rope_share: Half-width of the region of practical equivalence, as a share of the better mean.
         test_share: n_test / n_train.
-        pairs: Which; all where left out.
+        pairs: Of names.
     """
     pairs = list(combinations(scores, 2)) if pairs is None else pairs
     alone = [compare_pair(a, b, scores[a], scores[b], rope_share, test_share) for a, b in pairs]
     p_values = [comparison.p_value for comparison in alone]
-    together = zip(alone, adjust_holm(p_values), LEVEL / count_left(p_values), strict=True)
-    return tuple(
-        pair.model_copy(
-            update={
-                "p_adjusted": p,
-                "n_repeats": plan_repeats(scores[pair.first] - scores[pair.second], test_share, p, level),
-            }
-        )
-        for pair, p, level in together
-    )
+    found = []
+    for pair, p, level in zip(alone, adjust_holm(p_values), LEVEL / count_left(p_values), strict=True):
+        n_repeats = plan_repeats(scores[pair.first] - scores[pair.second], test_share, p, level)
+        found.append(pair.model_copy(update={"p_adjusted": p, "n_repeats": n_repeats}))
+    return tuple(found)
 
 
-def compare_pair(
-    first: str,
-    second: str,
-    a: Float[np.ndarray, "repeat fold"],
-    b: Float[np.ndarray, "repeat fold"],
-    rope_share: float,
-    test_share: float,
-) -> Comparison:
+def compare_pair(first: str, second: str, a: Means, b: Means, rope_share: float, test_share: float) -> Comparison:
     """Compare two by themselves, as if no others were tested."""
     from scipy import stats  # half a second, which nothing else of a run needs
 
@@ -125,8 +110,7 @@ def compare_pair(
         probabilities = (float(mean < -rope), float(abs(mean) <= rope), float(mean > rope))
     else:
         t = stats.t(n - 1)
-        p_value = float(2 * t.sf(abs(mean) / error))
-        half = float(t.ppf(1 - LEVEL / 2)) * error
+        p_value, half = float(2 * t.sf(abs(mean) / error)), float(t.ppf(1 - LEVEL / 2)) * error
         interval = (mean - half, mean + half)
         below, above = float(t.cdf((-rope - mean) / error)), float(t.sf((rope - mean) / error))
         probabilities = (below, max(0.0, 1 - below - above), above)
@@ -136,16 +120,10 @@ def compare_pair(
     )  # fmt: skip
 
 
-def plan_repeats(
-    differences: Float[np.ndarray, "repeat fold"], test_share: float, p_value: float, level: float
-) -> int | None:
+def plan_repeats(differences: Means, test_share: float, p_value: float, level: float) -> int | None:
     """Find the re-deals, more than there are, that would likely settle a pair; None if none do, or it is settled.
 
-    Args:
-        differences: Of the fold means.
-        test_share: n_test / n_train.
-        p_value: Adjusted for all comparisons made together.
-        level: Of this pair's own test, among them.
+    The p-value is adjusted for all comparisons made together, the level that of this pair's own test among them.
     """
     n_repeats, n_folds = differences.shape
     mean, deviation = float(differences.mean()), float(differences.std(ddof=1))

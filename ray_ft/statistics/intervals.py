@@ -34,15 +34,16 @@ ALPHAS = tuple(i / 20 for i in range(1, 10))
 SLACK = 1e-9  # 1 - 0.9 is a little less than 0.1, and must not cost a rank
 
 
+Predictions = Float[np.ndarray, "repeat fold new *target"]  # of each fold model for the new samples
+Residuals = Float[np.ndarray, "sample *target"]  # targets of the training samples minus their blind predictions
+FoldOf = Int[np.ndarray, "repeat sample"]  # which fold of each repeat held out each training sample
+Values = Float[np.ndarray, "new *target"]
+Ends = tuple[Values, Values]  # lower and upper, of intervals
+
+
 @dataclass(frozen=True)
 class Coverage:
-    """What intervals hold of the true targets.
-
-    Attributes:
-        values: Share of the target values inside.
-        samples: Share of the samples with every value inside.
-        width: Mean width, in units of the target.
-    """
+    """Share of the target values inside, of the samples with every value inside, and the mean width of intervals."""
 
     values: float
     samples: float
@@ -51,32 +52,15 @@ class Coverage:
 
 @dataclass(frozen=True)
 class CalibrationPoint:
-    """Coverage measured at one level.
-
-    Attributes:
-        level: 1 - α, what is asked for.
-        values: Share of the target values inside their pointwise intervals.
-        samples: Share of the samples wholly inside their simultaneous bands.
-    """
+    """Shares of target values inside their intervals, and of samples inside their bands, for a level of 1 - α."""
 
     level: float
     values: float
     samples: float
 
 
-def build_pointwise(
-    predictions: Float[np.ndarray, "repeat fold new *target"],
-    residuals: Float[np.ndarray, "sample *target"],
-    fold_of: Int[np.ndarray, "repeat sample"],
-    alpha: float,
-) -> tuple[Float[np.ndarray, "new *target"], Float[np.ndarray, "new *target"]]:
+def build_pointwise(predictions: Predictions, residuals: Residuals, fold_of: FoldOf, alpha: float) -> Ends:
     """Build an interval for each target value by itself.
-
-    Args:
-        predictions: Of each fold model for the new samples.
-        residuals: Targets of the training samples minus their blind predictions.
-        fold_of: Which fold of each repeat held out each training sample.
-        alpha: One minus the level.
 
     Returns:
         Lower and upper ends, in the precision of the predictions and residuals, float32 at least. A few new samples
@@ -88,12 +72,7 @@ def build_pointwise(
     return build_band(predictions, np.abs(residuals), fold_of, alpha)
 
 
-def build_simultaneous(
-    predictions: Float[np.ndarray, "repeat fold new *target"],
-    residuals: Float[np.ndarray, "sample *target"],
-    fold_of: Int[np.ndarray, "repeat sample"],
-    alpha: float,
-) -> tuple[Float[np.ndarray, "new *target"], Float[np.ndarray, "new *target"]]:
+def build_simultaneous(predictions: Predictions, residuals: Residuals, fold_of: FoldOf, alpha: float) -> Ends:
     """Build a band that holds the whole target of a new sample at once.
 
     A training sample's score is its largest residual, each in units of the scale of its target value, and its band is
@@ -106,19 +85,12 @@ def build_simultaneous(
     Measured, it covers at the level; with the sample's own residual in its scale, 90 % bands of 244 independent,
     heavy-tailed values from 100 samples held 76 %.
 
-    Args and Returns are those of `build_pointwise`, whose intervals lie inside.
-
-    Raises:
-        ConfigError: The level is not one, or the training samples are too few for it.
+    Returns and Raises are those of `build_pointwise`, whose intervals lie inside.
     """
     return build_band(predictions, widen_to_score(residuals), fold_of, alpha)
 
 
-def measure_coverage(
-    lower: Float[np.ndarray, "new *target"],
-    upper: Float[np.ndarray, "new *target"],
-    targets: Float[np.ndarray, "new *target"],
-) -> Coverage:
+def measure_coverage(lower: Values, upper: Values, targets: Values) -> Coverage:
     """Measure what intervals hold of the true targets, ends included."""
     inside = ((lower <= targets) & (targets <= upper)).reshape(len(targets), -1)
     width = float(np.mean(upper - lower, dtype=np.float64))
@@ -126,23 +98,15 @@ def measure_coverage(
 
 
 def trace_calibration(
-    predictions: Float[np.ndarray, "repeat fold new *target"],
-    residuals: Float[np.ndarray, "sample *target"],
-    fold_of: Int[np.ndarray, "repeat sample"],
-    targets: Float[np.ndarray, "new *target"],
+    predictions: Predictions,
+    residuals: Residuals,
+    fold_of: FoldOf,
+    targets: Values,
     alphas: Sequence[float] | None = None,
 ) -> tuple[CalibrationPoint, ...]:
     """Measure the coverage of fresh samples at several levels, in one pass and without building the intervals.
 
-    Args:
-        predictions: Of each fold model for the fresh samples.
-        residuals: Targets of the training samples minus their blind predictions.
-        fold_of: Which fold of each repeat held out each training sample.
-        targets: Of the fresh samples; none of them trained, stopped or chose anything.
-        alphas: One minus each level; where left out, 0.05, 0.1, … 0.45, as far as the training samples suffice.
-
-    Raises:
-        ConfigError: A level is not one, or the training samples are too few for it.
+    Where left out, the levels are 0.95, 0.9, … 0.55, as far as the training samples suffice; `check_level` takes them.
     """
     n_samples = fold_of.shape[1]
     if alphas is None:
@@ -161,27 +125,17 @@ def trace_calibration(
 def check_level(alpha: float, n_samples: int) -> None:
     """Refuse a level at which intervals mean nothing, or would be infinite.
 
-    Args:
-        alpha: One minus the level.
-        n_samples: Training samples.
-
     Raises:
         ConfigError: `0 < alpha < 0.5` does not hold, or the training samples are too few.
     """
+    level = f"{100 * (1 - alpha):.6g} %"
     if not 0 < alpha < 0.5:
-        raise ConfigError(
-            f"the level of intervals must lie between 50 % and 100 %, got {write_level(alpha)}; 90 % is usual"
-        )
+        raise ConfigError(f"the level of intervals must lie between 50 % and 100 %, got {level}; 90 % is usual")
     if find_rank(alpha, n_samples) < 1:
         needed = math.ceil((1 - SLACK) / alpha) - 1
         raise ConfigError(
-            f"intervals of {write_level(alpha)} need at least {needed} samples, got {n_samples}; lower the level or "
-            "add samples"
+            f"intervals of {level} need at least {needed} samples, got {n_samples}; lower the level or add samples"
         )
-
-
-def write_level(alpha: float) -> str:
-    return f"{100 * (1 - alpha):.6g} %"
 
 
 def find_rank(alpha: float, n_samples: int) -> int:
@@ -189,31 +143,24 @@ def find_rank(alpha: float, n_samples: int) -> int:
     return math.floor(alpha * (n_samples + 1) + SLACK)
 
 
-def widen_to_score(residuals: Float[np.ndarray, "sample *target"]) -> Float[np.ndarray, "sample *target"]:
+def widen_to_score(residuals: Residuals) -> Residuals:
     """Widen each sample's residuals to its largest in units of the others' scale, which is never 0."""
     sizes = np.abs(residuals.reshape(len(residuals), -1).astype(np.float64))
     squares = np.square(sizes)
-    others = np.maximum(squares.sum(0) - squares, 0) / max(len(sizes) - 1, 1)  # a lone sample is refused later
-    scale = np.sqrt(others)
+    scale = np.sqrt(np.maximum(squares.sum(0) - squares, 0) / max(len(sizes) - 1, 1))  # a lone sample is refused later
     smallest = np.maximum(SMALLEST_SCALE * scale.mean(1, keepdims=True), np.finfo(np.float32).tiny)
     scale = np.maximum(scale, smallest)
     margins: np.ndarray = (scale * (sizes / scale).max(1, keepdims=True)).reshape(residuals.shape)
     return margins.astype(residuals.dtype)
 
 
-def build_band(
-    predictions: Float[np.ndarray, "repeat fold new *target"],
-    margins: Float[np.ndarray, "sample *target"],
-    fold_of: Int[np.ndarray, "repeat sample"],
-    alpha: float,
-) -> tuple[Float[np.ndarray, "new *target"], Float[np.ndarray, "new *target"]]:
+def build_band(predictions: Predictions, margins: Residuals, fold_of: FoldOf, alpha: float) -> Ends:
     """Take the order statistics of blind prediction ∓ margin over the training samples."""
     n_samples = fold_of.shape[1]
     check_level(alpha, n_samples)
     rank = find_rank(alpha, n_samples)
-    lower = np.empty(predictions.shape[2:], np.result_type(predictions, margins, np.float32))
-    upper = np.empty_like(lower)
-    for part, below, above in walk_edges(predictions, margins, fold_of, lower.dtype):
+    lower, upper = np.empty((2, *predictions.shape[2:]), np.result_type(predictions, margins, np.float32))
+    for part, below, above in walk_edges(predictions, margins, fold_of):
         below.partition(rank - 1, axis=0)
         above.partition(n_samples - rank, axis=0)
         lower[part], upper[part] = below[rank - 1], above[n_samples - rank]
@@ -221,28 +168,20 @@ def build_band(
 
 
 def count_depths(
-    predictions: Float[np.ndarray, "repeat fold new *target"],
-    margins: Float[np.ndarray, "sample *target"],
-    fold_of: Int[np.ndarray, "repeat sample"],
-    targets: Float[np.ndarray, "new *target"],
+    predictions: Predictions, margins: Residuals, fold_of: FoldOf, targets: Values
 ) -> Int[np.ndarray, "new value"]:
     """Find the highest rank at which each target value is still inside its interval."""
     depths = np.empty(targets.shape, int)
-    for part, below, above in walk_edges(
-        predictions, margins, fold_of, np.result_type(predictions, margins, np.float32)
-    ):
+    for part, below, above in walk_edges(predictions, margins, fold_of):
         depths[part] = np.minimum((below <= targets[part]).sum(0), (above >= targets[part]).sum(0))
     return depths.reshape(len(targets), -1)
 
 
 def walk_edges(
-    predictions: Float[np.ndarray, "repeat fold new *target"],
-    margins: Float[np.ndarray, "sample *target"],
-    fold_of: Int[np.ndarray, "repeat sample"],
-    dtype: np.dtype,
+    predictions: Predictions, margins: Residuals, fold_of: FoldOf
 ) -> Iterator[tuple[slice, Float[np.ndarray, "sample part *target"], Float[np.ndarray, "sample part *target"]]]:
     """Yield blind prediction - margin and + margin, a few new samples at a time."""
-    n_new = predictions.shape[2]
+    n_new, dtype = predictions.shape[2], np.result_type(predictions, margins, np.float32)
     margins = margins[:, None].astype(dtype, copy=False)
     size = max(1, CHUNK_BYTES // (2 * margins.nbytes))
     for start in range(0, n_new, size):

@@ -40,8 +40,7 @@ class Density:
     def score(self, features: Float[np.ndarray, "sample feature"]) -> Float[np.ndarray, " sample"]:
         """Measure how unlike the training samples each is, in squared units of the features; it works in float64."""
         centred = features - self.mean.astype(np.float64)
-        found: np.ndarray = (centred**2).sum(1) - ((centred @ self.basis.T) ** 2).sum(1)
-        return found
+        return np.asarray((centred**2).sum(1) - ((centred @ self.basis.T) ** 2).sum(1))
 
     def p_value(self, scores: Float[np.ndarray, " sample"]) -> Float[np.ndarray, " sample"]:
         """Compute how often, at most, a sample of the same kind as the training ones would score as high.
@@ -54,20 +53,14 @@ class Density:
 
 
 def fit_density(features: Float[np.ndarray, "training feature"], groups: Int[np.ndarray, " training"]) -> Density:
-    """Fit to the features of the training samples.
-
-    Args:
-        features: At the frozen boundary, one row a sample; they may outnumber the samples by far.
-        groups: Samples of a group, such as images of each other, are left out together.
+    """Fit to the features of the training samples at the frozen boundary; those of a group are left out together.
 
     Raises:
         DataError: The samples make a single group.
     """
-    if len(np.unique(groups)) < 2:
-        raise DataError(
-            f"the samples must make at least two groups, got {len(features)} samples in one; check data.groups"
-        )
     n, mean = len(features), features.mean(0, dtype=np.float64)
+    if len(np.unique(groups)) < 2:
+        raise DataError(f"the samples must make at least two groups, got {n} samples in one; check data.groups")
     centred = features - mean
     gram = centred @ centred.T
     noise = NOISE_SHARE * float(np.trace(gram)) / n

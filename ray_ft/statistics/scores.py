@@ -4,7 +4,7 @@ Arrays of losses have the axes repeat, seed, sample (each sample is held out onc
 axes repeat, fold, seed; an epoch axis may stand before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,6 +59,9 @@ class StrategyScore:
         return divide_spread(self.values)
 
 
+Scores = Mapping[str, StrategyScore | None]  # by strategy; None where it has a hole
+
+
 def divide_spread(values: Float[np.ndarray, "repeat fold seed"]) -> Spread:
     """Divide the variance of the scores into the parts of folds and of seeds: a random effect of the fold.
 
@@ -99,22 +102,13 @@ def build_curves(
     inner: Float[np.ndarray, "*epoch repeat fold seed"] | None,
     splits: Splits,
 ) -> Curves:
-    """Turn a candidate's losses into what scores and what guides.
-
-    Args:
-        losses: Held out.
-        inner: Mean losses of the inner parts under the nested protocol, else None.
-        splits: The folds.
-    """
+    """Turn a candidate's held-out losses, and under the nested protocol those of the inner parts, into curves."""
     held_out = average_folds(losses, splits)
     return Curves(held_out, average_other_folds(held_out) if inner is None else inner.mean(-1))
 
 
 def score_strategy(curves: Mapping[int, Curves]) -> StrategyScore:
-    """Choose candidate and stopping epoch of each fold by its guide, then read the fold's score there.
-
-    Args:
-        curves: Of each completed candidate, by its index; lengths may differ.
+    """Choose candidate, by its index, and stopping epoch of each fold by its guide; then read the fold's score there.
 
     References:
         Cross-fitting as in Chernozhukov et al., Econom. J. 21, C1 (2018), here for early stopping and selection. We
@@ -126,18 +120,13 @@ def score_strategy(curves: Mapping[int, Curves]) -> StrategyScore:
     chosen = np.stack([guide.min(0) for guide in guides]).argmin(0)  # of (candidate, repeat, fold)
     epochs = np.stack([guide.argmin(0) for guide in guides])  # the first of equals, as the snapshots are
     epoch = np.take_along_axis(epochs, chosen[None], 0)[0]
-    n_repeats, n_folds = chosen.shape
-    values = np.stack(
-        [
-            np.stack([curves[indices[chosen[r, k]]].held_out[epoch[r, k], r, k] for k in range(n_folds)])
-            for r in range(n_repeats)
-        ]
-    )
+    scores = [curves[indices[chosen[at]]].held_out[epoch[at], *at] for at in np.ndindex(chosen.shape)]
+    values = np.reshape(scores, (*chosen.shape, -1))
     best_epoch_mean = min(float(curve.held_out.min(0).mean()) for curve in curves.values())
     return StrategyScore(np.array(indices)[chosen], epoch + 1, values, best_epoch_mean)
 
 
-def pick_winner(scores: Mapping[str, StrategyScore | None]) -> str | None:
+def pick_winner(scores: Scores) -> str | None:
     """Name the strategy of the lowest mean score among those without a hole."""
-    complete: Sequence[tuple[float, str]] = [(s.mean, name) for name, s in scores.items() if s is not None]
+    complete = [(score.mean, name) for name, score in scores.items() if score is not None]
     return min(complete)[1] if complete else None

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 N_RESAMPLES = 1000
 ROUNDING = 1e-12  # relative differences below this are none
+Losses = Float[np.ndarray, " sample"]
 
 
-class Selection(BaseModel):
+class Selection(BaseModel, frozen=True):
     """The winner's bootstrap-bias-corrected score.
 
     Attributes:
@@ -26,22 +27,15 @@ class Selection(BaseModel):
         shares: How often each strategy is the best.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     score: float
     interval: tuple[float, float]
     shares: dict[str, float]
 
 
-def correct_selection(
-    losses: Mapping[str, Float[np.ndarray, " sample"]], groups: Int[np.ndarray, " sample"], seed: int
-) -> Selection:
-    """Repeat the choice of the winner on bootstrap samples and score it on what each leaves out; ties share a win.
+def correct_selection(losses: Mapping[str, Losses], groups: Int[np.ndarray, " sample"], seed: int) -> Selection:
+    """Repeat the choice of the winner on bootstrap samples of groups and score it on what each leaves out.
 
-    Args:
-        losses: Held-out losses by strategy.
-        groups: Samples of a group are drawn together.
-        seed: Of the bootstrap.
+    Strategies that tie share a win.
     """
     names, rng = list(losses), np.random.default_rng(seed)
     table = np.stack([losses[name] for name in names])
