@@ -54,16 +54,11 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Members that share a backbone.
-
-    Attributes:
-        networks: Backbone and tail by strategy; the backbone is one.
-        states: Tensors of the members by strategy and name, stacked in the order of the card.
-    """
+    """Members that share a backbone."""
 
     card: Card
-    networks: Mapping[str, SplitNetwork]
-    states: Mapping[str, State]
+    networks: Mapping[str, SplitNetwork]  # backbone and tail by strategy; the backbone is one
+    states: Mapping[str, State]  # tensors of the members by strategy and name, stacked in the order of the card
     calibration: Calibration
 
     @classmethod

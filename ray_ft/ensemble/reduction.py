@@ -41,13 +41,7 @@ TOLERATED = 0.02  # of the largest prediction; members that train in bf16 differ
 
 @dataclass(frozen=True)
 class Reduction:
-    """What an ensemble is built of.
-
-    Attributes:
-        rope: Half-width of the region of practical equivalence, as a share of the better mean.
-        winner: Whose members are taken where the config names no strategies.
-        zero_shot: What the pretrained network says.
-    """
+    """What an ensemble is built of."""
 
     problem: Problem
     pretrained: Pretrained
@@ -56,10 +50,10 @@ class Reduction:
     plan: Sequence[CandidateSpec]
     choice: EnsembleSection
     origin: Origin
-    rope: float
+    rope: float  # half-width of the region of practical equivalence, as a share of the better mean
     scores: Scores
-    winner: str
-    zero_shot: Responses
+    winner: str  # whose members are taken where the config names no strategies
+    zero_shot: Responses  # what the pretrained network says
 
     @property
     def targets(self) -> Targets:

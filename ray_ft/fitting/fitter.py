@@ -21,21 +21,13 @@ States = dict[MemberKey, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How members are fitted, whatever the candidate.
+    """How members are fitted, whatever the candidate."""
 
-    Attributes:
-        grad_clip: Largest norm of a member's gradient.
-        n_noisy_views: Noisy copies of each view to draw from.
-        precision: Of the products; auto: bf16 where the device gains from it.
-        packing: Whether members train in one step or one after the other; auto times both.
-        checkpoint_every: Epochs between checkpoints of a candidate.
-    """
-
-    grad_clip: float = 1.0
-    n_noisy_views: int = 4
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    packing: Packing = "auto"
-    checkpoint_every: int = 5
+    grad_clip: float = 1.0  # largest norm of a member's gradient
+    n_noisy_views: int = 4  # noisy copies of each view to draw from
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # of the products; auto: bf16 where the device gains from it
+    packing: Packing = "auto"  # whether members train in one step or one after the other; auto times both
+    checkpoint_every: int = 5  # epochs between checkpoints of a candidate
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,12 @@ FLOPS_PER_OPERATION = 10e6  # in smaller steps, casting costs a CPU more than th
 
 @dataclass(frozen=True)
 class PreparedStrategy:
-    """What the candidates of a strategy share.
+    """What the candidates of a strategy share."""
 
-    Attributes:
-        stage: What learns, and how.
-        split: The network, split where the trained parameters begin.
-        features: Of each view and sample, without noise.
-        dtype: Of the products in training.
-    """
-
-    stage: Stage
-    split: SplitNetwork
-    features: Features
-    dtype: torch.dtype
+    stage: Stage  # what learns, and how
+    split: SplitNetwork  # the network, split where the trained parameters begin
+    features: Features  # of each view and sample, without noise
+    dtype: torch.dtype  # of the products in training
 
 
 def prepare_strategy(

@@ -44,23 +44,14 @@ class ViewBank:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What members learn, and how.
-
-    Attributes:
-        split: The network.
-        bank: Features and targets by view and sample.
-        hyper: The candidate's hyperparameters.
-        objective: Has the loss.
-        grad_clip: Largest norm of a member's gradient.
-        dtype: Of the products; weights and optimizer are float32 in any case.
-    """
+    """What members learn, and how."""
 
     split: SplitNetwork
-    bank: ViewBank
+    bank: ViewBank  # features and targets by view and sample
     hyper: GradientHyperparameters
     objective: Objective
-    grad_clip: float = 1.0
-    dtype: torch.dtype = torch.float32
+    grad_clip: float = 1.0  # largest norm of a member's gradient
+    dtype: torch.dtype = torch.float32  # of the products; weights and optimizer are float32 in any case
 
     def autocast(self) -> torch.autocast:
         device = self.bank.targets.device.type

@@ -67,17 +67,12 @@ class StrategyCurve(BaseModel, frozen=True):
 
 
 class LearningCurve(BaseModel, frozen=True):
-    """Learning curves of the strategies, and of the best baseline that learns.
-
-    Attributes:
-        sizes: Mean samples of the training parts; fewer than asked for where groups stay whole.
-        notes: What makes a curve misleading, or has none.
-    """
+    """Learning curves of the strategies, and of the best baseline that learns."""
 
     metric: str
-    sizes: list[float]
+    sizes: list[float]  # mean samples of the training parts; fewer than asked for where groups stay whole
     curves: dict[str, StrategyCurve]
-    notes: list[str]
+    notes: list[str]  # what makes a curve misleading, or has none
 
     def table(self) -> Any:
         """One row a strategy and size, measured or forecast, as a `pandas.DataFrame`."""

@@ -106,41 +106,30 @@ class EnsembleSummary(BaseModel, frozen=True):
 
 
 class Summary(BaseModel, frozen=True):
-    """A finished run.
-
-    Attributes:
-        metric: Of all scores; lower is better.
-        test_share: Held-out samples for each that may be learned from, n_test / n_train of the corrected tests.
-        rope: Half-width of the region of practical equivalence, as a share of the better mean.
-        comparisons: Of each pair of strategies, and of each with the best baseline.
-        selection: The winner's score, corrected for its having been picked.
-        wall_s: Seconds of the call that finished the run.
-        n_epochs_again: Epochs of candidates that were trained again after interruptions.
-        n_interruptions: Processes that died, and calls that went on with the run.
-    """
+    """A finished run."""
 
     name: str
-    metric: str
+    metric: str  # of all scores; lower is better
     protocol: str
     n_samples: int
     n_folds: int
     n_seeds: int
     n_repeats: int
     n_params: int
-    test_share: float
-    rope: float
+    test_share: float  # held-out samples for each that may be learned from, n_test / n_train of the corrected tests
+    rope: float  # half-width of the region of practical equivalence, as a share of the better mean
     splits_hash: str
     data_hash: str
     strategies: dict[str, StrategySummary]
     baselines: dict[str, BaselineSummary]
     winner: str
-    comparisons: tuple[Comparison, ...]
-    selection: Selection
+    comparisons: tuple[Comparison, ...]  # of each pair of strategies, and of each with the best baseline
+    selection: Selection  # the winner's score, corrected for its having been picked
     ensemble: EnsembleSummary
     notes: list[str]
-    wall_s: float
-    n_epochs_again: int = 0
-    n_interruptions: int = 0
+    wall_s: float  # seconds of the call that finished the run
+    n_epochs_again: int = 0  # epochs of candidates that were trained again after interruptions
+    n_interruptions: int = 0  # processes that died, and calls that went on with the run
 
     @classmethod
     def load(cls, run: str | Path) -> "Summary":

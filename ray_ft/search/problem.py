@@ -34,25 +34,15 @@ def list_members(n_repeats: int, n_folds: int, n_seeds: int) -> tuple[MemberKey,
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be learned, from what, and how it is judged; the same for all candidates of a run.
+    """What is to be learned, from what, and how it is judged; the same for all candidates of a run."""
 
-    Attributes:
-        samples: Inputs, targets and groups.
-        splits: Who is held out when.
-        objective: What a prediction is worth.
-        response_shape: Of what a network says of a sample.
-        symmetry: Operations that generate the views of a sample.
-        n_seeds: Members of a candidate for each repeat and fold.
-        seed: Of all random numbers of the run.
-    """
-
-    samples: Samples
-    splits: Splits
-    objective: Objective
-    response_shape: tuple[int, ...]
-    symmetry: tuple[str, ...]
-    n_seeds: int
-    seed: int
+    samples: Samples  # inputs, targets and groups
+    splits: Splits  # who is held out when
+    objective: Objective  # what a prediction is worth
+    response_shape: tuple[int, ...]  # of what a network says of a sample
+    symmetry: tuple[str, ...]  # operations that generate the views of a sample
+    n_seeds: int  # members of a candidate for each repeat and fold
+    seed: int  # of all random numbers of the run
 
     @cached_property
     def keys(self) -> tuple[MemberKey, ...]:

@@ -13,36 +13,22 @@ from ray_ft.errors import StrategyError, first_few, suggest
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a strategy on a network.
+    """A stage of a strategy on a network."""
 
-    Attributes:
-        fit: How it is fitted.
-        trained: Names of the parameters that learn, or that a closed form takes the place of.
-        dropouts: Names of the dropout modules whose share a candidate sets.
-        longest: The most epochs that a candidate may take.
-        noisy: Whether a candidate may train on noisy copies.
-    """
-
-    fit: str
-    trained: tuple[str, ...]
-    dropouts: tuple[str, ...] = ()
-    longest: int = 1
-    noisy: bool = False
+    fit: str  # how it is fitted
+    trained: tuple[str, ...]  # names of the parameters that learn, or that a closed form takes the place of
+    dropouts: tuple[str, ...] = ()  # names of the dropout modules whose share a candidate sets
+    longest: int = 1  # the most epochs that a candidate may take
+    noisy: bool = False  # whether a candidate may train on noisy copies
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A strategy on a network.
-
-    Attributes:
-        name: Its name.
-        stages: In their order.
-        parts: Trained and all parameters of each part of the network, in its order.
-    """
+    """A strategy on a network."""
 
     name: str
-    stages: tuple[Stage, ...]
-    parts: Mapping[str, tuple[int, int]]
+    stages: tuple[Stage, ...]  # in their order
+    parts: Mapping[str, tuple[int, int]]  # trained and all parameters of each part of the network, in its order
 
     @property
     def n_trained(self) -> int:

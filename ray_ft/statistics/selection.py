@@ -19,17 +19,11 @@ Losses = Float[np.ndarray, " sample"]
 
 
 class Selection(BaseModel, frozen=True):
-    """The winner's bootstrap-bias-corrected score.
+    """The winner's bootstrap-bias-corrected score."""
 
-    Attributes:
-        score: Mean loss, on samples left out of a bootstrap sample, of the strategy that is best in it.
-        interval: Middle 95 % of those losses.
-        shares: How often each strategy is the best.
-    """
-
-    score: float
-    interval: tuple[float, float]
-    shares: dict[str, float]
+    score: float  # mean loss, on samples left out of a bootstrap sample, of the strategy that is best in it
+    interval: tuple[float, float]  # middle 95 % of those losses
+    shares: dict[str, float]  # how often each strategy is the best
 
 
 def correct_selection(losses: Mapping[str, Losses], groups: Int[np.ndarray, " sample"], seed: int) -> Selection:
