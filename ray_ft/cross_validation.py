@@ -269,5 +269,5 @@ def rebuild_ensemble(root: Path, **choice: Any) -> EnsembleSummary:
         trained_s = Summary.load(root).wall_s
     except RunFolderError:  # it has none yet, or that of another release
         trained_s = None
-    with open_run(run, prepared.identity):
+    with open_run(run, prepared.identity), keep_files(run.place):
         return reduce(prepared, run, plan, verdicts, time.monotonic(), wall_s=trained_s).ensemble

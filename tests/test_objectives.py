@@ -208,7 +208,7 @@ def test_an_objective_refuses_targets_and_a_config_an_unknown_metric(questions: 
     config = load_config("toy.yaml", {"cv.metric": "log_loss", "cv.strategies": ["top"]})
     with pytest.raises(DataError, match=r"answers must be 0 and 1, got others in y\.npy"):
         cross_validate(config, questions / "run", inline=True)
-    with pytest.raises(ConfigError, match=r"cv\.metric: a metric is one of mse, mae, log_loss, got mxe; did you mean"):
+    with pytest.raises(ConfigError, match=r"cv\.metric: a metric is one of .*, log_loss, got 'mxe'; did you mean"):
         load_config("toy.yaml", {"cv.metric": "mxe"})
     with pytest.raises(ConfigError, match=r"strategies\.training_share: it is the name of a baseline"):
         load_config("toy.yaml", {"strategies.training_share": {"train": ["*"], "lr": 1, "epochs": 1}})

@@ -70,6 +70,14 @@ def test_a_file_streams_to_what_the_ensemble_says(run: Path) -> None:
         np.testing.assert_allclose(archive["band_upper"], expected.band_upper, rtol=1e-5)
 
 
+def test_inputs_are_not_written_over(run: Path) -> None:
+    write_many()
+    before = Path("many.npy").read_bytes()
+    with pytest.raises(DataError, match=r"another file than the inputs, got many\.npy"):
+        predict_to_archive(Ensemble.load(run), open_source("many.npy"), Path("many.npy"))
+    assert Path("many.npy").read_bytes() == before
+
+
 def test_a_folder_is_read_by_name_and_only_what_is_asked_for_is_written(run: Path) -> None:
     ensemble, many = Ensemble.load(run), write_many()
     Path("in").mkdir()
@@ -116,8 +124,8 @@ def test_a_bad_sample_is_named_and_what_came_before_is_kept(run: Path, where: st
     np.save("in/0.npy", many[:90])
     np.save("in/1.npy", many[90:])
     sample = "sample 99 of many.npy" if where == "many.npy" else "sample 9 of in/1.npy, which is number 99 of all"
-    text = f"data must be finite, got NaN or infinity in {sample}; 96 samples are done, and the same command"
-    for _ in range(2):  # which goes on, to the same sample
+    text = f"got NaN or infinity in {sample}; 96 samples are done; corrected inputs need another --output"
+    for _ in range(2):  # the same command comes to the same sample
         with pytest.raises(DataError, match=text):
             predict_to_folder(ensemble, open_source(where), Path("out"), chunk_size=32)
         np.testing.assert_allclose(np.load("out/mean.npy")[:96], expected.mean, rtol=1e-5, atol=1e-6)
@@ -279,6 +287,15 @@ def test_columns_of_parquet_are_read_in_order(run: Path) -> None:
         write_parquet("bad.parquet", [*many[:40].tolist(), bad, *many[:9].tolist()])
         with pytest.raises(DataError, match=r"inputs must be whole, of one shape, .*, got bad\.parquet"):
             list(read_chunks(open_source("bad.parquet", "x"), 0, 50, 16))
+    write_parquet("bad.parquet", [*many[:40].tolist(), None])
+    with pytest.raises(DataError, match=r"got bad\.parquet: a sample, or a list in it, is missing"):
+        list(read_chunks(open_source("bad.parquet", "x"), 0, 41, 16))
+    for bad in (None, []):
+        write_parquet("bad.parquet", [bad, *many[:40].tolist()])
+        with pytest.raises(
+            DataError, match=r"samples must be lists .* without nulls, got another in row 0 of bad\.parqu"
+        ):
+            open_source("bad.parquet", "x")
     write_parquet("bad.parquet", [*many[:40].tolist(), [None] * 6])
     with pytest.raises(DataError, match=r"got NaN or infinity in sample 40 of bad\.parquet"):
         predict_to_folder(ensemble, open_source("bad.parquet", "x"), Path("other"))

@@ -25,7 +25,7 @@ def is_read(path: Path, inputs: list[Path], source: Path) -> bool:
     """Whether a path leads to a file that the command or the run reads, or into the run's folder."""
     real = path.resolve()
     kept = {real, *real.parents, *(path.parent.resolve() / path.name).parents}  # also where it is a link to elsewhere
-    read = [*(place for place in inputs if place.is_file()), *list_files(source)]
+    read = [*(place for place in inputs if place.exists()), *list_files(source)]
     return any(place.samefile(each) for place in read for each in kept if each.exists())
 
 

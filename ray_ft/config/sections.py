@@ -153,11 +153,11 @@ class CVSection(Section):
     """Difference that is none in practice, as a share of the better mean: 0.01 is 1 %."""
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the folds, the draws and the members.")
 
-    @field_validator("metric")
+    @field_validator("metric", mode="before")
     @classmethod
-    def check_metric(cls, name: str) -> str:
-        if name not in METRICS:
-            raise ValueError(f"a metric is one of {', '.join(METRICS)}, got {name}{suggest(name, METRICS)}")
+    def check_metric(cls, name: object) -> object:
+        if not isinstance(name, str) or name not in METRICS:
+            raise ValueError(f"a metric is one of {', '.join(METRICS)}, got {name!r}{suggest(str(name), METRICS)}")
         return name
 
 

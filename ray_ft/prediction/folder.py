@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ray_ft.ensemble.artefact import Card
 from ray_ft.errors import DataError, first_few, first_line, shorten
@@ -83,7 +83,8 @@ def read_own(path: Path, kind: type[T]) -> T:
         return TypeAdapter(kind).validate_python(read_json(path))
     except (OSError, ValueError) as error:
         rule = "an output folder's files must be its own, and readable"
-        raise DataError(f"{rule}, got {path} of another kind: {first_line(error)}; choose another") from error
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
+        raise DataError(f"{rule}, got {path} of another kind: {reason}; choose another") from error
 
 
 def check_same(root: Path, begun: Mapping[str, Any], plan: Mapping[str, Any]) -> None:

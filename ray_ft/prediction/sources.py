@@ -234,6 +234,8 @@ def describe_sample(column: Any, path: Path) -> tuple[tuple[int, ...], str]:
     while isinstance(level, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         level = level.flatten()
         sizes.append(len(level))
+    if 0 in sizes:
+        raise DataError(f"samples must be lists of equal lengths and without nulls, got another in row 0 of {path}")
     dtype = np.dtype(level.type.to_pandas_dtype())
     if len(sizes) == 1 or dtype.kind not in "biuf":
         raise DataError(f"a column of inputs must be lists of numbers, got {column.type} in {path}")
@@ -263,6 +265,8 @@ def lay_out(column: Any, shape: tuple[int, ...]) -> Shaped[np.ndarray, "sample .
 
     level = getattr(column, "storage", column)
     for n in shape:
-        level = level.cast(pa.list_(level.type.value_type, n)).flatten()  # leaves out what is missing
+        if level.null_count:
+            raise ValueError("a sample, or a list in it, is missing (null)")
+        level = level.cast(pa.list_(level.type.value_type, n)).flatten()
     array: np.ndarray = level.to_numpy(zero_copy_only=False).reshape(len(column), *shape)
     return array

@@ -68,10 +68,12 @@ def write_chunks(
             advance(n_new)
         write_json(output / DONE, position.model_dump())
         (output / PROGRESS).unlink(missing_ok=True)
-    except (DataError, OSError) as error:
-        text = f"--output must be writable, got {output}: {getattr(error, 'strerror', '')}"
-        kept = f"{position.n_done:,} samples are done, and the same command goes on after them if no file changes"
-        raise DataError(f"{error if isinstance(error, DataError) else text}; {kept}") from error
+    except DataError as error:
+        kept = f"{position.n_done:,} samples are done; corrected inputs need another --output"
+        raise DataError(f"{error}; {kept}") from error
+    except OSError as error:
+        kept = f"{position.n_done:,} samples are done, and the same command goes on after them"
+        raise DataError(f"--output must be writable, got {output}: {error.strerror}; {kept}") from error
     return position
 
 
@@ -89,6 +91,8 @@ def predict_to_archive(
     n_threads: int = 1,
 ) -> Streamed:
     """Predict into one `.npz`, which is written at the end; predictions wait in memory."""
+    if output.exists() and any(output.samefile(path) for path, *_ in source.files):
+        raise DataError(f"--output must be another file than the inputs, got {output}; name another")
     spec, n_samples = choose_quantities(ensemble, quantities, level), len(source)
     of_sample = sum(array.nbytes for array in try_first(ensemble, source, spec).values())
     if excess := describe_excess(2 * n_samples * of_sample):  # in parts, and whole

@@ -56,7 +56,10 @@ class PreparedRequest:
 def build_array(value: object) -> Shaped[np.ndarray, "..."]:
     """Turn nested lists into an array of numbers."""
     try:
-        return value if isinstance(value, np.ndarray) else np.asarray(value, np.float64)
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":  # numpy would take texts for numbers, and null for NaN
+            raise ValueError("some are not numbers")
+        return array
     except (ValueError, TypeError, OverflowError) as error:
         rule = "it must be nested lists of numbers, equally long at each depth"
         raise ValueError(f"{rule}; {first_line(error)}") from error
