@@ -57,8 +57,8 @@ def build_array(value: object) -> Shaped[np.ndarray, "..."]:
     """Turn nested lists into an array of numbers."""
     try:
         array = np.asarray(value)
-        if array.dtype.kind not in "biuf":  # numpy would take texts for numbers, and null for NaN
-            raise ValueError("some are not numbers")
+        if array is not value and array.dtype.kind not in "biuf":  # numpy would take texts for numbers, null for NaN
+            raise ValueError("some are no numbers, or too large")
         return array
     except (ValueError, TypeError, OverflowError) as error:
         rule = "it must be nested lists of numbers, equally long at each depth"
