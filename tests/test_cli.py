@@ -49,7 +49,7 @@ def test_errors_are_word_for_word(words: list[str], text: str, toy_folder: Path)
         (["--set", "data.inputs=object.npy"], "must hold plain arrays"),
         (["--folds", "31"], "30 samples in 30 groups for 31 folds"),
         (["--strategies", "topp"], "unknown strategy topp; did you mean top?"),
-        (["--strategies", ""], "--strategies takes names, comma-separated, got ''; leave it out for all"),
+        (["--strategies", ""], "--strategies takes names, comma-separated, got ''; or leave it out"),
         (["--strategies", "top,"], "--strategies takes names, comma-separated, got 'top,'"),
         (["--set", "cv.strategies=null"], "head is shipped for DiffractionNet: name your own with --strategies"),
         (["--set", "strategies.top.train=[haed.*]"], "got haed.*; did you mean head.*?"),

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from ray_ft.cli.options import AddressOption, ForceOption, JsonOption, LevelOption, RunArgument, Source, TrustOption
+from ray_ft.cli.options import (
+    AddressOption,
+    ForceOption,
+    JsonOption,
+    LevelOption,
+    RunArgument,
+    Source,
+    TrustOption,
+    read_names,
+)
 from ray_ft.cli.outputs import check_output
 from ray_ft.cli.show import resumable, show
 from ray_ft.errors import ConfigError, DataError
@@ -59,7 +68,7 @@ def ensemble(
     from ray_ft.report.ensembles import render_ensemble
     from ray_ft.report.page import write_report
 
-    names = strategies.split(",") if strategies else None
+    names = None if strategies is None else read_names("--strategies", strategies)
     choice = {"strategies": names, "method": method, "symmetric": symmetric, "level": level, "units": units}
     choice["license"] = license
     summary = rebuild_ensemble(run, **{key: value for key, value in choice.items() if value is not None})

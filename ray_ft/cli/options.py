@@ -80,7 +80,7 @@ def configured(command: Command) -> Command:
 def read_names(option: str, text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise ConfigError(f"{option} takes names, comma-separated, got {text!r}; leave it out for all")
+        raise ConfigError(f"{option} takes names, comma-separated, got {text!r}; or leave it out")
     return names
 
 

@@ -41,7 +41,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     """What an ensemble is and came from.
 
     Attributes:
-        weights: By method, of the members in their order; those of a fold and repeat sum to 1.
+        weights: By method, of the members in order; those of a fold and repeat sum to 1.
         score: Of the blind members, with the run's metric.
         soup_score: Of the blind members of a fold, their weights averaged over seeds; None where there is one seed.
         n_blind: Members that never saw a sample.

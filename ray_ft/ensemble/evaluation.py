@@ -18,20 +18,14 @@ class CalibrationPoint(BaseModel, frozen=True, extra="allow"):
 
 
 class Evaluation(BaseModel, frozen=True, extra="allow"):
-    """What fresh samples say of an ensemble; the objective's measures of the method in use stand beside, by name.
-
-    Attributes:
-        nominal: The level that was asked for.
-        flagged: Share of samples flagged as unlike the training samples.
-        n_known: Samples that the members trained on: all, where the data set is theirs as a whole, else none is known.
-    """
+    """What fresh samples say of an ensemble; the objective's measures of the method in use stand beside, by name."""
 
     n_samples: int
     method: str
     metric: str
-    nominal: float
-    flagged: float
-    n_known: int
+    nominal: float  # the level that was asked for
+    flagged: float  # share of samples flagged as unlike the training samples
+    n_known: int  # samples that the members trained on: all, where the data set is theirs as a whole, else 0
     methods: dict[str, dict[str, float]]
     calibration: tuple[CalibrationPoint, ...]
 

@@ -23,17 +23,11 @@ RESOLUTION = 2**16  # of the probabilities
 
 @dataclass(frozen=True)
 class DropoutSite:
-    """A dropout in a tail.
+    """A dropout in a tail."""
 
-    Attributes:
-        module: Name of the module that it belongs to.
-        share: Of the values that it sets to zero.
-        shape: Sizes of its mask, and whether each is to be multiplied by the number of samples.
-    """
-
-    module: str
-    share: float
-    shape: tuple[tuple[int, bool], ...]
+    module: str  # name of the module that it belongs to
+    share: float  # of the values that it sets to zero
+    shape: tuple[tuple[int, bool], ...]  # sizes of its mask, and whether each is multiplied by the samples
 
 
 def draw_masks(

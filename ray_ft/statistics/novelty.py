@@ -25,17 +25,11 @@ NOISE_SHARE = 0.03  # of the mean squared distance from the mean; from 0.003 to 
 
 @dataclass(frozen=True)
 class Density:
-    """Where in the space of features the training samples are.
+    """Where in the space of features the training samples are."""
 
-    Attributes:
-        mean: Of the training samples.
-        basis: What they span, each direction shrunk by how little they vary along it.
-        reference: Score of each training sample, left out with its group.
-    """
-
-    mean: Float[np.ndarray, " feature"]
-    basis: Float[np.ndarray, "direction feature"]
-    reference: Float[np.ndarray, " training"]
+    mean: Float[np.ndarray, " feature"]  # of the training samples
+    basis: Float[np.ndarray, "direction feature"]  # what they span, each direction shrunk by how little they vary
+    reference: Float[np.ndarray, " training"]  # score of each training sample, left out with its group
 
     def score(self, features: Float[np.ndarray, "sample feature"]) -> Float[np.ndarray, " sample"]:
         """Measure how unlike the training samples each is, in squared units of the features; it works in float64."""
