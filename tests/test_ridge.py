@@ -16,7 +16,7 @@ from ray_ft.ensemble.export import EnsembleModule
 from ray_ft.errors import RunError
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.preparation import prepare_strategy
-from ray_ft.fitting.ridge import MAX_VALUES, PENALTIES, RidgeFitter, fit_kernel, fit_rows, shrink
+from ray_ft.fitting.ridge import MAX_VALUES, PENALTIES, RidgeFitter, compute_kernel, fit_kernel, fit_rows, shrink
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.results.records import load_predictions
 from ray_ft.runs.folder import RunFolder
@@ -169,3 +169,13 @@ def test_its_keys_are_its_own(toy_folder: Path, options: dict, text: str) -> Non
     with pytest.raises(Exception, match=text):
         load_config("toy.yaml", {"strategies.closed": own})
     assert RidgeHyperparameters("linear", "residual").n_epochs == 1
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_features_that_are_all_alike_predict_the_mean(kernel: str, value: float) -> None:
+    wanted = np.random.default_rng(0).normal(size=(10, 2))
+    rows = torch.full((10, 4), value, dtype=torch.float64)
+    found = fit_rows(rows, wanted, np.arange(10), kernel)
+    said = compute_kernel(rows, rows, torch.tensor(found.sharpness), kernel).numpy() @ found.coefficients + found.offset
+    np.testing.assert_allclose(said, np.broadcast_to(wanted.mean(0), said.shape), atol=1e-6)

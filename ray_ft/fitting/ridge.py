@@ -228,7 +228,8 @@ def fit_rows(
     if kernel == "linear":
         return fit_kernel((rows @ rows.T).cpu().numpy(), wanted, groups, 1.0)
     distances = torch.cdist(rows, rows).square()
-    middle = float(distances[distances > 0].median())
+    apart = distances[distances > 0]
+    middle = float(apart.median()) if len(apart) else 1.0
     fits = []
     for width in WIDTHS:
         sharpness = 1 / (2 * width**2 * middle)
@@ -247,7 +248,8 @@ def fit_kernel(
     centred = kernel - mean - mean[:, None] + mean.mean()
     values, vectors = np.linalg.eigh(centred)
     values, turned = np.maximum(values, 0.0), vectors.T @ (wanted - offset)
-    penalties = PENALTIES * max(float(values.mean()), np.finfo(float).tiny)
+    scale = float(values.mean())
+    penalties = PENALTIES * (scale if scale > np.finfo(float).eps * np.abs(kernel).max() else 1.0)  # of equal rows
     errors = [leave_groups_out(values, vectors, turned, wanted - offset, groups, penalty) for penalty in penalties]
     best = int(np.argmin(errors))
     dual = vectors @ (turned / (values + penalties[best])[:, None])
