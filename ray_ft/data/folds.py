@@ -131,7 +131,7 @@ def limit_training(splits: Splits, groups: Int[np.ndarray, " sample"], size: int
 
     def choose_unused(repeat: int, fold: int) -> tuple[int, ...]:
         part = splits.training_part(repeat, fold)
-        rng = np.random.default_rng(name_stream(splits.seed, "train_size", repeat, fold))
+        rng = np.random.default_rng(name_stream(splits.seed, "train_size/", repeat, fold))
         labels, index = np.unique(groups[part], return_inverse=True)
         rank = rng.permutation(len(labels))[index]
         kept = rank < np.searchsorted(np.bincount(rank).cumsum(), size, side="right")

@@ -2,7 +2,8 @@
 
 A column is what the members of one strategy and seed say of every sample, each by the member that never saw it. For
 each fold the columns' weights are chosen on the samples of the other folds; the fold's members, so weighed, are one
-fold model, and the ensemble is the mean of the fold models. So a fold's score depends on nothing that it chose.
+fold model, and the ensemble is the mean of the fold models. So no fold chose the weights that it is scored by; it has a
+part in them, as members of the other folds trained on it.
 """
 
 import numpy as np

@@ -60,8 +60,8 @@ def run_candidate(
         run: Where its files go.
         spec: Which candidate.
         fitter: Holds all of its members, at their start.
-        report: Called after each epoch with its number, from 1, the mean held-out loss, and whether it is the
-            last; it may raise to stop.
+        report: Called after each epoch with its number, from 1, the mean loss that guides (held-out, or
+            of the inner parts), and whether it is the last; it may raise to stop.
         checkpoint_every: Epochs between checkpoints.
         must_leave: Says that this machine will soon be gone: each epoch then ends with a checkpoint.
 
@@ -144,7 +144,9 @@ def score_members(
         watched, n_held_out = splits.watched(key.repeat, key.fold), len(splits.held_out(key.repeat, key.fold))
         own = problem.objective.score(predicted, targets[watched])
         if not np.isfinite(own).all():
-            raise DivergedError(f"the held-out loss of {key} became {own.max()} in epoch {epoch}; lower the lr")
+            raise DivergedError(
+                f"the loss of {key} on unseen samples became {own.max()} in epoch {epoch}; lower the lr"
+            )
         losses[key.repeat, key.seed, watched[:n_held_out]] = own[:n_held_out]
         if splits.inner_of:
             inner[key.repeat, key.fold, key.seed] = own[n_held_out:].mean()

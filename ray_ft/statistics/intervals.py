@@ -4,7 +4,8 @@ A training sample i has a blind model: the mean, over the re-deals of the folds,
 Its residual there says how wrong a model of this kind is; what it predicts for a new sample says where. An interval
 comes from the order statistics of both, n of them together.
 
-What is guaranteed, for exchangeable samples, folds of equal size n/K, and one deal, is the paper's theorem 4:
+What is guaranteed, for exchangeable samples, folds of equal size n/K, one deal, and fold models of which nothing was
+chosen on the fold that they leave out (nested protocol, uniform weights), is the paper's theorem 4:
 
     coverage >= 1 - 2 α - min(2 (1 - 1/K) / (n/K + 1), (1 - K/n) / (K + 1)) >= 1 - 2 α - sqrt(2 / n)
 
