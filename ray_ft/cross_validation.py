@@ -17,8 +17,8 @@ from jaxtyping import Float
 from rich.console import Console
 
 from ray_ft.backends.progress import Display
-from ray_ft.backends.rounds import Shared, run_rounds
-from ray_ft.backends.running import check_loggers, open_backend, run_near_storage, start_halving
+from ray_ft.backends.rounds import Rounds, Shared
+from ray_ft.backends.running import check_loggers, run_near_storage, start_halving, train_all
 from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import Splits, deal_folds, deal_inner, limit_training
 from ray_ft.data.samples import Samples, load_samples
@@ -41,13 +41,14 @@ from ray_ft.results.summarizing import (
     summarize_strategy,
     write_summary,
 )
-from ray_ft.results.summary import EnsembleSummary, Summary
+from ray_ft.results.summary import EnsembleSummary, SearchSummary, Summary
 from ray_ft.runs.folder import RunFolder, keep_files, open_folder
 from ray_ft.runs.journal import Journal, count_lost
 from ray_ft.runs.provenance import describe_environment
+from ray_ft.search.best import BestProposer
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import Problem
-from ray_ft.search.proposer import RandomProposer
+from ray_ft.search.proposer import Proposer, RandomProposer, is_random
 from ray_ft.search.strategies import Strategy, match_strategies
 from ray_ft.statistics.intervals import check_level
 from ray_ft.statistics.scores import pick_winner
@@ -83,8 +84,20 @@ class Prepared:
         return Origin(config.name, config.layout, keys, data.wavelengths_nm, config.model, self.config_text)
 
     @property
-    def proposer(self) -> RandomProposer:
-        return RandomProposer(self.config.selected, self.config.cv.candidates, self.config.cv.seed)
+    def proposers(self) -> dict[str, Proposer]:
+        """What searches each strategy."""
+        n, cv, selected = self.config.n_candidates, self.config.cv, self.config.selected
+        if self.config.search.method == "guide":
+            return {name: RandomProposer(name, strategy, n, cv.seed) for name, strategy in selected.items()}
+        return {name: BestProposer(name, strategy, n, cv.seed, cv.rope) for name, strategy in selected.items()}
+
+    @property
+    def n_searched(self) -> dict[str, int]:
+        """Seeds of a candidate while it is searched: all of those that differ in nothing cost no more than one."""
+        search, selected = self.config.search, self.config.selected
+        every = search.seeds == "all" or search.method == "guide"
+        n_seeds = self.problem.n_seeds
+        return {name: n_seeds if every or not is_random(own) else 1 for name, own in selected.items()}
 
 
 def cross_validate(
@@ -174,16 +187,18 @@ def search(
 ) -> tuple[tuple[CandidateSpec, ...], dict[str, Verdict]]:
     """Train the candidates that the proposer asks for; return all of them and how each ended."""
     config, problem, strategies = prepared.config, prepared.problem, prepared.strategies
-    training, compute = config.training, config.compute
+    training, compute, minutes = config.training, config.compute, config.search.minutes
     settings = FitSettings(
         training.grad_clip, training.n_noisy_views, training.precision, compute.packing, training.checkpoint_every
     )
     cost = {name: strategy.n_trained for name, strategy in strategies.items()}  # of an epoch, roughly
     with Display(console, len(problem.keys), problem.objective.metric, cost) as display:
-        halving = start_halving(strategies.values(), config.search, compute.address)
+        halving = start_halving(strategies, config.search, compute.address)
         shared = Shared(problem, prepared.pretrained, run, strategies, settings, compute, halving, display, journal)
-        with open_backend(shared, config.loggers, config.name, inline) as train:
-            return run_rounds(shared, prepared.proposer, train)
+        limit_s = minutes and 60 * minutes / len(strategies)
+        rounds = Rounds(shared, prepared.proposers, prepared.n_searched, limit_s)
+        train_all(rounds, config.loggers, config.name, inline)
+        return rounds.conclude()
 
 
 def reduce(
@@ -204,7 +219,7 @@ def reduce(
         raise RunError(describe_defeat(run, verdicts))
     complete = {name: score for name, score in scores.items() if score is not None}
     baselines = score_baselines(problem.objective, prepared.zero_shot, samples.targets, splits)
-    losses = {name: gather_losses(run, plan, name, score, splits) for name, score in complete.items()}
+    losses = {name: gather_losses(run, name, score, splits) for name, score in complete.items()}
     _, n_again, n_interruptions = count_lost(run.log)
     here = inline or run.mirror is not None  # no other node has what was brought here from behind a URI
     members = Reduction(
@@ -224,7 +239,13 @@ def reduce(
         rope=cv.rope,
         splits_hash=splits.hash,
         data_hash=hash_arrays(samples.inputs, samples.targets),
-        strategies={name: summarize_strategy(run, plan, verdicts, scores[name], strategies[name]) for name in scores},
+        search=SearchSummary(
+            method=config.search.method, candidates=config.n_candidates, minutes=config.search.minutes
+        ),
+        strategies={
+            name: summarize_strategy(run, plan, verdicts, score, strategies[name], splits, cv.rope)
+            for name, score in scores.items()
+        },
         baselines={name: summarize_baseline(values) for name, values in baselines.items()},
         winner=winner,
         comparisons=compare_with_baseline(scores, baselines, cv.rope, splits.test_share),

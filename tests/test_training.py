@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ray_ft.config import GradientHyperparameters
+from ray_ft.config import scale_lr
 from ray_ft.fitting.training import (
     Recipe,
     ViewBank,
@@ -16,7 +17,6 @@ from ray_ft.fitting.training import (
     clip_stacked,
     create_pack,
     draw_batches,
-    scale_lr,
 )
 from ray_ft.objectives import find_objective
 from ray_ft.search.problem import MemberKey

@@ -8,7 +8,7 @@ run trains ends the log and not the run.
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ray_ft.config import LoggersSection
 from ray_ft.errors import ConfigError
 from ray_ft.results.records import load_result
 from ray_ft.runs.folder import RunFolder
-from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.plan import Assignment
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # it is on where nothing is said
@@ -53,10 +53,8 @@ class Entry:
         return self.name
 
 
-def build_loggers(
-    loggers: LoggersSection, name: str, shared: Shared, left: Sequence[CandidateSpec]
-) -> list[tune.Callback]:
-    """Open the loggers that the config asks for, under the run's name and for the candidates that are left."""
+def build_loggers(loggers: LoggersSection, name: str, shared: Shared) -> list[tune.Callback]:
+    """Open the loggers that the config asks for, under the run's name."""
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
     built: list[tune.Callback] = []
     for key, value in ((key, value) for key, value in loggers if value):
@@ -71,7 +69,7 @@ def build_loggers(
                 f"loggers.{key} must be ready before anything is trained, got {value}: {say(error)}; "
                 "correct it or leave it out"
             ) from error
-        built.append(CandidateLogger(key, logger, name, shared, left))
+        built.append(CandidateLogger(key, logger, name, shared))
     return built
 
 
@@ -133,11 +131,8 @@ OPENERS: dict[str, tuple[str, Callable[..., Any]]] = {
 class CandidateLogger(tune.Callback):
     """Tells one of Ray's callbacks of candidates; one that fails is told of in the display, and then left alone."""
 
-    def __init__(
-        self, key: str, logger: LoggerCallback, name: str, shared: Shared, left: Sequence[CandidateSpec]
-    ) -> None:
+    def __init__(self, key: str, logger: LoggerCallback, name: str, shared: Shared) -> None:
         self.key, self.logger, self.name, self.run, self.display = key, logger, name, shared.run, shared.display
-        self.specs = {spec.name: spec for spec in left}
         self.open: dict[str, Entry] = {}
         self.failed = False
         self.loss = f"{'inner' if shared.problem.splits.inner_of else 'held_out'}_{shared.problem.objective.metric}"
@@ -146,18 +141,19 @@ class CandidateLogger(tune.Callback):
         return {}  # Tune pickles its callbacks with its state, which is never restored here
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        name = trial.config["candidate"]
-        self.open.setdefault(name, self.describe(name))
-        self.pass_on(self.logger.log_trial_start, self.open[name])
+        own: Assignment = trial.config["assignment"]
+        if own.is_search:
+            self.open.setdefault(own.name, self.describe(own))
+            self.pass_on(self.logger.log_trial_start, self.open[own.name])
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        if "epoch" in result:
+        if "epoch" in result and trial.config["candidate"] in self.open:
             cleaned = {"training_iteration": result["epoch"], self.loss: result["loss"]}
             self.pass_on(self.logger.log_trial_result, result["epoch"], self.open[trial.config["candidate"]], cleaned)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["candidate"]
-        result = load_result(self.run, self.specs[name])
+        result = load_result(self.run, name)
         self.end(name, failed=result is not None and result["state"] == "failed")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -177,8 +173,8 @@ class CandidateLogger(tune.Callback):
             self.pass_on(self.logger.log_trial_result, 0, entry, {"config": {"failed": failed}})
         self.pass_on(self.logger.log_trial_end, entry, failed)
 
-    def describe(self, name: str) -> Entry:
-        spec, root = self.specs[name], self.run.root.absolute()
+    def describe(self, own: Assignment) -> Entry:
+        name, spec, root = own.name, own.spec, self.run.root.absolute()
         drawn = {key: value for hyper in spec.stages for key, value in asdict(hyper).items() if value is not None}
         folder = root / "tensorboard" / name if self.key == "tensorboard" else root
         config = {"strategy": spec.strategy, "candidate": spec.index, **drawn}

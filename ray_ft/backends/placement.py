@@ -36,9 +36,9 @@ class Allocation:
         return tune.PlacementGroupFactory([{}, *[bundle] * self.n_workers], strategy="PACK")
 
 
-def choose_allocation(shared: Shared, n_left: int) -> Allocation:
-    """Divide what the cluster has among the candidates that wait, unless the config says otherwise."""
-    compute, n_members, nodes = shared.compute, len(shared.problem.keys), list_nodes()
+def choose_allocation(shared: Shared, n_left: int, n_members: int) -> Allocation:
+    """Divide what the cluster has among the candidates that may train, unless the config says otherwise."""
+    compute, nodes = shared.compute, list_nodes()
     has = {name: [node["Resources"].get(name, 0.0) for node in nodes] for name in ("CPU", "GPU")}
     if compute.device == "cuda" and not sum(has["GPU"]) and compute.address is None:
         raise ConfigError("compute.device: cuda needs GPUs, but no node of the cluster has any; set device: auto")

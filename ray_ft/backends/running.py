@@ -1,20 +1,18 @@
 """Which backend: candidates trained by Ray Tune, or one after the other in this process, under the same verdicts."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ray_ft.backends.rounds import Shared, TrainRound
+from ray_ft.backends.rounds import Rounds, Shared
 from ray_ft.config import ComputeSection, LoggersSection, SearchSection
 from ray_ft.errors import ConfigError
 from ray_ft.files.memory import describe_excess
 from ray_ft.fitting.memory_need import estimate_bytes
-from ray_ft.search.plan import CandidateSpec
-from ray_ft.search.problem import Problem
+from ray_ft.search.plan import RECIPE, CandidateSpec
 from ray_ft.search.strategies import Strategy
 
 if TYPE_CHECKING:
@@ -35,43 +33,53 @@ ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 T = TypeVar("T")
 
 
-def start_halving(strategies: Iterable[Strategy], search: SearchSection, address: str | None) -> "SuccessiveHalving":
-    """Make what stops candidates of a strategy against each other."""
+def start_halving(
+    strategies: Mapping[str, Strategy], search: SearchSection, address: str | None
+) -> "SuccessiveHalving":
+    """Make what stops candidates of a strategy against each other.
+
+    By the guide these are all of a strategy. Else they are those of schedules of one length, as a longer one learns
+    later; the recipe is compared with none, so that it can be shown beside what was found.
+    """
     set_up_ray(address)
-    from ray_ft.backends.successive_halving import SuccessiveHalving  # after the settings, which Ray reads on import
+    from ray_ft.backends.successive_halving import Group, SuccessiveHalving  # after the settings, which Ray reads
 
-    rungs = {own.name: (find_grace(search, own), own.longest) for own in strategies}
-    return SuccessiveHalving(rungs, search.reduction_factor)
+    def find_group(spec: CandidateSpec) -> Group | None:
+        if search.method == "guide":
+            own = strategies[spec.strategy]
+            return spec.strategy, search.grace_epochs or max(1, -(-own.longest // 4)), own.longest
+        if spec.origin == RECIPE:
+            return None
+        return f"{spec.strategy}/{spec.n_epochs}", search.grace_epochs or 1, spec.n_epochs
+
+    return SuccessiveHalving(find_group, search.reduction_factor)
 
 
-@contextlib.contextmanager
-def open_backend(shared: Shared, loggers: LoggersSection, name: str, inline: bool) -> Iterator[TrainRound]:
-    """Give what trains a round of candidates, in this process or by Ray; the name is that under which a run is logged.
+def train_all(rounds: Rounds, loggers: LoggersSection, name: str, inline: bool) -> None:
+    """Train until nothing is left, in this process or by Ray; the name is that under which a run is logged.
 
-    What trains raises:
+    Raises:
         ConfigError: What trains at a time does not fit into memory, or a logger or the cluster cannot be reached.
         KeyboardInterrupt: It was interrupted; the same call goes on.
         RunError: The process of a candidate kept dying, or files cannot be written; the same call goes on.
     """
-    problem, strategies, compute = shared.problem, shared.strategies, shared.compute
-    with contextlib.ExitStack() as session:
-        if inline:
-            from ray_ft.backends.inline import InlineRounds
+    shared = rounds.shared
+    if (first := rounds.take()) is None:
+        return
+    needed = {
+        name: estimate_bytes(shared.problem, own, shared.settings.n_noisy_views, rounds.n_seeds[name])
+        for name, own in shared.strategies.items()
+    }
+    check_memory(shared, needed, 1 if inline else rounds.width)
+    if inline:
+        from ray_ft.backends.inline import train_inline
 
-            train = InlineRounds(shared).train
-        else:
-            from ray_ft.backends.loggers import build_loggers
-            from ray_ft.backends.tune import RayRounds
+        train_inline(rounds, first)
+    else:
+        from ray_ft.backends.loggers import build_loggers
+        from ray_ft.backends.tune import train_on_ray
 
-            train = RayRounds(shared, partial(build_loggers, loggers, name, shared), session).train
-
-        def train_within_memory(left: Sequence[CandidateSpec]) -> dict[str, float]:
-            names = dict.fromkeys(spec.strategy for spec in left)
-            needed = {name: estimate_bytes(problem, strategies[name], shared.settings.n_noisy_views) for name in names}
-            check_memory(problem, strategies, needed, 1 if inline else len(left), compute)
-            return train(left)
-
-        yield train_within_memory
+        train_on_ray(rounds, first, partial(build_loggers, loggers, name, shared))
 
 
 def check_loggers(loggers: LoggersSection, inline: bool) -> None:
@@ -83,23 +91,13 @@ def check_loggers(loggers: LoggersSection, inline: bool) -> None:
         )
 
 
-def find_grace(search: SearchSection, strategy: Strategy) -> int:
-    """The epoch at which candidates of a strategy are first compared."""
-    return search.grace_epochs or max(1, -(-strategy.longest // 4))
-
-
-def check_memory(
-    problem: Problem,
-    strategies: Mapping[str, Strategy],
-    needed: Mapping[str, int],
-    n_left: int,
-    compute: ComputeSection,
-) -> None:
+def check_memory(shared: Shared, needed: Mapping[str, int], n_left: int) -> None:
     """Refuse candidates of which those that train at a time would not fit into the memory of this machine.
 
     Of a cluster that is joined, and of GPUs, this machine's memory says nothing. `needed` has the bytes of a candidate
     of each strategy; `n_left` candidates may train at a time.
     """
+    compute, problem = shared.compute, shared.problem
     on_gpu = compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
     if on_gpu or (compute.address is not None and n_left > 1):
         return
@@ -109,7 +107,7 @@ def check_memory(
         at_a_time = "a candidate" if n_at_a_time == 1 else f"{n_at_a_time} candidates at a time"
         raise ConfigError(
             f"{at_a_time} must fit into memory, got {largest}, of {len(problem.keys):,} members with "
-            f"{strategies[largest].n_trained:,} trained parameters each, on {len(problem.samples):,} samples: "
+            f"{shared.strategies[largest].n_trained:,} trained parameters each, on {len(problem.samples):,} samples: "
             f"{excess}; lower cv.seeds, cv.repeats or training.n_noisy_views, train less, or raise "
             "compute.cpus_per_candidate, so that fewer candidates train at a time"
         )

@@ -8,7 +8,7 @@ References:
     Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020. We depart from it in the order.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,45 +16,52 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from ray_ft.search.plan import CandidateSpec
 
+Group = tuple[str, int, int]  # its name, the first rung, the longest schedule
+
 
 class SuccessiveHalving:
-    """Decides which candidates are stopped, one stock ASHAScheduler a strategy.
+    """Decides which candidates are stopped, one stock ASHAScheduler a group; what is in no group runs to its end.
 
-    `rungs` has the first rung and the longest schedule of each, in epochs. The best `1 / reduction_factor` at a rung
-    go on.
+    `group_of` gives the group of a candidate, with its first rung and its longest schedule in epochs. The best
+    `1 / reduction_factor` at a rung go on.
     """
 
-    def __init__(self, rungs: Mapping[str, tuple[int, int]], reduction_factor: float) -> None:
-        self._halvings = {strategy: StrategyHalving(*own, reduction_factor) for strategy, own in rungs.items()}
-        self._halving_of: dict[str, StrategyHalving] = {}
+    def __init__(self, group_of: Callable[[CandidateSpec], Group | None], reduction_factor: float) -> None:
+        self.group_of, self.reduction_factor = group_of, reduction_factor
+        self._halvings: dict[str, GroupHalving] = {}
+        self._halving_of: dict[str, GroupHalving] = {}
 
     def add(self, specs: Iterable[CandidateSpec]) -> None:
         """Take candidates in, behind those that are there."""
         for spec in specs:
-            self._halving_of[spec.name] = self._halvings[spec.strategy]
-            self._halving_of[spec.name].add(spec.name)
+            if group := self.group_of(spec):
+                name, grace, longest = group
+                halving = self._halvings.setdefault(name, GroupHalving(grace, longest, self.reduction_factor))
+                self._halving_of[spec.name] = halving
+                halving.add(spec.name)
 
     def record(self, name: str, epoch: int, mean: float, final: bool) -> None:
         """Take a candidate's mean loss after an epoch; `final` where it is its last."""
-        halving = self._halving_of[name]
-        halving.curves[name].setdefault(epoch, mean)
-        if final:
-            halving.last[name] = epoch
-        halving.advance(name)
+        if halving := self._halving_of.get(name):
+            halving.curves[name].setdefault(epoch, mean)
+            if final:
+                halving.last[name] = epoch
+            halving.advance(name)
 
     def finish(self, name: str) -> None:
         """Take note that nothing more comes from a candidate."""
-        halving = self._halving_of[name]
-        halving.last.setdefault(name, len(halving.curves[name]))
-        halving.advance(name)
+        if halving := self._halving_of.get(name):
+            halving.last.setdefault(name, len(halving.curves[name]))
+            halving.advance(name)
 
     def stopped_at(self, name: str) -> int | None:
         """The epoch at which a candidate was stopped."""
-        return self._halving_of[name].stopped.get(name)
+        halving = self._halving_of.get(name)
+        return None if halving is None else halving.stopped.get(name)
 
 
-class StrategyHalving:
-    """The candidates of one strategy."""
+class GroupHalving:
+    """Candidates that are compared with one another."""
 
     def __init__(self, grace: int, longest: int, reduction_factor: float) -> None:
         longest = max(grace, longest) + 1  # at `max_t` the scheduler would stop what has only finished

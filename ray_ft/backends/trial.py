@@ -1,23 +1,24 @@
-"""A trial, in a worker of Ray: one candidate, watched over, and told of what has become of it before."""
+"""A trial, in a worker of Ray: one assignment, watched over, and told of what has become of it before."""
 
 import contextlib
 import faulthandler
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import ray
 from ray import tune
 
-from ray_ft.backends.placement import Allocation
-from ray_ft.backends.workers import open_fitter
+from ray_ft.backends.placement import Allocation, find_device
+from ray_ft.backends.workers import open_fitter, receive
 from ray_ft.errors import StorageError
-from ray_ft.fitting.candidate import run_candidate
+from ray_ft.fitting.candidate import run_members, write_range
 from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.range_test import test_range
 from ray_ft.results.records import load_means, load_result
 from ray_ft.runs.folder import CandidateFolder, RunFolder, keep_files
-from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.plan import Assignment
 from ray_ft.search.problem import Problem
 
 
@@ -25,14 +26,13 @@ def train_trial(
     params: dict[str, Any],
     problem: Problem,
     run: RunFolder,
-    specs: Sequence[CandidateSpec],
     prepared: Mapping[str, Any],
     settings: FitSettings,
     allocation: Allocation,
     max_silence_s: float,
 ) -> None:
-    """Train one candidate in a worker of Ray."""
-    (spec,) = (spec for spec in specs if spec.name == params["candidate"])
+    """Train one assignment in a worker of Ray."""
+    own: Assignment = params["assignment"]
     node = ray.get_runtime_context().get_node_id()
 
     def report(epoch: int, mean: float, final: bool) -> None:
@@ -41,19 +41,23 @@ def train_trial(
 
     try:
         check_there(run)
-        with run.check_out(spec.name) as own, limit_silence(own.candidate(spec.name), max_silence_s) as reset:
-            if recall(problem, own, spec):
+        with run.check_out(own.name) as folder, limit_silence(folder.candidate(own.name), max_silence_s) as reset:
+            if recall(problem, folder, own):
                 return
-            with open_fitter(problem, spec, prepared[spec.strategy], settings, allocation) as fitter:
-                every = settings.checkpoint_every
-                run_candidate(problem, own, spec, fitter, report, every, lambda: is_leaving(node, allocation))
+            strategy, every = prepared[own.spec.strategy], settings.checkpoint_every
+            if own.is_range_test:
+                found = test_range(problem, receive(strategy), own.spec, settings, find_device())
+                write_range(folder, own, problem.splits.hash, found)
+                return
+            with open_fitter(problem, own, strategy, settings, allocation) as fitter:
+                run_members(problem, folder, own, fitter, report, every, lambda: is_leaving(node, allocation))
     except StorageError as error:  # of the run, not of this candidate: another try would end the same way
         tune.report({"broken": str(error), "node": node})
 
 
-def recall(problem: Problem, run: RunFolder, spec: CandidateSpec) -> bool:
+def recall(problem: Problem, run: RunFolder, own: Assignment) -> bool:
     """Report the epochs that another process has left, some of which may not have been heard; was it done?"""
-    means, done = load_means(run, spec, problem.splits), load_result(run, spec) is not None
+    means, done = load_means(run, own, problem.splits), load_result(run, own.name) is not None
     for epoch, mean in enumerate(means, start=1):
         tune.report({"epoch": epoch, "loss": mean, "final": done and epoch == len(means), "recalled": True})
     return done

@@ -8,9 +8,8 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ import torch
 from ray import tune
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
 from ray_ft.backends.placement import Allocation, choose_allocation
 from ray_ft.backends.preflight import check_folder, check_reachable
-from ray_ft.backends.rounds import Shared
+from ray_ft.backends.rounds import Rounds
 from ray_ft.backends.successive_halving import SuccessiveHalving
 from ray_ft.backends.trial import train_trial
 from ray_ft.backends.workers import fetch, prepare_strategies
@@ -31,41 +31,32 @@ from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError, RunError, StorageError, first_line
 from ray_ft.fitting.candidate import write_failure
 from ray_ft.fitting.preparation import prepare_strategy
-from ray_ft.results.records import load_result
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import read_log
-from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.plan import Assignment
 
 LOCAL: dict[str, Any] = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
 OBJECT_STORE_BYTES = 512 * 2**20
 
 
-@dataclass(frozen=True)
-class RayRounds:
-    """Trains rounds of candidates as Tune trials; Ray starts with the first that has something to train."""
-
-    shared: Shared
-    open_loggers: Callable[[Sequence[CandidateSpec]], list[tune.Callback]]
-    session: contextlib.ExitStack  # it ends with the last round
-    prepared: dict[str, Any] = field(default_factory=dict)  # references of the strategies that are
-
-    def train(self, left: Sequence[CandidateSpec]) -> dict[str, float]:
-        """Train candidates; return the seconds that each took."""
-        own, watcher = self.shared, Watcher(self.shared, left)
-        loggers = self.open_loggers(left)
-        # By trained parameters x epochs, so that no long one is left over at the end.
-        cost = {name: strategy.n_trained * strategy.longest for name, strategy in own.strategies.items()}
-        ordered = sorted(left, key=lambda spec: -cost[spec.strategy])
-        allocation = self.prepare(ordered)
+def train_on_ray(rounds: Rounds, first: Assignment, open_loggers: Callable[[], list[tune.Callback]]) -> None:
+    """Train until nothing is left, each assignment a trial of one call of Tune."""
+    own, watcher, loggers = rounds.shared, Watcher(rounds), open_loggers()
+    with contextlib.ExitStack() as session:
+        allocation, prepared = prepare(rounds, session)
         trial = tune.with_parameters(
-            train_trial, problem=own.problem, run=own.run, specs=tuple(left), prepared=self.prepared,
-            settings=own.settings, allocation=allocation, max_silence_s=own.compute.max_silence_s,
+            train_trial, problem=own.problem, run=own.run, prepared=prepared, settings=own.settings,
+            allocation=allocation, max_silence_s=own.compute.max_silence_s,
         )  # fmt: skip
         tuner = tune.Tuner(
             tune.with_resources(trial, allocation.request()),
-            param_space={"candidate": tune.grid_search([spec.name for spec in ordered])},
             tune_config=tune.TuneConfig(
-                scheduler=OrderedHalving(own.halving), reuse_actors=True, trial_name_creator=name_trial
+                search_alg=HandOut(rounds, first),
+                num_samples=-1,
+                scheduler=OrderedHalving(own.halving),
+                reuse_actors=True,
+                trial_name_creator=name_trial,
+                trial_dirname_creator=name_trial,
             ),
             run_config=tune.RunConfig(
                 **build_storage(own.run),
@@ -76,29 +67,49 @@ class RayRounds:
             ),
         )
         grid = tuner.fit()
-        watcher.raise_faults()
-        if any(load_result(own.run, spec) is None and own.halving.stopped_at(spec.name) is None for spec in left):
-            if not grid.errors:
-                raise KeyboardInterrupt  # Tune swallows it and returns what it has
-            raise RunError("Ray Tune ended before all candidates did; repeat the command to go on")
-        return watcher.seconds
+    watcher.raise_faults()
+    if not rounds.is_over:
+        if not grid.errors:
+            raise KeyboardInterrupt  # Tune swallows it and returns what it has
+        raise RunError("Ray Tune ended before all candidates did; repeat the command to go on")
 
-    def prepare(self, left: Sequence[CandidateSpec]) -> Allocation:
-        """Connect, and start to prepare the strategies that are not; the first of them here, while Ray starts."""
-        own = self.shared
-        names = dict.fromkeys(spec.strategy for spec in left)
-        wanted = [own.strategies[name] for name in names if name not in self.prepared]
-        place = own.settings.precision, torch.device("cpu"), os.cpu_count() or 1
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            first = [pool.submit(prepare_strategy, own.problem, own.pretrained, one, *place) for one in wanted[:1]]
-            if not self.prepared:
-                self.session.enter_context(connect(own.compute))
-                if own.compute.address:
-                    check_folder(own.run)
-            allocation = choose_allocation(own, len(left))
-            if wanted:
-                self.prepared.update(prepare_strategies(own, wanted, allocation, first[0]))
-        return allocation
+
+def prepare(rounds: Rounds, session: contextlib.ExitStack) -> tuple[Allocation, dict[str, Any]]:
+    """Connect, and start to prepare the strategies; the first of them here, while Ray starts."""
+    own = rounds.shared
+    wanted = [own.strategies[name] for name in rounds.list_left()]
+    place = own.settings.precision, torch.device("cpu"), os.cpu_count() or 1
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        first = pool.submit(prepare_strategy, own.problem, own.pretrained, wanted[0], *place)
+        session.enter_context(connect(own.compute))
+        if own.compute.address:
+            check_folder(own.run)
+        n_members = own.problem.splits.n_repeats * own.problem.splits.n_folds * max(rounds.n_seeds.values())
+        allocation = choose_allocation(own, rounds.width, n_members)
+        return allocation, prepare_strategies(own, wanted, allocation, first)
+
+
+class HandOut(Searcher):
+    """Gives Tune what is to be trained next, when something may be; all else that a searcher is told is known."""
+
+    def __init__(self, rounds: Rounds, first: Assignment) -> None:
+        super().__init__()
+        self.rounds, self.first = rounds, [first]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its searcher with its state, which is never restored here
+
+    def suggest(self, trial_id: str) -> Any:
+        own = self.first.pop() if self.first else self.rounds.take()
+        if own is None:
+            return Searcher.FINISHED if self.rounds.is_over else None
+        return {"candidate": own.name, "assignment": own}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The watcher has been told."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing is ever restored from Tune's own files."""
 
 
 @contextlib.contextmanager
@@ -167,13 +178,12 @@ class Watcher(tune.Callback, tune.Stopper):
     the process of a candidate died too often.
     """
 
-    def __init__(self, shared: Shared, left: Sequence[CandidateSpec]) -> None:
-        self.shared, self.specs = shared, {spec.name: spec for spec in left}
+    def __init__(self, rounds: Rounds) -> None:
+        self.rounds, self.shared = rounds, rounds.shared
         self.started: dict[str, float] = {}
-        self.seconds: dict[str, float] = {}
         self.broken = ""
         self.lost: dict[str, str] = {}
-        self.lost_before = {event["candidate"] for event in read_log(shared.run.log) if event["event"] == "lost"}
+        self.lost_before = {event["candidate"] for event in read_log(self.shared.run.log) if event["event"] == "lost"}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks with its state, which is never restored here
@@ -195,7 +205,7 @@ class Watcher(tune.Callback, tune.Stopper):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if not self.broken:
-            self.finish(trial.config["candidate"])
+            self.finish(trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.shared.note("retry", candidate=trial.config["candidate"], reason=self.explain(trial))
@@ -205,11 +215,11 @@ class Watcher(tune.Callback, tune.Stopper):
         if has_died(load_error(trial)) and name not in self.lost_before:
             own.note("lost", candidate=name, reason=reason)
             self.lost[name] = reason
-            own.halving.finish(name)
+            self.rounds.give_up(trial.config["assignment"])
             return
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-        write_failure(own.run, self.specs[name], own.problem.splits.hash, f"{text}\n{reason}")
-        self.finish(name)
+        write_failure(own.run, trial.config["assignment"], own.problem.splits.hash, f"{text}\n{reason}")
+        self.finish(trial)
 
     def explain(self, trial: Any) -> str:
         """Say in a line why a candidate's process ended."""
@@ -221,11 +231,11 @@ class Watcher(tune.Callback, tune.Stopper):
         cause = getattr(error, "cause", None) or error
         return "its process died" if cause is None else f"{type(cause).__name__}: {first_line(cause)}"
 
-    def finish(self, name: str) -> None:
+    def finish(self, trial: Any) -> None:
         """Take note of an end here, as Tune tells its scheduler of an error before a retry too."""
-        self.seconds[name] = time.monotonic() - self.started.get(name, time.monotonic())
-        self.shared.run.pull(self.shared.run.candidate(name).root)
-        self.shared.finish(self.specs[name])
+        own: Assignment = trial.config["assignment"]
+        self.shared.run.pull(self.shared.run.candidate(own.name).root)
+        self.rounds.end(own, time.monotonic() - self.started.get(own.name, time.monotonic()))
 
     def raise_faults(self) -> None:
         """Raise what is no candidate's own failure, so that the same command goes on from here."""

@@ -21,7 +21,7 @@ from ray_ft.fitting.fitter import FitSettings, Fitter, JoinedFitter
 from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.models import Pretrained
-from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.plan import Assignment, CandidateSpec
 from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.search.strategies import Strategy
 
@@ -78,24 +78,24 @@ def receive(reference: Any) -> PreparedStrategy:
 
 @contextlib.contextmanager
 def open_fitter(
-    problem: Problem, spec: CandidateSpec, reference: Any, settings: FitSettings, allocation: Allocation
+    problem: Problem, own: Assignment, reference: Any, settings: FitSettings, allocation: Allocation
 ) -> Iterator[Fitter]:
-    """Start a candidate's members in this process or, a share of them each, in those of its placement group.
+    """Start the members of an assignment in this process or, a share of them each, in those of its placement group.
 
     The reference is that of its strategy, from `prepare_strategies`.
     """
-    start = partial(start_here, spec, reference, settings, allocation)
+    start = partial(start_here, own.spec, reference, settings, allocation)
     if allocation.n_workers == 1:
-        yield start(problem, problem.keys)
+        yield start(problem, own.keys)
         return
     shared = ray.put(problem)
     group = ray.util.get_current_placement_group()
     assert group is not None, "Ray Tune made it, as `Allocation.request` asks for"
     workers = []
-    for i in range(allocation.n_workers):
+    for i in range(min(allocation.n_workers, len(own.keys))):
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i)
         options = {"num_cpus": allocation.cpus, "num_gpus": allocation.gpus, "scheduling_strategy": place}
-        workers.append(start_actor(Worker, options, start, shared, problem.keys[i :: allocation.n_workers]))
+        workers.append(start_actor(Worker, options, start, shared, own.keys[i :: allocation.n_workers]))
     try:
         yield JoinedFitter(partial(ask_all, workers))
     finally:

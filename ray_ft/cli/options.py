@@ -41,7 +41,13 @@ CONFIG_OPTIONS: dict[str, tuple[Any, str]] = {  # by the key of the config that 
         "part of its training part (cv.protocol, crossfit by default).",
     ),
     "cv.strategies": (str, "Strategies to compare, comma-separated (cv.strategies, all by default)."),
-    "cv.candidates": (int, "Number of draws of the hyperparameters for each strategy (cv.candidates, 2 by default)."),
+    "search.candidates": (int, "Number of candidates of each strategy (search.candidates; 8, or 2 by the guide)."),
+    "search.minutes": (float, "Minutes of the search, an equal share for each strategy (search.minutes)."),
+    "search.method": (
+        str,
+        "best looks for the best of each strategy; guide draws from its ranges as they are written (search.method, "
+        "best by default).",
+    ),
     "data.groups": (
         str,
         "File (.npy or .npz::key) with the group of each sample; a group stays in one fold (data.groups).",
@@ -59,7 +65,7 @@ def configured(command: Command) -> Command:
     `--address` changes the config too, but is an option of the command's own, as not all have it.
     """
     _, *own = signature(command).parameters.values()
-    names = {key: key.partition(".")[2] for key in CONFIG_OPTIONS}
+    names = {key: key.partition(".")[2] for key in CONFIG_OPTIONS} | {"search.method": "search"}
 
     def run(config: Path | None, overrides: list[str] | None, **given: Any) -> None:
         options = {key: given.pop(name) for key, name in names.items()}

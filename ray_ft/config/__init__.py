@@ -5,6 +5,7 @@ from ray_ft.config.hyperparameters import GradientHyperparameters as GradientHyp
 from ray_ft.config.hyperparameters import Hyperparameters as Hyperparameters
 from ray_ft.config.hyperparameters import RidgeHyperparameters as RidgeHyperparameters
 from ray_ft.config.hyperparameters import list_declared as list_declared
+from ray_ft.config.hyperparameters import scale_lr as scale_lr
 from ray_ft.config.loading import load_config as load_config
 from ray_ft.config.loading import read_shipped as read_shipped
 from ray_ft.config.loading import reload_config as reload_config

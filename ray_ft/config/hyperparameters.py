@@ -1,14 +1,17 @@
 """The hyperparameters of each way to fit, each declared once: what it is, its range, its default, how it is shown.
 
 The config's keys, the draws of the search, the tables and the axes of the figures all follow from what stands here.
+
+A key in the config is one value, which fixes it; a range `[low, high]`, whose middle is tried first and which the
+search may leave; or `{low: .., high: .., fixed: true}`, which it may not leave. What is not given is searched.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -16,6 +19,18 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Bounds = tuple[int | float, int | float]
+
+
+class Range(NamedTuple):
+    """Where a value lies in the config."""
+
+    low: int | float
+    high: int | float
+    fixed: bool = False  # whether the search may not leave it
+
+    @property
+    def bounds(self) -> Bounds:
+        return self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class Declaration:
     form: str  # how a value is written
     default: Any = ...  # range in the config; `...` where there is none, and None where the config may say null
     log: bool = False  # whether it is drawn log-uniformly
+    wide: Bounds | None = None  # where a search looks besides, unless the config fixes it; None where nowhere
     kind: Any = None  # type and limits of a value, as it is annotated
 
     @property
@@ -35,7 +51,9 @@ class Declaration:
         """Type of its key in the config: a range of numbers, or one of a few words."""
         if get_origin(self.kind) is Literal:
             return self.kind
-        return range_of(get_args(self.kind)[0]) | None if self.default is None else range_of(self.kind)
+        parts = get_args(self.kind)
+        kind = range_of(parts[0] if type(None) in parts else self.kind)
+        return kind | None if self.default is None else kind
 
     def show(self, value: Any) -> str:
         return "" if value is None else format(value, self.form)
@@ -53,19 +71,34 @@ def list_declared(hyperparameters: type) -> Iterator[tuple[str, Declaration]]:
 
 def range_of(kind: Any) -> Any:
     """The type of a range in the config: two values in order, or one for both."""
-    return Annotated[tuple[kind, kind], BeforeValidator(widen), AfterValidator(check_order)]
+    checks = BeforeValidator(widen), AfterValidator(check_order), PlainSerializer(write_range)
+    return Annotated[(tuple[kind, kind, bool], *checks)]
 
 
 def widen(value: object) -> object:
-    """Take a single value for a range that holds it alone."""
-    return value if isinstance(value, list | tuple) else (value, value)
+    """Read `value`, `[low, high]` or `{low: .., high: .., fixed: true}`."""
+    if isinstance(value, Mapping):
+        if value.keys() != {"low", "high", "fixed"}:
+            raise ValueError(f"a range has the keys low, high and fixed, got {', '.join(map(str, value)) or 'none'}")
+        return value["low"], value["high"], value["fixed"]
+    if isinstance(value, Range):
+        return tuple(value)
+    if not isinstance(value, list | tuple):
+        return value, value, True
+    if len(value) != 2:
+        raise ValueError(f"a range has two ends, [low, high], got {len(value)}")
+    return *value, False
 
 
-def check_order(bounds: Bounds) -> Bounds:
-    low, high = bounds
+def check_order(values: tuple[Any, Any, bool]) -> Range:
+    low, high, _ = values
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise ValueError(f"finite low <= high must hold, got [{low}, {high}]")
-    return bounds
+    return Range(*values)
+
+
+def write_range(own: Range) -> Any:
+    return {"low": own.low, "high": own.high, "fixed": True} if own.fixed else [own.low, own.high]
 
 
 @dataclass(frozen=True)
@@ -74,18 +107,24 @@ class GradientHyperparameters:
 
     fit: ClassVar[str] = "gradient"
 
-    lr: Positive = declare("learning rate", "lr", "Peak learning rate. It is drawn log-uniformly.", ".2e", log=True)
-    epochs: Count = declare("epochs", "epochs", "Epochs of the cosine schedule.")
-    batch_size: Count = declare("batch size", "batch", "Samples of a step.", default=(8, 16))
-    weight_decay: NonNegative = declare("weight decay", "decay", "Weight decay of AdamW.", ".3f", default=(0.01, 0.05))
+    lr: Positive = declare(
+        "learning rate", "lr", "Peak learning rate. It is drawn log-uniformly.", ".2e", default=None, log=True
+    )
+    epochs: Count = declare("epochs", "epochs", "Epochs of the cosine schedule.", default=None)
+    batch_size: Count = declare("batch size", "batch", "Samples of a step.", default=(8, 16), wide=(8, 16))
+    weight_decay: NonNegative = declare(
+        "weight decay", "decay", "Weight decay of AdamW.", ".3f", default=(0.01, 0.05), wide=(0.0, 0.1)
+    )
     noise_std: NonNegative = declare(
-        "input noise", "noise", "Standard deviation of Gaussian noise on training inputs.", ".3f", default=(0.0, 0.0)
-    )
+        "input noise", "noise", "Standard deviation of Gaussian noise on training inputs.", ".3f", default=(0.0, 0.0),
+        wide=(0.0, 0.0),
+    )  # fmt: skip
     head_dropout: Share | None = declare(
-        "head dropout", "dropout", "Dropout inside the module `head`; null leaves it as it is.", ".3f", default=None
-    )
+        "head dropout", "dropout", "Dropout inside the module `head`; null leaves it as it is.", ".3f", default=None,
+        wide=(0.0, 0.0),
+    )  # fmt: skip
     warmup_epochs: Whole = declare(
-        "warm-up epochs", "warm-up", "Epochs of a linear warm-up before the cosine.", default=(0, 0)
+        "warm-up epochs", "warm-up", "Epochs of a linear warm-up before the cosine.", default=(0, 0), wide=(0, 0)
     )
     patience: Count = declare(
         "patience", "patience", "Epochs without a better mean after which a candidate ends.", default=(10, 10)
@@ -99,6 +138,13 @@ class GradientHyperparameters:
         """Return it with a warm-up that is a share of the epochs, if one is given, and half of them at most."""
         warmup = self.warmup_epochs if warmup_ratio is None else round(warmup_ratio * self.epochs)
         return replace(self, warmup_epochs=min(warmup, self.epochs // 2))  # a short run still reaches its learning rate
+
+
+def scale_lr(step: int, n_steps: int, n_warmup: int) -> float:
+    """Rise linearly to 1 over the warm-up, then fall by a cosine to 0 at `n_steps`."""
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_mo
 
 from ray_ft.config.hyperparameters import (
     FITS,
+    Bounds,
     Count,
     Hyperparameters,
     NonNegative,
     Positive,
+    Range,
     Share,
     Whole,
     list_declared,
@@ -21,6 +23,7 @@ from ray_ft.objectives import METRICS, list_baselines
 
 AS_WRITTEN = "as_written"  # the strategy that `training.freeze_encoder` and `freeze_decoder` describe
 DEFAULT_LAYOUT: DomainName = "diffraction"  # of the network that needs no factory
+N_CANDIDATES = {"best": 8, "guide": 2}  # of a strategy, unless the config says so
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders
 
 
@@ -39,10 +42,22 @@ class StageConfig(Section):
     def hyperparameters(self) -> type[Hyperparameters]:
         return FITS[self.fit]
 
-    def bounds(self, name: str) -> tuple[int | float, int | float] | None:
+    def range_of(self, name: str) -> Range | None:
         """Range of a hyperparameter; None where it has none."""
-        bounds = getattr(self, name, None)
-        return bounds if isinstance(bounds, tuple) else None
+        found = getattr(self, name, None)
+        return found if isinstance(found, Range) else None
+
+    def bounds(self, name: str) -> Bounds | None:
+        """Ends of a hyperparameter's range; None where it has none."""
+        found = self.range_of(name)
+        return found and found.bounds
+
+    def space(self, name: str) -> Bounds | None:
+        """Where the search of a hyperparameter looks; None where the config says nothing of it."""
+        declared, own = dict(list_declared(self.hyperparameters))[name], self.range_of(name)
+        if own is None or own.fixed or declared.wide is None:
+            return own and own.bounds
+        return min(own.low, declared.wide[0]), max(own.high, declared.wide[1])
 
     @property
     def longest(self) -> int:
@@ -68,7 +83,7 @@ class RidgeBase(StageConfig):
 def add_keys(base: type[StageConfig], hyperparameters: type) -> type[StageConfig]:
     """Make a section whose keys are the declared hyperparameters."""
     keys: dict[str, Any] = {
-        name: (declared.annotation, Field(default=declared.default, description=declared.help))
+        name: (declared.annotation, Field(default=declared.default, description=declared.help, validate_default=True))
         for name, declared in list_declared(hyperparameters)
     }
     return create_model(base.__name__.replace("Base", "Stage"), __base__=base, __module__=__name__, **keys)
@@ -144,8 +159,7 @@ class CVSection(Section):
     train_size: Count | None = None
     """Number of samples of each training part that are used. Without it, all are."""
     repeats: int = Field(default=1, ge=1, le=999, description="Number of times that the folds are dealt.")
-    candidates: int = Field(default=2, ge=1, le=999)
-    """Number of draws of the hyperparameters for each strategy."""
+    candidates: int | None = Field(default=None, ge=1, le=999, description="The same as search.candidates.")
     strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Strategies to compare. Without it, all, or the one that freeze flags describe."""
     metric: str = Field(default="mse", description="Loss and score: mse, the mean squared error, or mae, the absolute.")
@@ -190,10 +204,18 @@ else:
 
 
 class SearchSection(Section):
-    """Successive halving (ASHA) among the candidates of a strategy."""
+    """How the hyperparameters of each strategy are searched; ASHA stops candidates of one strategy and length."""
 
+    method: Literal["best", "guide"] = "best"
+    """best: look for the best of each strategy, also beyond its ranges. guide: draw from the ranges as written."""
+    candidates: int | None = Field(default=None, ge=1, le=999)
+    """Number of candidates of each strategy. Without it, 8, or 2 where the method is guide."""
+    minutes: Positive | None = None
+    """Minutes of the search, an equal share for each strategy. Without it, the candidates alone count."""
+    seeds: Literal["one", "all"] = "one"
+    """Seeds of a candidate while it is searched. With one, the others follow where it is chosen."""
     grace_epochs: Count | None = None
-    """Epochs before a candidate may be stopped. Without it, a quarter of the longest schedule."""
+    """Epochs before a candidate may be stopped. Without it, 1; a quarter of the longest where the method is guide."""
     reduction_factor: float = Field(default=2.0, ge=1.1)
     """One of so many candidates goes on at each rung; rungs lie as far apart."""
 
@@ -281,7 +303,19 @@ class Config(Section):
                 yield f"cv.strategies: unknown strategy {name}{suggest(name, self.strategies)}"
         if self.cv.strategies and len(set(self.cv.strategies)) < len(self.cv.strategies):
             yield f"cv.strategies: each may be named once, got {', '.join(self.cv.strategies)}"
+        yield from self.find_search_conflicts()
         yield from self.find_ensemble_conflicts()
+
+    def find_search_conflicts(self) -> Iterator[str]:
+        given, same = self.cv.candidates, self.search.candidates
+        if given and same and given != same:
+            yield f"cv.candidates: it is another name of search.candidates, got {given} and {same}; keep one"
+        if self.search.method == "guide":
+            for name in self.cv.strategies or self.strategies:
+                stages = self.strategies[name].stages if name in self.strategies else ()
+                for key in ("lr", "epochs"):
+                    if any(hasattr(stage, key) and stage.range_of(key) is None for stage in stages):
+                        yield f"strategies.{name}.{key}: missing; search.method: guide draws from it"
 
     def find_ensemble_conflicts(self) -> Iterator[str]:
         known = self.cv.strategies or tuple(self.strategies)
@@ -304,14 +338,20 @@ class Config(Section):
         return find_domain(self.layout).symmetry if self.data.symmetry is None else self.data.symmetry
 
     @property
+    def n_candidates(self) -> int:
+        """Candidates that each strategy gets."""
+        return self.cv.candidates or self.search.candidates or N_CANDIDATES[self.search.method]
+
+    @property
     def selected(self) -> dict[str, StrategyConfig]:
         """The strategies of this run in order, with the values that `training` fixes for all of them."""
         names = self.cv.strategies or ((AS_WRITTEN,) if AS_WRITTEN in self.strategies else tuple(self.strategies))
         return {name: fix_values(self.strategies[name], self.training) for name in names}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the members: everything but where they are computed and logged and what is built of them."""
-        return self.model_dump(mode="json", exclude={"compute", "ensemble", "loggers"})
+        """What decides the members: all but where they are computed and logged, how many, and what is built of them."""
+        budget: Any = {"cv": {"candidates"}, "search": {"candidates", "minutes"}}
+        return self.model_dump(mode="json", exclude=budget | dict.fromkeys(("compute", "ensemble", "loggers"), True))
 
 
 def fix_values(strategy: StrategyConfig, training: TrainingSection) -> StrategyConfig:

@@ -6,7 +6,8 @@ word that no strategy can have as its name, as numpy takes keys that differ in z
 
 | stream | key after the seed | draws |
 |---|---|---|
-| candidate | strategy, index | its hyperparameters |
+| candidate | strategy, index | its hyperparameters, drawn at random |
+| proposal | "optuna/", strategy, index | its hyperparameters, by Optuna |
 | member | candidate, repeat, fold, seed, epoch | order of the samples, dropout, which noisy copy |
 | inner part | repeat, fold | what of a training part stops and selects, under the nested protocol |
 | limited part | "train_size/", repeat, fold | which samples a limited training part keeps |

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,12 @@ from ray_ft.fitting.preparation import split_at
 from ray_ft.fitting.starting import complete_split
 from ray_ft.models import Pretrained
 from ray_ft.objectives import Responses, Targets
-from ray_ft.results.records import load_members, load_predictions
+from ray_ft.results.records import load_members, load_predictions, name_later
 from ray_ft.results.summary import EnsembleSummary
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.provenance import describe_environment
 from ray_ft.search.plan import CandidateSpec, name_candidate
-from ray_ft.search.problem import Problem
+from ray_ft.search.problem import Place, Problem
 from ray_ft.search.strategies import Strategy
 from ray_ft.split.network import SplitNetwork, keep_whole
 from ray_ft.split.sharing import describe_obstacle, describe_splits, list_tensors, share_backbone
@@ -147,14 +147,23 @@ def measure_blind_spread(reduction: Reduction, columns: OutOfFold, weights: Weig
 
 def gather_columns(reduction: Reduction, strategy: str) -> OutOfFold:
     """Collect what the members say of each sample that never saw it: a column a seed."""
-    problem, run, chosen = reduction.problem, reduction.run, reduction.chosen[strategy].candidate
-    predictions = {index: load_predictions(run, name_candidate(strategy, int(index))) for index in np.unique(chosen)}
+    problem, run, chosen = reduction.problem, reduction.run, reduction.chosen[strategy]
+    names = {name for place in np.ndindex(chosen.epoch.shape) for name in list_folders(reduction, strategy, place)}
+    predictions = {name: load_predictions(run, name) for name in names}
     shape = next(iter(predictions.values())).shape[2:]
-    columns = np.empty((problem.n_seeds, len(chosen), *shape))
-    for repeat, fold in np.ndindex(chosen.shape):
-        held_out = problem.splits.held_out(repeat, fold)
-        columns[:, repeat, held_out] = predictions[chosen[repeat, fold]][repeat][:, held_out]
+    columns = np.empty((problem.n_seeds, len(chosen.epoch), *shape))
+    for place in np.ndindex(chosen.epoch.shape):
+        held_out, repeat = problem.splits.held_out(*place), place[0]
+        parts = [predictions[name][repeat][:, held_out] for name in list_folders(reduction, strategy, place)]
+        columns[:, repeat, held_out] = np.concatenate(parts)[: problem.n_seeds]
     return columns
+
+
+def list_folders(reduction: Reduction, strategy: str, place: Place) -> list[str]:
+    """Name what trained the members of a fold, in the order of their seeds."""
+    chosen, run = reduction.chosen[strategy], reduction.run
+    searched, later = name_candidate(strategy, int(chosen.candidate[place])), name_later(strategy, chosen, place)
+    return [searched, later] if run.candidate(later).result.exists() else [searched]
 
 
 def score_blind(reduction: Reduction, blind: Blind) -> float:
@@ -178,10 +187,14 @@ def choose_method(asked: str, comparisons: Sequence[Comparison]) -> str:
 
 
 def stack_members(reduction: Reduction, strategy: str) -> dict[str, Float[Tensor, "member ..."]]:
-    keys, index = reduction.problem.keys, reduction.chosen[strategy].candidate
-    chosen = [name_candidate(strategy, int(index[key.repeat, key.fold])) for key in keys]
-    stacks = {name: load_members(reduction.run, name) for name in set(chosen)}
-    return {name: torch.stack([stacks[own][name][i] for i, own in enumerate(chosen)]) for name in stacks[chosen[0]]}
+    """Collect the weights of a strategy's members, in the order of the problem's keys."""
+    by_fold, load = reduction.problem.by_fold, lru_cache(maxsize=None)(partial(load_members, reduction.run))
+    parts = []
+    for place in np.ndindex(by_fold):
+        searched, *later = list_folders(reduction, strategy, place)
+        parts.append({name: t.view(*by_fold, -1, *t.shape[1:])[place] for name, t in load(searched).items()})
+        parts += [load(name) for name in later]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def calibrate(reduction: Reduction, networks: Mapping[str, SplitNetwork]) -> Calibration:

@@ -162,7 +162,8 @@ class RidgeFitter:
         rows = next(tensor for name, tensor in split.tensors.items() if name.startswith("ridge."))
         self.rows = rows.double()
         self.frozen_hash = hash_tensors(split.tensors)
-        self.states: States = {}
+        self.states: States = dict.fromkeys(self.keys, split.state)  # which add nothing
+        self.kept = dict(self.states)
 
     def run_epoch(self, epoch: int) -> None:
         """Fit every fold, once for all seeds."""
@@ -194,16 +195,17 @@ class RidgeFitter:
         return found
 
     def take_snapshots(self, improved: Bool[np.ndarray, "repeat fold"]) -> None:
-        """Its one epoch is what is kept."""
+        self.kept |= {key: self.states[key] for key in self.keys if improved[key.place]}
 
     def collect_snapshots(self) -> States:
-        return {key: {name: tensor.cpu() for name, tensor in state.items()} for key, state in self.states.items()}
+        return {key: {name: tensor.cpu() for name, tensor in state.items()} for key, state in self.kept.items()}
 
     def save(self) -> dict[MemberKey, dict[str, Any]]:
-        return {key: {"state": state} for key, state in self.collect_snapshots().items()}
+        return {key: {"state": self.states[key], "kept": self.kept[key]} for key in self.keys}
 
     def load(self, saved: Mapping[MemberKey, dict[str, Any]]) -> None:
         self.states = {key: saved[key]["state"] for key in self.keys}
+        self.kept = {key: saved[key]["kept"] for key in self.keys}
 
     def has_drifted(self) -> bool:
         return hash_tensors(self.split.tensors) != self.frozen_hash

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ray_ft.config import GradientHyperparameters
+from ray_ft.config import GradientHyperparameters, scale_lr
 from ray_ft.errors import DivergedError
 from ray_ft.objectives import Objective
 from ray_ft.search.problem import MemberKey
@@ -222,13 +222,6 @@ def draw_batches(member: Member, recipe: Recipe, epoch: int) -> Iterator[Batch]:
         own = torch.from_numpy(rows[part]).to(device)
         masks = split.draw_masks(len(own), generator)
         yield Batch(lr, own, targets[torch.from_numpy(clean[part]).to(device)], masks)
-
-
-def scale_lr(step: int, n_steps: int, n_warmup: int) -> float:
-    """Rise linearly to 1 over the warm-up, then fall by a cosine to 0 at `n_steps`."""
-    if step < n_warmup:
-        return (step + 1) / n_warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
 
 
 def step_pack(pack: Pack, recipe: Recipe, batches: Sequence[Batch | None]) -> Float[Tensor, " member"]:

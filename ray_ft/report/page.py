@@ -115,7 +115,7 @@ def load_findings(run: RunFolder) -> Findings:
         raise RunFolderError(
             f"the summary and the plan of a run must be of the same candidates, got {run.root}; run again"
         )
-    histories = {spec.name: load_history(run, spec, splits) for spec in plan}
+    histories = {spec.name: load_history(run, spec.name, splits) for spec in plan}
     curves = {name: build_curves(h.losses, h.inner, splits) for name, h in histories.items() if h is not None}
     config, blind = reload_config(run.config), load_blind(run, find_objective(summary.metric))
     return Findings(run, summary, config, plan, curves, blind, load_provenance(run))

@@ -17,14 +17,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ray_ft.data.folds import Splits
-from ray_ft.errors import RunFolderError, first_few
+from ray_ft.errors import DivergedError, RunFolderError, first_few
 from ray_ft.files.arrays import read_arrays
 from ray_ft.files.hashes import hash_file
 from ray_ft.files.writing import read_record
 from ray_ft.objectives import Objective
 from ray_ft.runs.folder import RunFolder
-from ray_ft.search.plan import CandidateSpec
-from ray_ft.statistics.scores import Scores, StrategyScore, build_curves, score_strategy
+from ray_ft.search.plan import Assignment, CandidateSpec, name_candidate, name_finish
+from ray_ft.search.problem import Place
+from ray_ft.search.settling import Attempt
+from ray_ft.statistics.scores import Choice, Curves, Scores, StrategyScore, build_curves, choose, score_choice
 from ray_ft.statistics.selection import Losses
 
 
@@ -79,7 +81,7 @@ Verdicts = Mapping[str, Verdict]
 
 @dataclass(frozen=True)
 class History:
-    """Losses of a candidate's members after each epoch: held out by sample, and means of the inner parts if nested."""
+    """Losses of members after each epoch from 0 on: held out by sample, and means of the inner parts if nested."""
 
     losses: Float[np.ndarray, "epoch repeat seed sample"]
     inner: Float[np.ndarray, "epoch repeat fold seed"] | None
@@ -146,20 +148,20 @@ def load_blind(run: RunFolder, objective: Objective) -> dict[str, Float[np.ndarr
     return blind
 
 
-def load_result(run: RunFolder, spec: CandidateSpec) -> dict[str, Any] | None:
-    """Read how a candidate's training ended; None where it has not, or where this can no longer be told."""
+def load_result(run: RunFolder, name: str) -> dict[str, Any] | None:
+    """Read how an assignment ended; None where it has not, or where this can no longer be told."""
     try:
-        result = read_record(run.candidate(spec.name).result)
+        result = read_record(run.candidate(name).result)
         Ending.model_validate(result)
         return result
     except (OSError, ValueError):  # damaged: it is trained again, which ends the same way
         return None
 
 
-def load_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History | None:
-    """Read a candidate's losses; None where there are none to be read yet, or they are not of these folds."""
+def load_history(run: RunFolder, name: str, splits: Splits) -> History | None:
+    """Read the losses of an assignment; None where there are none to be read yet, or they are not of these folds."""
     try:
-        arrays = read_arrays(run.candidate(spec.name).history)
+        arrays = read_arrays(run.candidate(name).history)
         losses, inner = arrays["losses"], arrays.get("inner")
     except (OSError, ValueError, KeyError):
         return None  # it is written again from the last checkpoint
@@ -172,18 +174,41 @@ def load_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History
     return History(losses, inner) if fits else None
 
 
-def load_means(run: RunFolder, spec: CandidateSpec, splits: Splits) -> list[float]:
-    """Read the mean over folds of a candidate's guide after each epoch, as far as it is known."""
-    history = load_history(run, spec, splits)
-    guides = build_curves(history.losses, history.inner, splits).guide if history else ()
-    return [float(guide.mean()) for guide in guides]
+def load_guide(run: RunFolder, name: str, splits: Splits) -> Float[np.ndarray, "epoch repeat fold"]:
+    """Read a candidate's guide after each epoch from 0 on, as far as it is known."""
+    history = load_history(run, name, splits)
+    if history is None:
+        return np.empty((0, splits.n_repeats, splits.n_folds))
+    guide: np.ndarray = build_curves(history.losses, history.inner, splits).guide
+    return guide
 
 
-def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
-    """Read a candidate's snapshots, stacked along a first axis of members."""
-    folder = run.candidate(candidate)
+def load_means(run: RunFolder, own: Assignment, splits: Splits) -> list[float]:
+    """Read the mean that an assignment reported after each epoch from 1 on, as far as it is known."""
+    if own.until is None:
+        return [float(guide.mean()) for guide in load_guide(run, own.name, splits)[1:]]
+    history = load_history(run, own.name, splits)
+    return [] if history is None else [float(np.nanmean(losses)) for losses in history.losses[1:]]
+
+
+def load_attempt(run: RunFolder, spec: CandidateSpec, verdict: Verdict, splits: Splits) -> Attempt:
+    """Read how a candidate that was searched has ended; what it did past the epoch where it was stopped is left out."""
+    guide = load_guide(run, spec.name, splits)
+    counted = guide[: verdict.epoch + 1] if verdict.state == "stopped" else guide
+    return Attempt(spec, verdict.state, counted, verdict.reason.startswith(DivergedError.__name__))
+
+
+def load_attempts(run: RunFolder, plan: Plan, verdicts: Verdicts, strategy: str, splits: Splits) -> list[Attempt]:
+    """Read how all candidates of a strategy have ended."""
+    specs = [spec for spec in plan if spec.strategy == strategy]
+    return [load_attempt(run, spec, verdicts[spec.name], splits) for spec in specs]
+
+
+def load_members(run: RunFolder, name: str) -> dict[str, Tensor]:
+    """Read the snapshots of an assignment, stacked along a first axis of members."""
+    folder = run.candidate(name)
     path = folder.members
-    with completed(run, candidate, "snapshots"):
+    with completed(run, name, "snapshots"):
         run.pull(path)
         if hash_file(path) != read_record(folder.result)["files"][path.name]:
             raise ValueError(f"{path} is not as it was written")
@@ -191,46 +216,86 @@ def load_members(run: RunFolder, candidate: str) -> dict[str, Tensor]:
     return members
 
 
-def load_predictions(run: RunFolder, candidate: str) -> Float[np.ndarray, "repeat seed sample *target"]:
-    """Read what a candidate's snapshots say of their held-out samples."""
-    with completed(run, candidate, "predictions"):
-        predictions = read_arrays(run.candidate(candidate).predictions)["predictions"]
+def load_predictions(run: RunFolder, name: str) -> Float[np.ndarray, "repeat seed sample *target"]:
+    """Read what the snapshots of an assignment say of their held-out samples."""
+    with completed(run, name, "predictions"):
+        predictions = read_arrays(run.candidate(name).predictions)["predictions"]
         if predictions.dtype.kind != "f" or predictions.ndim < 4:
             raise ValueError(f"predictions have the shape {predictions.shape}")
     return predictions
 
 
-def completed(run: RunFolder, candidate: str, what: str) -> AbstractContextManager[None]:
-    rule = f"a completed candidate has {what}, got {run.candidate(candidate).root} where they are"
+def completed(run: RunFolder, name: str, what: str) -> AbstractContextManager[None]:
+    rule = f"a completed candidate has {what}, got {run.candidate(name).root} where they are"
     return refuse_damage(rule, f"remove it and {run.summary.name}, and repeat the cv command")
+
+
+def load_curves(run: RunFolder, plan: Plan, verdicts: Verdicts, strategy: str, splits: Splits) -> dict[int, Curves]:
+    """Read the curves of a strategy's completed candidates, by index."""
+    specs = [spec for spec in plan if spec.strategy == strategy and verdicts[spec.name].state == "completed"]
+    histories = {spec.index: load_whole_history(run, spec, splits) for spec in specs}
+    return {index: build_curves(history.losses, history.inner, splits) for index, history in histories.items()}
 
 
 def score_strategies(run: RunFolder, plan: Plan, verdicts: Verdicts, splits: Splits) -> Scores:
     """Score each strategy by its completed candidates; None where it has none, so no folds x seeds."""
     scores: dict[str, StrategyScore | None] = {}
     for strategy in dict.fromkeys(spec.strategy for spec in plan):
-        specs = [spec for spec in plan if spec.strategy == strategy and verdicts[spec.name].state == "completed"]
-        histories = {spec.index: load_whole_history(run, spec, splits) for spec in specs}
-        curves = {index: build_curves(history.losses, history.inner, splits) for index, history in histories.items()}
-        scores[strategy] = score_strategy(curves) if curves else None
+        curves = load_curves(run, plan, verdicts, strategy, splits)
+        scores[strategy] = None
+        if curves:
+            choice = choose(curves)
+            scores[strategy] = score_choice(choice, curves, load_later(run, strategy, choice, splits))
     return scores
 
 
-def gather_losses(run: RunFolder, plan: Plan, strategy: str, score: StrategyScore, splits: Splits) -> Losses:
+def load_later(
+    run: RunFolder, strategy: str, choice: Choice, splits: Splits
+) -> Float[np.ndarray, "repeat fold later_seed"] | None:
+    """Read the held-out means of the seeds that trained where a fold has chosen; None where all were searched."""
+    names = {place: name_later(strategy, choice, place) for place in np.ndindex(choice.epoch.shape)}
+    if not all(run.candidate(name).result.exists() for name in names.values()):
+        return None
+    means = {place: load_later_losses(run, name, splits, place).mean(-1) for place, name in names.items()}
+    return np.reshape(list(means.values()), (*choice.epoch.shape, -1))
+
+
+def name_later(strategy: str, choice: Choice, place: Place) -> str:
+    """Name the assignment of the seeds that trained where a fold has chosen."""
+    return name_finish(name_candidate(strategy, int(choice.candidate[place])), place, int(choice.epoch[place]))
+
+
+def load_later_losses(
+    run: RunFolder, name: str, splits: Splits, place: Place
+) -> Float[np.ndarray, "later_seed held_out"]:
+    history = load_history(run, name, splits)
+    if history is None:
+        raise RunFolderError(
+            f"a completed candidate has a loss for every fold and seed, got {run.candidate(name).root}, where they are "
+            "missing or damaged; remove it and repeat the cv command"
+        )
+    found: np.ndarray = history.losses[-1, place[0]][:, splits.held_out(*place)]
+    return found
+
+
+def gather_losses(run: RunFolder, strategy: str, score: StrategyScore, splits: Splits) -> Losses:
     """Read each sample's held-out loss at the choices behind a score, averaged over seeds and repeats."""
-    by_index = {spec.index: spec for spec in plan if spec.strategy == strategy}
-    histories = {index: load_whole_history(run, by_index[index], splits) for index in np.unique(score.candidate)}
     total = np.zeros(splits.n_samples)
-    for r, k in np.ndindex(score.candidate.shape):
-        held_out = splits.held_out(r, k)
-        losses = histories[score.candidate[r, k]].losses[score.epoch[r, k] - 1, r]
-        total[held_out] += losses[:, held_out].mean(0)
+    for place in np.ndindex(score.candidate.shape):
+        name, held_out = name_candidate(strategy, int(score.candidate[place])), splits.held_out(*place)
+        history = load_history(run, name, splits)
+        assert history is not None, "it was read to score"
+        losses = history.losses[score.epoch[place], place[0]][:, held_out]
+        if len(losses) < score.values.shape[-1]:
+            later = load_later_losses(run, name_later(strategy, score, place), splits, place)
+            losses = np.concatenate([losses, later])
+        total[held_out] += losses.mean(0)
     return total / splits.n_repeats
 
 
 def load_whole_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> History:
     """Read the losses of a completed candidate, of which none may be missing."""
-    history, path = load_history(run, spec, splits), run.candidate(spec.name).history
+    history, path = load_history(run, spec.name, splits), run.candidate(spec.name).history
     rule = f"a completed candidate has a loss for every fold and seed, got {path}"
     remedy = f"remove {path.parent} and repeat the cv command"
     if history is None:

@@ -1,26 +1,37 @@
 """What is known of a finished run put together: its strategies, its baselines, how they compare, and what is odd."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from ray_ft.data.folds import Splits
 from ray_ft.files.writing import write_record, write_text
-from ray_ft.results.records import Plan, Verdicts, load_result
+from ray_ft.results.records import Plan, Verdicts, load_attempts, load_curves, load_result
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
 from ray_ft.runs.folder import RunFolder
+from ray_ft.search.plan import RECIPE, name_candidate
+from ray_ft.search.settling import Attempt, assess
 from ray_ft.search.strategies import Strategy
 from ray_ft.statistics.comparison import Comparisons, Means, compare_all
-from ray_ft.statistics.scores import Scores, StrategyScore
+from ray_ft.statistics.scores import Choice, Scores, StrategyScore, choose, score_choice
 
 SAME = 1e-4  # relative differences below this are rounding
 
 
 def summarize_strategy(
-    run: RunFolder, plan: Plan, verdicts: Verdicts, score: StrategyScore | None, strategy: Strategy
+    run: RunFolder,
+    plan: Plan,
+    verdicts: Verdicts,
+    score: StrategyScore | None,
+    strategy: Strategy,
+    splits: Splits,
+    rope: float,
 ) -> StrategySummary:
-    """Put together what is known of a strategy."""
+    """Put together what is known of a strategy; `rope` is the relative difference that is none."""
     specs = [spec for spec in plan if spec.strategy == strategy.name]
     own = {spec.name: verdicts[spec.name] for spec in specs}
     states = Counter(verdict.state for verdict in own.values())
@@ -41,7 +52,37 @@ def summarize_strategy(
         verdicts=own,
         seconds=sum(verdict.seconds for verdict in own.values()),
         training=collect(run, specs, "training"),
+        optimism=score.optimism if score else None,
+        stops_early=score is not None and stops_early(score, strategy.name, own),
+        n_candidates=len(specs),
+        guide_score=score_recipe(run, specs, verdicts, strategy.name, splits),
+        **describe_search(load_attempts(run, plan, verdicts, strategy.name, splits), rope),
     )
+
+
+def stops_early(score: Choice, strategy: str, verdicts: Verdicts) -> bool:
+    """Whether some fold has chosen an epoch before the last of its candidate."""
+    last = [verdicts[name_candidate(strategy, int(index))].epoch for index in score.candidate.ravel()]
+    return bool((score.epoch.ravel() < last).any())
+
+
+def describe_search(attempts: Sequence[Attempt], rope: float) -> dict[str, Any]:
+    """Say what was tried of a strategy, and whether that was its best chance."""
+    standing, rates = assess(attempts, rope), [own.spec.lr for own in attempts if own.spec.lr is not None]
+    return {
+        "settled": standing.settled,
+        "unsettled_because": list(standing.because),
+        "lr_tried": (min(rates), max(rates)) if rates else None,
+        "best": asdict(standing.best.spec.stages[-1]) if standing.best else {},
+        "second_half_share": standing.second_half_share,
+    }
+
+
+def score_recipe(run: RunFolder, specs: Plan, verdicts: Verdicts, strategy: str, splits: Splits) -> float | None:
+    """Score the recipe of a strategy by itself, at epochs that the other folds choose, by the seeds of its search."""
+    recipe = [spec for spec in specs if spec.index == 0 and spec.origin == RECIPE]
+    curves = load_curves(run, recipe, verdicts, strategy, splits)
+    return score_choice(choose(curves), curves).mean if curves else None
 
 
 def summarize_baseline(values: Means) -> BaselineSummary:
@@ -76,7 +117,7 @@ def differ_by(values: Float[np.ndarray, "repeat fold seed"]) -> float:
 
 def collect(run: RunFolder, specs: Plan, key: str) -> list[str]:
     """Find the different values that candidates recorded under a key."""
-    return sorted({result[key] for spec in specs if (result := load_result(run, spec) or {}).get(key)})
+    return sorted({result[key] for spec in specs if (result := load_result(run, spec.name) or {}).get(key)})
 
 
 def write_summary(run: RunFolder, summary: Summary) -> None:

@@ -33,7 +33,17 @@ class StrategySummary(BaseModel, frozen=True):
         stop_epochs: By repeat and fold, from 1, as the candidates that were chosen.
         parts: Trained and all parameters by part of the network.
         candidates: How many completed, were stopped, failed.
-        seconds: Spent on them by the call that finished the run.
+        seconds: Spent on its candidates.
+        optimism: By how much the best-epoch value is below the score, of the seeds that were searched.
+        stops_early: Whether some fold stopped before its candidate's last epoch.
+        settled: Whether it has had its best chance: what was tried brackets its best learning rate and length.
+        unsettled_because: Why not, in words.
+        n_candidates: How many were tried.
+        lr_tried: Lowest and highest learning rate of them; None where it has none.
+        best: Hyperparameters of the candidate of the lowest mean.
+        second_half_share: Share of that candidate's progress in the second half of the summed learning rate.
+        guide_score: Score of the recipe, the middle of the ranges that the config gives, at its own best epochs; None
+            where there is none, or it was not completed.
     """
 
     score_mean: float | None
@@ -51,16 +61,17 @@ class StrategySummary(BaseModel, frozen=True):
     verdicts: dict[str, Verdict]
     seconds: float
     training: list[str]
+    optimism: float | None
+    stops_early: bool
+    settled: bool
+    unsettled_because: list[str]
+    n_candidates: int
+    lr_tried: tuple[float, float] | None
+    best: dict[str, Any]
+    second_half_share: float | None
+    guide_score: float | None
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's way
-    @property
-    def optimism(self) -> float | None:
-        """By how much the best-epoch value is below the score."""
-        if self.score_mean is None or self.best_epoch_mean is None:
-            return None
-        return self.score_mean - self.best_epoch_mean
-
-    @computed_field  # type: ignore[prop-decorator]
     @property
     def n_members(self) -> int:
         return int(np.size(self.scores))
@@ -105,6 +116,14 @@ class EnsembleSummary(BaseModel, frozen=True):
     notes: tuple[str, ...] = ()
 
 
+class SearchSummary(BaseModel, frozen=True):
+    """How the hyperparameters were searched, and with what budget."""
+
+    method: str
+    candidates: int  # of each strategy
+    minutes: float | None
+
+
 class Summary(BaseModel, frozen=True):
     """A finished run."""
 
@@ -128,6 +147,7 @@ class Summary(BaseModel, frozen=True):
     ensemble: EnsembleSummary
     notes: list[str]
     wall_s: float  # seconds of the call that finished the run
+    search: SearchSummary
     n_epochs_again: int = 0  # epochs of candidates that were trained again after interruptions
     n_interruptions: int = 0  # processes that died, and calls that went on with the run
 

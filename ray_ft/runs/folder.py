@@ -14,7 +14,7 @@ from typing import Any
 from ray_ft.errors import RunFolderError, StorageError, first_line, show_value
 from ray_ft.runs.storage import Mirror, is_uri
 
-CANDIDATE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}-[0-9]{3}")
+CANDIDATE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}-([0-9]{3}(-r[0-9]+-f[0-9]+-e[0-9]+)?|range)")
 LEFT_BEHIND = ("tune", "checkpoint.pt", "members.safetensors")  # what a driver need not have of a run behind a URI
 
 
@@ -31,7 +31,7 @@ class File:
 
 @dataclass(frozen=True)
 class CandidateFolder:
-    """Files of one candidate; `result.json` is written last, so where it stands the candidate is done."""
+    """Files of what one process trained; `result.json` is written last, so where it stands that is done."""
 
     root: Path
 

@@ -70,3 +70,13 @@ def count_lost(path: Path) -> tuple[int, int, int]:
         counts[str(event["event"])] += 1
         counts["again"] += bool(event.get("again"))
     return counts["epoch"], counts["again"], counts["retry"] + max(0, counts["start"] - 1)
+
+
+def sum_seconds(path: Path) -> dict[str, float]:
+    """Sum the seconds that each candidate has taken, over all calls."""
+    seconds: dict[str, float] = {}
+    for event in read_log(path):
+        if event["event"] == "end of candidate":
+            name = str(event.get("candidate"))
+            seconds[name] = seconds.get(name, 0.0) + float(event.get("spent_s", 0.0))
+    return seconds

@@ -10,6 +10,8 @@ from ray_ft.data.folds import Splits
 from ray_ft.data.samples import Samples
 from ray_ft.objectives import Objective
 
+Place = tuple[int, int]  # a repeat and a fold
+
 
 @dataclass(frozen=True, order=True)
 class MemberKey:
@@ -18,6 +20,10 @@ class MemberKey:
     repeat: int
     fold: int
     seed: int
+
+    @property
+    def place(self) -> Place:
+        return self.repeat, self.fold
 
     def __str__(self) -> str:
         return f"repeat {self.repeat}, fold {self.fold}, seed {self.seed}"
@@ -41,12 +47,12 @@ class Problem:
     objective: Objective  # what a prediction is worth
     response_shape: tuple[int, ...]  # of what a network says of a sample
     symmetry: tuple[str, ...]  # operations that generate the views of a sample
-    n_seeds: int  # members of a candidate for each repeat and fold
+    n_seeds: int  # members for each repeat and fold
     seed: int  # of all random numbers of the run
 
     @cached_property
     def keys(self) -> tuple[MemberKey, ...]:
-        """The members of a candidate."""
+        """All members, for each repeat, fold and seed."""
         return list_members(self.splits.n_repeats, self.splits.n_folds, self.n_seeds)
 
     @property

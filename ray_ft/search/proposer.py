@@ -1,66 +1,82 @@
-"""Proposers: which candidates to train next, asked for in rounds and told of in the order of the candidates.
+"""Proposers: which candidates of a strategy to train next, asked in rounds and told how each ended, in their order.
 
 A round is asked for when all of the one before has been told. What a proposer asks for depends on its arguments and on
 what it was told, never on the order in which candidates end: so the plan is the same on one worker or eight.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from ray_ft.config import GradientHyperparameters, Hyperparameters, StageConfig, StrategyConfig, list_declared
 from ray_ft.data.randomness import name_stream
-from ray_ft.search.plan import CandidateSpec
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a candidate ended, and the lowest mean over folds of what guided it; None where it has none."""
-
-    state: Literal["completed", "stopped", "failed"]
-    lowest: float | None
+from ray_ft.search.plan import RECIPE, CandidateSpec
+from ray_ft.search.settling import Attempt
 
 
 @runtime_checkable
 class Proposer(Protocol):
-    """Asked for rounds of candidates, and told how each ended."""
+    """Asked for rounds of a strategy's candidates, and told how each ended."""
+
+    @property
+    def width(self) -> int:
+        """The most candidates of a round."""
+        ...
+
+    @property
+    def range_test(self) -> CandidateSpec | None:
+        """What to test the range of learning rates with, before the first round; None where none is wanted."""
+        ...
+
+    def tell_range(self, lr: float, work: float) -> None:
+        """Take note of where the training loss was lowest, and of the share of the network that a step runs."""
+        ...
 
     def ask(self) -> tuple[CandidateSpec, ...]:
         """Return the candidates of the next round; none when the search is over."""
         ...
 
-    def tell(self, spec: CandidateSpec, outcome: Outcome) -> None:
+    def tell(self, attempt: Attempt) -> None:
         """Take note of how a candidate ended: all of a round, in its order, before the next is asked for."""
         ...
 
 
+@dataclass
 class RandomProposer:
-    """Asks once for all candidates: of each strategy the middle of its ranges, then random draws.
+    """Asks once for all candidates of a strategy: the middle of its ranges, then random draws.
 
-    The candidates of one strategy do not depend on which others run or how many. A way to fit that has nothing to draw
-    and nothing random gets one candidate.
-
-    Args:
-        strategies: By name.
-        n_candidates: Of each strategy.
-        seed: Of the draws.
+    They do not depend on how many there are. A way to fit that has nothing to draw and nothing random gets one.
     """
 
-    def __init__(self, strategies: Mapping[str, StrategyConfig], n_candidates: int, seed: int) -> None:
-        self.left = tuple(
-            CandidateSpec(name, index, draw_stages(strategy, index, name_stream(seed, name, index)))
-            for name, strategy in strategies.items()
-            for index in range(n_candidates if is_random(strategy) else 1)
-        )
+    name: str
+    strategy: StrategyConfig
+    n_candidates: int
+    seed: int
+    attempts: list[Attempt] = field(default_factory=list)
+    range_test: CandidateSpec | None = None
+
+    @property
+    def width(self) -> int:
+        return self.n_candidates
+
+    def tell_range(self, lr: float, work: float) -> None:
+        """Never called, as there is no range test."""
 
     def ask(self) -> tuple[CandidateSpec, ...]:
-        asked, self.left = self.left, ()
-        return asked
+        n_wanted = self.n_candidates if is_random(self.strategy) else 1
+        return tuple(
+            CandidateSpec(
+                self.name,
+                index,
+                draw_stages(self.strategy, index, name_stream(self.seed, self.name, index)),
+                "drawn" if index else RECIPE,
+            )
+            for index in range(len(self.attempts), n_wanted)
+        )
 
-    def tell(self, spec: CandidateSpec, outcome: Outcome) -> None:
-        pass  # what was drawn before it began cannot change
+    def tell(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
 
 
 def is_random(strategy: StrategyConfig) -> bool:
@@ -68,12 +84,12 @@ def is_random(strategy: StrategyConfig) -> bool:
 
 
 def draw_stages(strategy: StrategyConfig, index: int, entropy: list[int]) -> tuple[Hyperparameters, ...]:
-    rng = np.random.default_rng(entropy)
-    return tuple(draw_stage(stage, index, rng) for stage in strategy.stages)
+    rng = np.random.default_rng(entropy) if index else None
+    return tuple(draw_stage(stage, rng) for stage in strategy.stages)
 
 
-def draw_stage(stage: StageConfig, index: int, rng: np.random.Generator) -> Hyperparameters:
-    """Take the middle of each range (index 0), or a point drawn from it."""
+def draw_stage(stage: StageConfig, rng: np.random.Generator | None = None) -> Hyperparameters:
+    """Take a point drawn from the ranges, or the middle of each."""
     values: dict[str, object] = {}
     for name, declared in list_declared(stage.hyperparameters):
         bounds = stage.bounds(name)
@@ -81,8 +97,12 @@ def draw_stage(stage: StageConfig, index: int, rng: np.random.Generator) -> Hype
             values[name] = getattr(stage, name)
             continue
         low, high = np.log(bounds) if declared.log else bounds
-        drawn = low + (rng.random() if index else 0.5) * (high - low)
+        drawn = low + (0.5 if rng is None else rng.random()) * (high - low)
         values[name] = float(np.exp(drawn)) if declared.log else round(drawn) if declared.form == "" else drawn
+    return build_hyperparameters(stage, values)
+
+
+def build_hyperparameters(stage: StageConfig, values: dict[str, object]) -> Hyperparameters:
     hyper = stage.hyperparameters(**values)  # type: ignore[arg-type]  # as they are declared
     if isinstance(hyper, GradientHyperparameters):
         return hyper.settle(getattr(stage, "warmup_ratio", None))

@@ -24,7 +24,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Curves:
-    """A candidate over its epochs.
+    """A candidate over its epochs, from epoch 0 on, the pretrained network.
 
     Attributes:
         held_out: Fold means of the held-out losses, which score.
@@ -37,13 +37,24 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class StrategyScore:
-    """A strategy's cross-fitted scores and the choices behind them; epochs count from 1."""
+class Choice:
+    """The candidate, by its index, and the epoch that each fold has chosen; epoch 0 is the pretrained network."""
 
     candidate: Int[np.ndarray, "repeat fold"]
     epoch: Int[np.ndarray, "repeat fold"]
+
+
+@dataclass(frozen=True)
+class StrategyScore(Choice):
+    """A strategy's cross-fitted scores and the choices behind them.
+
+    `best_epoch_mean` is the mean of each curve's own minimum, of the members that were searched, and `optimism` by how
+    much it is below their score.
+    """
+
     values: Float[np.ndarray, "repeat fold seed"]
     best_epoch_mean: float
+    optimism: float
 
     @cached_property
     def mean(self) -> float:
@@ -107,23 +118,32 @@ def build_curves(
     return Curves(held_out, average_other_folds(held_out) if inner is None else inner.mean(-1))
 
 
-def score_strategy(curves: Mapping[int, Curves]) -> StrategyScore:
-    """Choose candidate, by its index, and stopping epoch of each fold by its guide; then read the fold's score there.
+def choose(curves: Mapping[int, Curves]) -> Choice:
+    """Choose the candidate, by its index, and the stopping epoch of each fold by its guide."""
+    indices, guides = list(curves), [curve.guide for curve in curves.values()]
+    chosen = np.stack([guide.min(0) for guide in guides]).argmin(0)  # of (candidate, repeat, fold)
+    epochs = np.stack([guide.argmin(0) for guide in guides])  # the first of equals, as the snapshots are
+    return Choice(np.array(indices)[chosen], np.take_along_axis(epochs, chosen[None], 0)[0])
+
+
+def score_choice(
+    choice: Choice, curves: Mapping[int, Curves], later: Float[np.ndarray, "repeat fold later_seed"] | None = None
+) -> StrategyScore:
+    """Read each fold's score where it has chosen; `later` has those of seeds that trained only then.
 
     References:
         Cross-fitting as in Chernozhukov et al., Econom. J. 21, C1 (2018), here for early stopping and selection. We
         depart from it in that the members of the other folds did see this fold in training, though their
         held-out losses did not; the nested protocol avoids that.
     """
-    indices = list(curves)
-    guides = [curves[index].guide for index in indices]
-    chosen = np.stack([guide.min(0) for guide in guides]).argmin(0)  # of (candidate, repeat, fold)
-    epochs = np.stack([guide.argmin(0) for guide in guides])  # the first of equals, as the snapshots are
-    epoch = np.take_along_axis(epochs, chosen[None], 0)[0]
-    scores = [curves[indices[chosen[at]]].held_out[epoch[at], *at] for at in np.ndindex(chosen.shape)]
-    values = np.reshape(scores, (*chosen.shape, -1))
+    candidate, epoch = choice.candidate, choice.epoch
+    scores = [curves[int(candidate[at])].held_out[epoch[at], *at] for at in np.ndindex(candidate.shape)]
+    values = np.reshape(scores, (*candidate.shape, -1))
     best_epoch_mean = min(float(curve.held_out.min(0).mean()) for curve in curves.values())
-    return StrategyScore(np.array(indices)[chosen], epoch + 1, values, best_epoch_mean)
+    optimism = float(values.mean()) - best_epoch_mean
+    if later is not None:
+        values = np.concatenate([values, later], axis=-1)
+    return StrategyScore(candidate, epoch, values, best_epoch_mean, optimism)
 
 
 def pick_winner(scores: Scores) -> str | None:

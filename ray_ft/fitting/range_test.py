@@ -1,0 +1,75 @@
+"""A range test: the learning rate at which the training loss of a strategy is lowest, when it rises step by step.
+
+It trains a single member on one training part, and looks at nothing but its training loss, so it leaks nothing.
+
+References:
+    Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017. We raise the rate by a factor and not by
+    a difference, and smooth the losses of the batches.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from itertools import chain, count
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ray_ft.config import GradientHyperparameters
+from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.gradient import GradientFitter
+from ray_ft.fitting.preparation import PreparedStrategy
+from ray_ft.fitting.training import draw_batches, step_alone
+from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import MemberKey, Problem
+
+LOWEST, HIGHEST, N_STEPS = 1e-6, 10.0, 84  # twelve steps a decade
+KEPT = 0.7  # share of the smoothed loss that a step keeps
+WORSE = 4.0  # times the lowest smoothed loss, from which on nothing better is expected
+N_COUNTED = 4  # samples of the batch whose operations are counted
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What a range test found; `work` is the share of the network's operations that a training step runs."""
+
+    lr: float
+    work: float
+
+
+def test_range(
+    problem: Problem,
+    prepared: PreparedStrategy,
+    spec: CandidateSpec,
+    settings: FitSettings,
+    device: torch.device,
+) -> RangeTest:
+    """Raise the learning rate until the training loss of one member grows out of hand."""
+    hyper, key = spec.stages[-1], MemberKey(0, 0, 0)
+    assert isinstance(hyper, GradientHyperparameters)
+    fitter = GradientFitter(problem, prepared, spec.name, hyper, [key], replace(settings, packing="looped"), device)
+    member, recipe = fitter.whole.members[0], fitter.recipe
+    batches = chain.from_iterable(draw_batches(member, recipe, epoch) for epoch in count())
+    rates = np.geomspace(LOWEST, HIGHEST, N_STEPS)
+    smoothed, weight, lowest, found = 0.0, 0.0, math.inf, LOWEST
+    for lr, batch in zip(rates, batches, strict=False):
+        loss = float(step_alone(member, recipe, replace(batch, lr=float(lr))))  # of the weights before the step
+        smoothed, weight = KEPT * smoothed + (1 - KEPT) * loss, KEPT * weight + (1 - KEPT)
+        if not math.isfinite(loss) or smoothed / weight > WORSE * lowest:
+            break
+        if smoothed / weight < lowest:
+            lowest, found = smoothed / weight, float(lr)
+    return RangeTest(found, measure_work(problem, prepared))
+
+
+def measure_work(problem: Problem, prepared: PreparedStrategy) -> float:
+    """Count the operations of a forward pass that training repeats, as a share of those of the whole network."""
+    split = prepared.split
+    inputs = torch.from_numpy(problem.samples.inputs[:N_COUNTED]).to(split.device)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as frozen:
+            features = split.compute_features(inputs)
+        with FlopCounterMode(display=False) as trained:
+            split.apply_tail(split.state, split.take(features))
+    n_trained, n_frozen = trained.get_total_flops(), frozen.get_total_flops()
+    return n_trained / (n_trained + n_frozen) if n_trained + n_frozen else 1.0

@@ -1,0 +1,214 @@
+"""The search for a strategy's best: a ladder of learning rates, extended while its best is at an edge, then Optuna.
+
+The first round has the recipe, the middle of the ranges that the config gives, and three learning rates about that of
+the range test. While the best learning rate is the lowest or the highest that was tried, the next round goes beyond
+it; while the best epoch is the last, the next round has twice the epochs. What is left of the budget goes to points
+that a Gaussian process of Optuna's expects to be better.
+
+References:
+    Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, for the range test. We begin at a
+    third of the learning rate at which the loss is lowest. Optuna (Akiba et al., KDD 2019), asked and told.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ray_ft.config import GradientHyperparameters, Hyperparameters, StageConfig, StrategyConfig, list_declared
+from ray_ft.data.randomness import name_stream
+from ray_ft.search.plan import RECIPE, CandidateSpec
+from ray_ft.search.proposer import build_hyperparameters, draw_stage, is_random
+from ray_ft.search.settling import Attempt, Standing, assess
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+
+BELOW = 0.3  # of the learning rate of the range test, where the search begins; measured, as the rate rises fast
+STEP = 3.0  # factor between learning rates
+DECADES = 3  # either side of the middle, where Optuna looks
+LADDER = (1.0, STEP, 1 / STEP)
+ROUND = 2  # candidates of a round after the first
+EPOCHS = 4  # of the first schedules of a strategy whose step runs the whole network
+MOST_FIRST, MOST = 32, 1024  # epochs of the first schedules, and of any
+LR, LONGER, OPTUNA = "lr", "epochs", "optuna"  # why a candidate was proposed
+
+
+@dataclass
+class BestProposer:
+    """Proposes candidates of a strategy so that its best has neighbours that are worse.
+
+    Args:
+        name: Of the strategy.
+        strategy: Its config; only its last stage is searched.
+        n_candidates: In all.
+        seed: Of the run.
+        rope: Relative difference that is none.
+    """
+
+    name: str
+    strategy: StrategyConfig
+    n_candidates: int
+    seed: int
+    rope: float
+    attempts: list[Attempt] = field(default_factory=list)
+    middle: float = 1e-3  # the learning rate where the search begins
+    n_epochs: int = 2 * EPOCHS  # of the first schedules
+
+    @property
+    def width(self) -> int:
+        return min(self.n_candidates, len(LADDER))
+
+    @property
+    def stage(self) -> StageConfig:
+        return self.strategy.stages[-1]
+
+    @property
+    def range_test(self) -> CandidateSpec | None:
+        """A candidate to test the range of learning rates with, unless there is nothing to choose."""
+        if self.stage.hyperparameters is not GradientHyperparameters or self.is_single("lr") or not self.leaves_recipe:
+            return None
+        return CandidateSpec(self.name, 0, (self.build(self.middle, self.n_epochs),))
+
+    @property
+    def leaves_recipe(self) -> bool:
+        return self.n_candidates > 1 or self.recipe is None
+
+    def tell_range(self, lr: float, work: float) -> None:
+        """Take note of where the training loss was lowest, and of the share of the network that a step runs."""
+        self.middle = lr * BELOW
+        self.n_epochs = min(MOST_FIRST, max(EPOCHS, round(EPOCHS / max(work, EPOCHS / MOST_FIRST))))
+
+    def ask(self) -> tuple[CandidateSpec, ...]:
+        if not is_random(self.strategy):
+            points = [] if self.attempts else [(RECIPE, draw_stage(self.stage))]
+        elif not self.attempts:
+            points = list(self.list_first())
+        else:
+            points = list(self.list_next(assess(self.attempts, self.rope)))
+        n_left = self.n_candidates - len(self.attempts)
+        first = len(self.attempts)
+        return tuple(
+            CandidateSpec(self.name, first + i, (*self.earlier_stages(), hyper), origin)
+            for i, (origin, hyper) in enumerate(points[: max(0, n_left)])
+        )
+
+    def tell(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+
+    def earlier_stages(self) -> tuple[Hyperparameters, ...]:
+        return tuple(draw_stage(stage) for stage in self.strategy.stages[:-1])
+
+    @property
+    def recipe(self) -> Hyperparameters | None:
+        """The middle of the ranges that are given; None where one that it needs is not."""
+        if self.stage.bounds("lr") is None or self.stage.bounds("epochs") is None:
+            return None
+        return draw_stage(self.stage)
+
+    def list_first(self) -> Iterator[tuple[str, Hyperparameters]]:
+        seen = set()
+        if self.recipe is not None:
+            seen.add(self.recipe)
+            yield RECIPE, self.recipe
+        for factor in LADDER:
+            point = self.build(self.middle * factor, self.n_epochs)
+            if point not in seen:
+                seen.add(point)
+                yield LR, point
+
+    def list_next(self, standing: Standing) -> Iterator[tuple[str, Hyperparameters]]:
+        """What the rules ask for, then what Optuna proposes, until a round is full; none where nothing can vary."""
+        wanted = [point for point in self.list_extensions(standing) if not self.was_tried(point[1])][:ROUND]
+        yield from wanted
+        if standing.best is None:
+            return
+        for i in range(ROUND - len(wanted)):
+            point = self.ask_optuna(standing.best, len(self.attempts) + len(wanted) + i)
+            if point is not None and not self.was_tried(point):
+                yield OPTUNA, point
+
+    def list_extensions(self, standing: Standing) -> Iterator[tuple[str, Hyperparameters]]:
+        if standing.best is None:  # all failed: the learning rates were too high
+            rates = [attempt.spec.lr for attempt in self.attempts if attempt.spec.lr is not None]
+            yield from ((LR, self.build(min(rates) / STEP**i, self.n_epochs)) for i in (1, 2))
+            return
+        best = standing.best.spec.stages[-1]
+        rates = [attempt.spec.lr for attempt in self.attempts if attempt.spec.lr is not None]
+        if standing.at_edge == "highest":
+            yield LR, self.build(max(rates) * STEP, self.n_epochs, best)
+        if standing.at_edge == "lowest":
+            yield LR, self.build(min(rates) / STEP, self.n_epochs, best)
+        if standing.at_end and isinstance(best, GradientHyperparameters) and best.epochs < MOST:
+            yield LONGER, self.build(best.lr, 2 * best.epochs, best)
+
+    def was_tried(self, point: Hyperparameters) -> bool:
+        return any(attempt.spec.stages[-1] == point for attempt in self.attempts)
+
+    def is_single(self, name: str) -> bool:
+        """Whether the config fixes a hyperparameter to one value."""
+        own = self.stage.range_of(name)
+        return own is not None and own.fixed and own.low == own.high
+
+    def build(self, lr: float, n_epochs: int, like: Hyperparameters | None = None) -> Hyperparameters:
+        """Build a point within what the config fixes; the others are those of another point, or lowest."""
+        values: dict[str, Any] = {}
+        for name, _ in list_declared(self.stage.hyperparameters):
+            wanted = {"lr": lr, "epochs": n_epochs}.get(name, getattr(like, name, None))
+            space, own = self.stage.space(name), self.stage.range_of(name)
+            if wanted is None:
+                values[name] = None if space is None else space[0]
+            else:
+                values[name] = min(max(wanted, own.low), own.high) if own is not None and own.fixed else wanted
+        return build_hyperparameters(self.stage, values)
+
+    def ask_optuna(self, best: Attempt, index: int) -> Hyperparameters | None:
+        """Ask Optuna for a point with the epochs of the best; None where nothing is left to vary."""
+        space = self.list_space()
+        if not space:
+            return None
+        study = self.recall_study(space, index)
+        drawn = study.ask(space).params
+        hyper = best.spec.stages[-1]
+        values = {name: getattr(hyper, name) for name, _ in list_declared(self.stage.hyperparameters)} | drawn
+        return build_hyperparameters(self.stage, values)
+
+    def list_space(self) -> "dict[str, BaseDistribution]":
+        """Where Optuna looks: within what is fixed, and for the learning rate within some decades of its middle."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        space: dict[str, BaseDistribution] = {}
+        for name, declared in list_declared(self.stage.hyperparameters):
+            own, bounds = self.stage.range_of(name), self.stage.space(name)
+            if name == "lr" and not (own is not None and own.fixed):
+                bounds = self.middle * 10.0**-DECADES, self.middle * 10.0**DECADES
+            if name in ("epochs", "patience") or bounds is None or bounds[0] == bounds[1]:
+                continue
+            kind = IntDistribution if declared.form == "" else FloatDistribution
+            space[name] = kind(*bounds, log=declared.log)  # type: ignore[arg-type]
+        return space
+
+    def recall_study(self, space: "Mapping[str, BaseDistribution]", index: int) -> "Study":
+        """Make a study of what was tried; a candidate that failed counts as a little worse than the worst."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        entropy = np.random.SeedSequence(name_stream(self.seed, "optuna/", self.name, index))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.GPSampler(seed=int(entropy.generate_state(1)[0]), n_startup_trials=1)
+        study = optuna.create_study(sampler=sampler)
+        values = [math.log(max(attempt.lowest, 1e-300)) for attempt in self.attempts if attempt.lowest is not None]
+        for attempt in self.attempts:
+            value = max(values) + 1 if attempt.lowest is None else math.log(max(attempt.lowest, 1e-300))
+            params = {name: getattr(attempt.spec.stages[-1], name) for name in space}
+            inside = {
+                name: min(max(params[name], kind.low), kind.high)  # type: ignore[attr-defined]
+                for name, kind in space.items()
+            }
+            study.add_trial(optuna.create_trial(params=inside, distributions=dict(space), value=value))
+        return study

@@ -1,0 +1,142 @@
+"""Whether a strategy has had its best chance, from what was tried of it.
+
+A strategy is *settled* when the learning rate of its best candidate is bracketed, fold by fold, and its best is not
+held back by the number of epochs. A fold's best candidate is the one that its guide says, as in the scores. Progress is
+measured over the summed learning rate: by epochs a cosine schedule looks flat at its end whatever is left to learn.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ray_ft.config import GradientHyperparameters, scale_lr
+from ray_ft.search.plan import CandidateSpec
+
+APART = 2.0  # factor from which on another learning rate is another: one next to the best brackets nothing
+NEARBY = 4.0  # factor within which a longer candidate has the learning rate of a shorter one
+LATE = 0.9  # share of the epochs from which on a best epoch is at their end
+HALF_SHARE = 0.1  # of the progress in the second half of the summed learning rate, from which on much is left
+N_SUBSTEPS = 50  # of an epoch, to sum the learning rate
+Edge = Literal["lowest", "highest"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How a candidate that was searched has ended.
+
+    Attributes:
+        guide: What chooses, after each epoch from 0, the pretrained network, on; cut where ASHA stopped it.
+        diverged: Whether it failed as its loss became no number.
+    """
+
+    spec: CandidateSpec
+    state: Literal["completed", "stopped", "failed"]
+    guide: Float[np.ndarray, "epoch repeat fold"]
+    diverged: bool = False
+
+    @cached_property
+    def mean(self) -> Float[np.ndarray, " epoch"]:
+        found: np.ndarray = self.guide.mean((1, 2))
+        return found
+
+    @property
+    def lowest(self) -> float | None:
+        """The lowest mean, of a candidate that did not fail."""
+        return None if self.state == "failed" or not len(self.guide) else float(self.mean.min())
+
+    @property
+    def best_epochs(self) -> Int[np.ndarray, "repeat fold"]:
+        return np.asarray(self.guide.argmin(0))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where the search of a strategy stands."""
+
+    best: Attempt | None  # of the lowest mean; None where none completed
+    because: tuple[str, ...]  # why it is not settled
+    at_edge: Edge | None  # whether some fold's best lr is the lowest or highest that was tried
+    at_end: bool  # whether some fold's best epoch is at the end of its schedule and nothing longer was tried
+    second_half_share: float | None  # of the best's progress
+
+    @property
+    def settled(self) -> bool:
+        return not self.because
+
+
+def assess(attempts: Sequence[Attempt], rope: float) -> Standing:
+    """Judge what was tried of a strategy; `rope` is the relative difference that is none."""
+    complete = [attempt for attempt in attempts if attempt.state == "completed"]
+    if not complete:
+        return Standing(None, ("no candidate completed",), None, False, None)
+    best = min(complete, key=lambda attempt: attempt.lowest or 0.0)
+    share = measure_second_half(best)
+    if share is None:  # a closed form chooses its penalty itself
+        return Standing(best, (), None, False, None)
+    chosen = np.stack([attempt.guide.min(0) for attempt in complete]).argmin(0)
+    by_fold = [complete[index] for index in chosen.ravel()]
+    edges = Counter(edge for own in by_fold if (edge := find_edge(own, attempts)))
+    late = [own.best_epochs.ravel()[i] > LATE * own.spec.n_epochs for i, own in enumerate(by_fold)]
+    ends = [is_late and not has_longer(own, attempts, rope) for is_late, own in zip(late, by_fold, strict=True)]
+    held_back = any(ends) and share >= HALF_SHARE
+    because = (*say_edges(edges, by_fold, attempts), *([say_end(best, share)] if held_back else ()))
+    edge = edges.most_common(1)[0][0] if edges else None
+    return Standing(best, because, edge, any(ends), share)
+
+
+def find_edge(own: Attempt, attempts: Sequence[Attempt]) -> Edge | None:
+    """Whether no lower, or no higher, learning rate than this one was tried."""
+    lr = own.spec.lr or 0.0
+    tried = [(other.spec.lr or 0.0, other) for other in attempts]
+    if not any(it >= APART * lr and (other.state != "failed" or other.diverged) for it, other in tried):
+        return "highest"
+    if not any(it <= lr / APART and other.state != "failed" for it, other in tried):
+        return "lowest"
+    return None
+
+
+def has_longer(own: Attempt, attempts: Sequence[Attempt], rope: float) -> bool:
+    """Whether twice the epochs were tried at about this learning rate, and are not better by more than the rope."""
+    lr, lowest = own.spec.lr or 0.0, own.lowest or 0.0
+    return any(
+        other.spec.n_epochs >= 2 * own.spec.n_epochs
+        and lr / NEARBY <= (other.spec.lr or 0.0) <= lr * NEARBY
+        and other.lowest is not None
+        and other.lowest >= lowest - rope * abs(lowest)
+        for other in attempts
+    )
+
+
+def measure_second_half(own: Attempt) -> float | None:
+    """Share of the progress that fell in the second half of the summed learning rate; None without one."""
+    hyper = own.spec.stages[-1]
+    if not isinstance(hyper, GradientHyperparameters):
+        return None
+    steps = [scale_lr(step, hyper.epochs * N_SUBSTEPS, hyper.warmup_epochs * N_SUBSTEPS)
+             for step in range((len(own.mean) - 1) * N_SUBSTEPS)]  # fmt: skip
+    summed = np.concatenate([[0.0], np.cumsum(steps)])[::N_SUBSTEPS]
+    start, lowest = float(own.mean[0]), float(own.mean.min())
+    half = float(np.interp(summed[-1] / 2, summed, own.mean))
+    return max(0.0, half - lowest) / (start - lowest) if start > lowest else 0.0
+
+
+def say_edges(edges: Mapping[Edge, int], by_fold: Sequence[Attempt], attempts: Sequence[Attempt]) -> Iterator[str]:
+    rates = [attempt.spec.lr for attempt in attempts if attempt.spec.lr is not None]
+    if edges and max(rates) < APART * min(rates):
+        yield f"a single learning rate was tried, {max(rates):.2g}"
+        return
+    for edge, n in edges.items():
+        lr = max(rates) if edge == "highest" else min(rates)
+        yield f"best at the {edge} learning rate tried, {lr:.2g}, in {n} of {len(by_fold)} folds"
+
+
+def say_end(best: Attempt, share: float) -> str:
+    return (
+        f"still improving after {best.spec.n_epochs} epochs: {share:.0%} of the progress fell in the second half of "
+        "the summed learning rate"
+    )
