@@ -27,6 +27,7 @@ from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import Reduction, reduce_members
 from ray_ft.errors import DataError, RunError, RunFolderError, WeightsError
 from ray_ft.files.hashes import hash_arrays
+from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.models import Pretrained, build_network, predict_all, read_weights
 from ray_ft.objectives import Objective, find_objective
@@ -50,6 +51,7 @@ from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import Problem
 from ray_ft.search.proposer import Proposer, RandomProposer, is_random
 from ray_ft.search.strategies import Strategy, match_strategies
+from ray_ft.statistics.comparison import mark_unsettled
 from ray_ft.statistics.intervals import check_level
 from ray_ft.statistics.scores import pick_winner
 from ray_ft.statistics.selection import correct_selection
@@ -82,6 +84,11 @@ class Prepared:
         config, data = self.config, self.config.data
         keys = data.inputs.partition("::")[2], data.targets.partition("::")[2]
         return Origin(config.name, config.layout, keys, data.wavelengths_nm, config.model, self.config_text)
+
+    @property
+    def budget(self) -> SearchSummary:
+        search = self.config.search
+        return SearchSummary(method=search.method, candidates=self.config.n_candidates, minutes=search.minutes)
 
     @property
     def proposers(self) -> dict[str, Proposer]:
@@ -127,12 +134,13 @@ def cross_validate(
     with open_folder(out, shared=config.compute.address is not None) as run:
         started, prepared = time.monotonic(), prepare(config)
         with open_run(run, prepared.identity), keep_files(run.place):
-            try:
-                summary = Summary.load(run.root)
-            except RunFolderError:  # there is none, or it is damaged and made again
+            summary = load_finished(prepared, run)
+            if summary is None:
                 check_loggers(config.loggers, inline)
                 journal = Journal(run.log)
                 journal.write("start", **describe_environment())
+                write_text(run.config, prepared.config_text)  # its budget may have grown
+                run.report.unlink(missing_ok=True)
                 run.push()
                 plan, verdicts = search(prepared, run, inline, journal, console or Console(quiet=True))
                 summary = reduce(prepared, run, plan, verdicts, started, inline)
@@ -140,6 +148,15 @@ def cross_validate(
         if report and not run.report.exists():
             write_report(run.root)
         return summary
+
+
+def load_finished(prepared: Prepared, run: RunFolder) -> Summary | None:
+    """Read the summary of a run that has spent the budget that is asked for; None where it goes on."""
+    try:
+        summary = Summary.load(run.root)
+    except RunFolderError:  # there is none, or it is damaged and made again
+        return None
+    return summary if summary.search.covers(prepared.budget) else None
 
 
 def prepare(config: Config) -> Prepared:
@@ -226,6 +243,11 @@ def reduce(
         problem, prepared.pretrained, run, strategies, plan, config.ensemble, prepared.origin, cv.rope, scores, winner,
         prepared.zero_shot,
     )  # fmt: skip
+    summaries = {
+        name: summarize_strategy(run, plan, verdicts, score, strategies[name], splits, cv.rope)
+        for name, score in scores.items()
+    }
+    unsettled = {name for name, own in summaries.items() if not own.settled}
     summary = Summary(
         name=config.name,
         metric=cv.metric,
@@ -239,16 +261,11 @@ def reduce(
         rope=cv.rope,
         splits_hash=splits.hash,
         data_hash=hash_arrays(samples.inputs, samples.targets),
-        search=SearchSummary(
-            method=config.search.method, candidates=config.n_candidates, minutes=config.search.minutes
-        ),
-        strategies={
-            name: summarize_strategy(run, plan, verdicts, score, strategies[name], splits, cv.rope)
-            for name, score in scores.items()
-        },
+        search=prepared.budget,
+        strategies=summaries,
         baselines={name: summarize_baseline(values) for name, values in baselines.items()},
         winner=winner,
-        comparisons=compare_with_baseline(scores, baselines, cv.rope, splits.test_share),
+        comparisons=mark_unsettled(compare_with_baseline(scores, baselines, cv.rope, splits.test_share), unsettled),
         selection=correct_selection(losses, samples.groups, cv.seed),
         ensemble=run_near_storage(config.compute, here, reduce_members, members),
         notes=[*samples.notes, *find_notes(run, plan, scores, strategies)],

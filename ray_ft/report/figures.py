@@ -14,12 +14,13 @@ from ray_ft.report.words import Unit, label
 from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.records import Plan, Verdict, Verdicts
 from ray_ft.results.summary import Summary
-from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.plan import RECIPE, CandidateSpec
 from ray_ft.statistics.comparison import Comparison
 from ray_ft.statistics.scores import Curves
 
 MARKERS = ("o", "s", "D", "^", "v", "P")  # of strategies that share a colour
 BETTER, WORSE = "#2a9d78", "#c2483d"
+RING: Any = {"color": INK, "marker": "o", "linestyle": "", "fillstyle": "none", "markersize": 12}  # around a recipe
 MANY_ROWS, MANY_SEEDS = 40, 5  # of a heat map, above which it grows no more and some bear no names
 MANY_CELLS = 80  # of a heat map, above which its numbers are not written
 
@@ -110,9 +111,9 @@ def draw_curves(summary: Summary, plan: Plan, curves: Mapping[str, Curves], unit
             stopped = verdict.state == "stopped"
             by_fold = unit.factor * curves[spec.name].held_out.mean(-1)
             if stopped:
-                by_fold = by_fold[: verdict.epoch]  # what it did past the rung does not count
+                by_fold = by_fold[: verdict.epoch + 1]  # what it did past the rung does not count
             mean = by_fold.mean((1, 2))
-            epochs = np.arange(1, len(mean) + 1)
+            epochs = np.arange(len(mean))
             axes.plot(epochs, mean, color=color, alpha=0.55 if stopped else 1)
             axes.fill_between(epochs, by_fold.min((1, 2)), by_fold.max((1, 2)), color=color, alpha=0.12, linewidth=0)
             if stopped:
@@ -154,6 +155,9 @@ def draw_search(
                 points.setdefault((spec.strategy, verdict.state), []).append((value, unit.scale(lowest[spec.name])))
         for (name, state), own in points.items():
             axes.plot(*zip(*own, strict=True), markersize=6, **style_candidate(summary, name, state))
+        for spec in seen:
+            if spec.origin == RECIPE and (value := read_value(spec, key)) is not None:
+                axes.plot(value, unit.scale(lowest[spec.name]), **RING)
         use_log(axes)
         if declared.log:
             use_log(axes, "x")
@@ -161,6 +165,7 @@ def draw_search(
     figure.supylabel(f"lowest mean {summary.metric}{unit.suffix}", fontsize="medium")
     looks = [(name, style_candidate(summary, name, "completed")) for name in summary.strategies]
     looks.append(("stopped by ASHA", {"color": MUTED, "marker": "o", "linestyle": "", "fillstyle": "none"}))
+    looks.append(("recipe", RING))
     if any(verdicts[spec.name].state == "failed" for spec in seen):
         looks.append(("failed", {"color": MUTED, "marker": "x", "linestyle": ""}))
     add_legend(figure, looks, 3)
@@ -174,7 +179,7 @@ def read_value(spec: CandidateSpec, key: str) -> Any:
 
 def find_lowest(curves: Curves, verdict: Verdict) -> float:
     """What a candidate did past the rung at which it was stopped does not count."""
-    guide = curves.guide[: verdict.epoch] if verdict.state == "stopped" else curves.guide
+    guide = curves.guide[: verdict.epoch + 1] if verdict.state == "stopped" else curves.guide
     return float(guide.mean((1, 2)).min())
 
 

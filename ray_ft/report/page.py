@@ -51,11 +51,13 @@ CAPTIONS = {
     ),
     "curves": (
         "Learning",
-        "A line is the mean held-out loss of a candidate by epoch. The shade spans its folds, lowest to highest.",
+        "A line is the mean held-out loss of a candidate by epoch, from the pretrained network on. The shade spans its "
+        "folds, lowest to highest.",
     ),
     "search": (
         "Search",
-        "A mark is a candidate's lowest mean held-out loss (it chooses, it does not score) over what was drawn for it.",
+        "A mark is a candidate's lowest mean held-out loss (it chooses, it does not score) over what was tried. A ring is "
+        "around the recipe, the middle of the ranges that the config gives.",
     ),
 }
 
@@ -193,7 +195,7 @@ def fill_page(findings: Findings, plates: Sequence[tuple[str, ...]]) -> str:
         summary=summary, unit=unit, words=words, plates=plates, strategies=strategies, plan=findings.plan,
         columns=list_columns(findings.plan), describe_candidate=describe_candidate,
         baselines=sorted(summary.baselines.items(), key=lambda item: item[1].score_mean),
-        changes=words.say_changes(summary, findings.config, findings.plan, unit),
+        changes=words.say_changes(summary, unit),
         command=shlex.join(map(str, environment["command"])), environment=environment, provenance=findings.provenance,
         config_text=findings.run.config.read_text(encoding="utf-8"),
     )  # fmt: skip

@@ -34,11 +34,11 @@ def render_summary(summary: Summary, run: RunFolder) -> Group:
     unit = words.unit_of(summary)
     title = f"{summary.name}: {describe_shape(summary)}; {summary.metric}{unit.suffix}, lower is better"
     table, lines = build_table(summary, unit), describe_outcome(summary, run, unit)
-    return join_lines(Text(title, style="bold"), table, "", *lines)
+    return join_lines(Text(title, style="bold"), table, "", build_search_table(summary, unit), "", *lines)
 
 
 def build_table(summary: Summary, unit: Unit) -> Table:
-    headers = ("trained", "done/stop/fail", "members", "score", "best epoch*", "optimism", "stops at", "time")
+    headers = ("trained", "done/stop/fail", "members", "score", "best epoch*", "optimism", "stops at")
     table = start_table("strategy", *headers)
     table.collapse_padding = True
     for column in table.columns[1:]:
@@ -48,21 +48,35 @@ def build_table(summary: Summary, unit: Unit) -> Table:
         table.add_row(Text(name), *describe_row(row, unit), style="green" if name == summary.winner else None)
     for name, row in summary.strategies.items():
         if name not in scored:
-            hole = ("0", "no candidate completed", "", "", "", f"{row.seconds:.0f} s")
+            hole = ("0", "no candidate completed", "", "", "")
             table.add_row(Text(name), describe_trained(row), describe_states(row), *hole)
     table.add_section()
     for name, baseline in sorted(summary.baselines.items(), key=lambda item: item[1].score_mean):
         score = unit.spread(baseline.score_mean, baseline.score_std)
-        table.add_row(Text(label(name)), "0", "", "", score, "", "", "", "", style="dim")
+        table.add_row(Text(label(name)), "0", "", "", score, "", "", "", style="dim")
+    return table
+
+
+def build_search_table(summary: Summary, unit: Unit) -> Table:
+    """What was tried of each strategy, and what was best."""
+    headers = ("tried", "lr tried", "best lr", "epochs", "recipe's score", "late progress", "settled", "time")
+    table = start_table("search", *headers)
+    for name, row in summary.strategies.items():
+        late = "" if row.second_half_share is None else f"{row.second_half_share:.0%}"
+        lr, epochs = row.best.get("lr"), row.best.get("epochs", "")
+        table.add_row(
+            Text(name), str(row.n_candidates), words.describe_rates(row), "" if lr is None else f"{lr:.1e}",
+            str(epochs), "" if row.guide_score is None else unit.write(row.guide_score), late, "yes" if row.settled else "no !",
+            f"{row.seconds:.0f} s",
+        )  # fmt: skip
     return table
 
 
 def describe_row(row: StrategySummary, unit: Unit) -> tuple[str, ...]:
-    stops = [epoch for repeat in row.stop_epochs for epoch in repeat]
     return (
         describe_trained(row), describe_states(row), str(row.n_members),
-        unit.spread(row.score_mean, row.score_std), unit.write(row.best_epoch_mean), unit.write(row.optimism),
-        f"{min(stops)}–{max(stops)}", f"{row.seconds:.0f} s",
+        unit.spread(row.score_mean, row.score_std), unit.write(row.best_epoch_mean),
+        words.describe_optimism(row, unit), words.describe_stops(row),
     )  # fmt: skip
 
 
@@ -83,6 +97,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
     ensemble = summary.ensemble
     return [
         "* mean over folds × seeds of each one's best epoch: what most tools print; optimism is what it leaves out",
+        *(f"! {line}" for line in words.say_unsettled(summary)),
         *(f"note: {note}" for note in (*summary.notes, *summary.ensemble.notes)),
         *failures,
         "",

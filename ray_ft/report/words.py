@@ -1,20 +1,13 @@
 """What a run found, in words: which strategy, how sure, and what would change the answer."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from ray_ft.config import Config, Hyperparameters, StageConfig
 from ray_ft.objectives import list_baselines
 from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.summary import StrategySummary, Summary
-from ray_ft.search.plan import CandidateSpec
-from ray_ft.statistics.comparison import Comparison
-
-EDGE = 0.1  # of a range, from which on a value is at its end
-ENOUGH = 4  # candidates a strategy, below which the search is called thin
+from ray_ft.statistics.comparison import LEVEL, Comparison
 
 
 @dataclass(frozen=True)
@@ -89,12 +82,29 @@ def say_pair(pair: Comparison, unit: Unit) -> str:
         "worse": f"{first} is worse than {second}",
         "practically equal": f"{first} and {second} are practically equal",
         "no evidence of a difference": f"no evidence of a difference between {first} and {second}",
+        "not settled": f"no verdict between {first} and {second}, as {say_which(pair)} not settled",
     }[pair.verdict]
     chances = ", ".join(f"{chance:.0%}" for chance in pair.probabilities)
     return (
         f"{opening}: {unit.write(pair.difference, '+')} {unit.interval(pair.interval, '+')}, p {pair.p_adjusted:.2g}; "
         f"better, equal, worse with {chances}" + say_repeats(pair)
     )
+
+
+def say_which(pair: Comparison) -> str:
+    """Name those of the two that have not had their best chance."""
+    if pair.verdict == "not settled" and pair.p_adjusted < LEVEL:  # a loser alone is to blame
+        loser = pair.second if pair.difference < 0 else pair.first
+        return f"{label(loser)} is"
+    names = [label(name) for name in pair.unsettled]
+    return " and ".join(names) + (" is" if len(names) == 1 else " are")
+
+
+def say_unsettled(summary: Summary) -> Iterator[str]:
+    """Why strategies have not had their best chance, a line each."""
+    for name, row in summary.strategies.items():
+        if not row.settled:
+            yield f"{name} is not settled: {'; '.join(row.unsettled_because)}"
 
 
 def say_repeats(pair: Comparison) -> str:
@@ -122,10 +132,10 @@ def say_corrected(summary: Summary, unit: Unit) -> Iterator[str]:
         )
 
 
-def say_changes(summary: Summary, config: Config, plan: Sequence[CandidateSpec], unit: Unit) -> list[str]:
+def say_changes(summary: Summary, unit: Unit) -> list[str]:
     """What could change the answer, as far as the run itself shows."""
-    training = (*say_spread(summary, unit), *say_edges(summary, config, plan))
-    return [*say_undecided(summary), *training, *say_thinness(summary, config)]
+    unsettled = [f"{line}; a larger budget goes on (--candidates, --minutes)" for line in say_unsettled(summary)]
+    return [*unsettled, *say_undecided(summary), *say_spread(summary, unit), *say_failures(summary)]
 
 
 def say_undecided(summary: Summary) -> Iterator[str]:
@@ -157,34 +167,29 @@ def say_spread(summary: Summary, unit: Unit) -> Iterator[str]:
         yield f"{mostly} the randomness of training ({describe_spread(winner, unit)}): more seeds narrow it"
 
 
-def say_edges(summary: Summary, config: Config, plan: Sequence[CandidateSpec]) -> Iterator[str]:
-    """Where the winner's candidates lie at the end of what was searched."""
-    winner = summary.strategies[summary.winner]
-    chosen, stops = np.ravel(winner.chosen_candidates).tolist(), np.ravel(winner.stop_epochs).tolist()
-    specs = {spec.index: spec for spec in plan if spec.strategy == summary.winner and spec.index in chosen}
-    for spec in specs.values():
-        for stage, hyper in zip(config.selected[summary.winner].stages, spec.stages, strict=True):
-            yield from say_edge(spec.name, stage, hyper)
-    if all(stop == specs[index].n_epochs > 1 for stop, index in zip(stops, chosen, strict=True)):
-        yield "every fold was best at the end of its schedule: more epochs may go lower"
+def say_failures(summary: Summary) -> Iterator[str]:
+    for name, row in summary.strategies.items():
+        if n := row.candidates["failed"]:
+            yield f"{n} of {row.n_candidates} candidates of {name} failed: it may be better than it looks"
 
 
-def say_edge(candidate: str, stage: StageConfig, hyper: Hyperparameters) -> Iterator[str]:
-    bounds, lr = stage.bounds("lr"), getattr(hyper, "lr", None)
-    if bounds is None or lr is None:
-        return
-    low, high = np.log(bounds)
-    place = (np.log(lr) - low) / (high - low) if high > low else 0.5
-    if min(place, 1 - place) < EDGE:
-        end = "lower" if place < EDGE else "upper"
-        yield f"the lr of {candidate}, {lr:.2g}, is at the {end} end of its range: widen it"
+def describe_rates(row: StrategySummary) -> str:
+    """The learning rates that were tried."""
+    if row.lr_tried is None:
+        return ""
+    low, high = (f"{rate:.1e}" for rate in row.lr_tried)
+    return low if low == high else f"{low} – {high}"
 
 
-def say_thinness(summary: Summary, config: Config) -> Iterator[str]:
-    counts = {name: sum(strategy.candidates.values()) for name, strategy in summary.strategies.items()}
-    searched = [n for name, n in counts.items() if any(stage.varies for stage in config.selected[name].stages)]
-    if searched and (fewest := min(searched)) < ENOUGH:
-        yield f"{fewest} draws of the hyperparameters a strategy are a thin search: --candidates 8 looks further"
-    for name, strategy in summary.strategies.items():
-        if n := strategy.candidates["failed"]:
-            yield f"{n} of {counts[name]} candidates of {name} failed: it may be better than it looks"
+def describe_stops(row: StrategySummary) -> str:
+    """The epochs at which folds stopped, marked where the strategy is not settled."""
+    stops = [epoch for repeat in row.stop_epochs for epoch in repeat]
+    if not stops:
+        return ""
+    shown = f"{min(stops)}–{max(stops)}" if min(stops) < max(stops) else str(stops[0])
+    return shown + ("" if row.settled else " !")
+
+
+def describe_optimism(row: StrategySummary, unit: Unit) -> str:
+    """What the best-epoch value leaves out; nothing was left out where no fold stopped before the end."""
+    return unit.write(row.optimism) if row.stops_early else "never stopped"

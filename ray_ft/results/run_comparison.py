@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from ray_ft.errors import RunFolderError
 from ray_ft.results.summary import Summary, tabulate_comparisons
-from ray_ft.statistics.comparison import Comparison, compare_all
+from ray_ft.statistics.comparison import Comparison, compare_all, mark_unsettled
 
 SHARED = {
     "data_hash": "the data",
@@ -58,6 +58,7 @@ def compare(runs: Iterable[str | Path]) -> RunComparison:
     }
     means = {name: strategy.fold_means for name, strategy in scored.items()}
     comparisons = compare_all(means, first.rope, first.test_share, list(choose_pairs(summaries, scored)))
+    comparisons = mark_unsettled(comparisons, {name for name, own in scored.items() if not own.settled})
     scores = {name: (s.score_mean or 0.0, s.score_std or 0.0) for name, s in scored.items()}
     notes = tuple(
         f"{pair.first} and {pair.second} are identical on every fold: the same weights, settings and seeds?"

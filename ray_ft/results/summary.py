@@ -123,6 +123,11 @@ class SearchSummary(BaseModel, frozen=True):
     candidates: int  # of each strategy
     minutes: float | None
 
+    def covers(self, asked: "SearchSummary") -> bool:
+        """Whether a search that has spent this budget has nothing left of another one to spend."""
+        enough = self.minutes is None or (asked.minutes is not None and asked.minutes <= self.minutes)
+        return enough and asked.candidates <= self.candidates
+
 
 class Summary(BaseModel, frozen=True):
     """A finished run."""

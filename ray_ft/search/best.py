@@ -26,14 +26,17 @@ from ray_ft.search.settling import Attempt, Standing, assess
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.distributions import BaseDistribution
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    Distribution = FloatDistribution | IntDistribution
 
 BELOW = 0.3  # of the learning rate of the range test, where the search begins; measured, as the rate rises fast
 STEP = 3.0  # factor between learning rates
-DECADES = 3  # either side of the middle, where Optuna looks
+AROUND = 10.0  # factor either side of the best learning rate, within which Optuna looks
 LADDER = (1.0, STEP, 1 / STEP)
 ROUND = 2  # candidates of a round after the first
 EPOCHS = 4  # of the first schedules of a strategy whose step runs the whole network
+SMALLEST = 1e-300  # loss, as its logarithm is what Optuna is told
 MOST_FIRST, MOST = 32, 1024  # epochs of the first schedules, and of any
 LR, LONGER, OPTUNA = "lr", "epochs", "optuna"  # why a candidate was proposed
 
@@ -168,32 +171,33 @@ class BestProposer:
 
     def ask_optuna(self, best: Attempt, index: int) -> Hyperparameters | None:
         """Ask Optuna for a point with the epochs of the best; None where nothing is left to vary."""
-        space = self.list_space()
+        space = self.list_space(best)
         if not space:
             return None
-        study = self.recall_study(space, index)
-        drawn = study.ask(space).params
+        drawn = self.recall_study(space, index).ask(dict(space)).params
         hyper = best.spec.stages[-1]
         values = {name: getattr(hyper, name) for name, _ in list_declared(self.stage.hyperparameters)} | drawn
         return build_hyperparameters(self.stage, values)
 
-    def list_space(self) -> "dict[str, BaseDistribution]":
-        """Where Optuna looks: within what is fixed, and for the learning rate within some decades of its middle."""
+    def list_space(self, best: Attempt) -> "dict[str, Distribution]":
+        """Where Optuna looks: within what is fixed, and for the learning rate around the best."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
-        space: dict[str, BaseDistribution] = {}
+        space: dict[str, Distribution] = {}
         for name, declared in list_declared(self.stage.hyperparameters):
             own, bounds = self.stage.range_of(name), self.stage.space(name)
             if name == "lr" and not (own is not None and own.fixed):
-                bounds = self.middle * 10.0**-DECADES, self.middle * 10.0**DECADES
+                bounds = (best.spec.lr or self.middle) / AROUND, (best.spec.lr or self.middle) * AROUND
             if name in ("epochs", "patience") or bounds is None or bounds[0] == bounds[1]:
                 continue
-            kind = IntDistribution if declared.form == "" else FloatDistribution
-            space[name] = kind(*bounds, log=declared.log)  # type: ignore[arg-type]
+            if declared.form == "":
+                space[name] = IntDistribution(int(bounds[0]), int(bounds[1]))
+            else:
+                space[name] = FloatDistribution(*bounds, log=declared.log)
         return space
 
-    def recall_study(self, space: "Mapping[str, BaseDistribution]", index: int) -> "Study":
-        """Make a study of what was tried; a candidate that failed counts as a little worse than the worst."""
+    def recall_study(self, space: "Mapping[str, Distribution]", index: int) -> "Study":
+        """Make a study of what was tried there; a candidate that failed counts as a little worse than the worst."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -202,13 +206,10 @@ class BestProposer:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.GPSampler(seed=int(entropy.generate_state(1)[0]), n_startup_trials=1)
         study = optuna.create_study(sampler=sampler)
-        values = [math.log(max(attempt.lowest, 1e-300)) for attempt in self.attempts if attempt.lowest is not None]
-        for attempt in self.attempts:
-            value = max(values) + 1 if attempt.lowest is None else math.log(max(attempt.lowest, 1e-300))
-            params = {name: getattr(attempt.spec.stages[-1], name) for name in space}
-            inside = {
-                name: min(max(params[name], kind.low), kind.high)  # type: ignore[attr-defined]
-                for name, kind in space.items()
-            }
-            study.add_trial(optuna.create_trial(params=inside, distributions=dict(space), value=value))
+        values = [math.log(max(own.lowest, SMALLEST)) for own in self.attempts if own.lowest is not None]
+        for own in self.attempts:
+            value = max(values) + 1 if own.lowest is None else math.log(max(own.lowest, SMALLEST))
+            params = {name: getattr(own.spec.stages[-1], name) for name in space}
+            if all(kind.low <= params[name] <= kind.high for name, kind in space.items()):
+                study.add_trial(optuna.create_trial(params=params, distributions=dict(space), value=value))
         return study

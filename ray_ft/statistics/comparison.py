@@ -10,7 +10,7 @@ References:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -22,6 +22,8 @@ LEVEL = 0.05  # of the tests; intervals are 1 - LEVEL
 POWER = 0.8
 MOST_REPEATS = 20  # where the error has come within 2 % of its floor
 Means = Float[np.ndarray, "repeat fold"]  # of the scores of each fold
+
+Verdict = Literal["better", "worse", "practically equal", "no evidence of a difference", "not settled"]
 
 
 class Comparison(BaseModel, frozen=True):
@@ -37,6 +39,7 @@ class Comparison(BaseModel, frozen=True):
             the second is better.
         n_repeats: Re-deals of the folds that would settle it with a power of 80 %, after Holm's adjustment, if the
             difference is as seen; None where no number up to 20 does, or it is settled.
+        unsettled: Those of the two that have not had their best chance, so of which no loss can be told.
     """
 
     first: str
@@ -48,14 +51,18 @@ class Comparison(BaseModel, frozen=True):
     rope: float
     probabilities: tuple[float, float, float]
     n_repeats: int | None
+    unsettled: tuple[str, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's way
     @property
-    def verdict(self) -> Literal["better", "worse", "practically equal", "no evidence of a difference"]:
-        """What the first is, compared with the second."""
+    def verdict(self) -> Verdict:
+        """What the first is, compared with the second; a loser must have had its best chance."""
         if self.p_adjusted < LEVEL and self.probabilities[1] < 1 - LEVEL:
-            return "better" if self.difference < 0 else "worse"
-        return "practically equal" if self.probabilities[1] >= 1 - LEVEL else "no evidence of a difference"
+            loser = self.second if self.difference < 0 else self.first
+            return "not settled" if loser in self.unsettled else "better" if self.difference < 0 else "worse"
+        if self.probabilities[1] >= 1 - LEVEL:
+            return "not settled" if self.unsettled else "practically equal"
+        return "no evidence of a difference"
 
     def seen_from(self, name: str) -> "Comparison":
         """The same with this name as the first.
@@ -94,6 +101,14 @@ def compare_all(
         n_repeats = plan_repeats(scores[pair.first] - scores[pair.second], test_share, p, level)
         found.append(pair.model_copy(update={"p_adjusted": p, "n_repeats": n_repeats}))
     return tuple(found)
+
+
+def mark_unsettled(comparisons: Comparisons, unsettled: Collection[str]) -> Comparisons:
+    """Say of each pair which of the two have not had their best chance."""
+    return tuple(
+        pair.model_copy(update={"unsettled": tuple(name for name in (pair.first, pair.second) if name in unsettled)})
+        for pair in comparisons
+    )
 
 
 def compare_pair(first: str, second: str, a: Means, b: Means, rope_share: float, test_share: float) -> Comparison:
