@@ -67,7 +67,10 @@ def time_halving(n: int, n_epochs: int = 20) -> float:
     from ray_ft.search.plan import CandidateSpec
 
     plan = [CandidateSpec("s", i, ()) for i in range(n)]
-    halving, losses = SuccessiveHalving({"s": (5, n_epochs)}, 2.0), np.random.default_rng(0).random((n_epochs, n))
+    halving, losses = (
+        SuccessiveHalving(lambda spec: ("s", 5, n_epochs), 2.0),
+        np.random.default_rng(0).random((n_epochs, n)),
+    )
     halving.add(plan)
     started = time.monotonic()
     for epoch, by_candidate in enumerate(losses, start=1):
@@ -85,7 +88,7 @@ def write_inputs(cv: dict[str, Any]) -> None:
     Path("tiny_network.py").write_text(NETWORK)
     config = {
         "name": "limits", "model": {"factory": "tiny_network:build"}, "data": {"inputs": "x.npy", "targets": "y.npy"},
-        "cv": cv, "strategies": STRATEGIES, "compute": {"packing": "looped"},
+        "cv": cv, "strategies": STRATEGIES, "search": {"method": "guide"}, "compute": {"packing": "looped"},
     }  # fmt: skip
     Path("limits.yaml").write_text(yaml.safe_dump(config))
 

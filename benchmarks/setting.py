@@ -30,7 +30,7 @@ def prepare_demo(strategy: str, precision: str) -> Prepared:
 
 def start_members(prepared: Prepared, n_members: int, packing: Packing, device: torch.device) -> GradientFitter:
     """Start the first candidate's members, of folds and seeds in their order."""
-    (spec, *_), problem = prepared.proposer.ask(), prepared.problem
+    (spec, *_), problem = prepared.first_round, prepared.problem
     precision, strategy = prepared.config.training.precision, prepared.strategies[spec.strategy]
     shared = prepare_strategy(problem, prepared.pretrained, strategy, precision, device)
     keys = list_members(1, COMMON["folds"], -(-n_members // COMMON["folds"]))[:n_members]

@@ -99,6 +99,11 @@ class Prepared:
         return {name: BestProposer(name, strategy, n, cv.seed, cv.rope) for name, strategy in selected.items()}
 
     @property
+    def first_round(self) -> tuple[CandidateSpec, ...]:
+        """The candidates of all strategies that are tried first, where no range test comes before."""
+        return tuple(spec for proposer in self.proposers.values() for spec in proposer.ask())
+
+    @property
     def n_searched(self) -> dict[str, int]:
         """Seeds of a candidate while it is searched: all of those that differ in nothing cost no more than one."""
         search, selected = self.config.search, self.config.selected

@@ -15,7 +15,7 @@ from torch import nn
 
 from ray_ft.data.folds import Splits, deal_folds, deal_inner
 from ray_ft.statistics.comparison import compare_pair
-from ray_ft.statistics.scores import Curves, build_curves, score_strategy
+from ray_ft.statistics.scores import Curves, build_curves, choose, score_choice
 from ray_ft.statistics.selection import correct_selection
 
 pytestmark = pytest.mark.slow
@@ -155,8 +155,8 @@ def learn(seed: int, nested: bool) -> tuple[float, float, float, float]:
                 truth.append(((learners(fresh_x) - fresh_y) ** 2).mean(1).view(1, N_FOLDS, n_seeds).numpy())
         curves[index] = to_curves(np.stack(losses).astype(np.float64), splits, nested)
         truths[index] = np.stack(truth)
-    score = score_strategy(curves)
-    own = [truths[score.candidate[0, k]][score.epoch[0, k] - 1, 0, k].mean() for k in range(N_FOLDS)]
+    score = score_choice(choose(curves), curves)
+    own = [truths[score.candidate[0, k]][score.epoch[0, k], 0, k].mean() for k in range(N_FOLDS)]
     best = min(curves, key=lambda index: curves[index].held_out.min(0).mean())
     epochs = curves[best].held_out.argmin(0)[None]
     at_best = float(np.take_along_axis(truths[best], epochs, 0).mean())

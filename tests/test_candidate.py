@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
 from ray_ft.data.folds import Splits
-from ray_ft.fitting.candidate import run_candidate
+from ray_ft.fitting.candidate import run_members
 from ray_ft.fitting.fitter import FitSettings, JoinedFitter
 from ray_ft.fitting.preparation import prepare_strategy
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.runs.folder import RunFolder
+from ray_ft.search.plan import assign_search
 from ray_ft.search.problem import list_members
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def run(folder: Path, out: str, n_fitters: int = 1, stop_after: int = 99, **over
     """Run the first candidate of `top`; return what it reported and its folder."""
     values = {"cv.strategies": ["top"], "cv.candidates": 1} | {k.replace("__", "."): v for k, v in overrides.items()}
     prepared = prepare(load_config(folder / "toy.yaml", values))
-    problem, spec = prepared.problem, prepared.proposer.ask()[0]
+    problem, spec = prepared.problem, prepared.first_round[0]
     own = prepare_strategy(problem, prepared.pretrained, prepared.strategies["top"], "float32", CPU)
     settings = FitSettings(packing="looped")
     fitters = [start_fitter(problem, own, spec, KEYS[i::n_fitters], settings, CPU) for i in range(n_fitters)]
@@ -38,7 +39,9 @@ def run(folder: Path, out: str, n_fitters: int = 1, stop_after: int = 99, **over
             raise KeyboardInterrupt
 
     with suppress(KeyboardInterrupt):
-        run_candidate(problem, RunFolder(folder / out), spec, joined, report, checkpoint_every=2)
+        run_members(
+            problem, RunFolder(folder / out), assign_search(spec, problem, 2), joined, report, checkpoint_every=2
+        )
     return reports, folder / out / "candidates" / "top-000"
 
 
@@ -51,12 +54,12 @@ def test_snapshots_stand_where_the_other_folds_are_best(toy_folder: Path) -> Non
     losses = np.load(folder / "history.npz")["losses"]
     fold_of = np.array(prepare(load_config(Path("toy.yaml"), {"cv.strategies": ["top"]})).problem.splits.fold_of[0])
     by_fold = np.stack([losses[:, 0][:, :, fold_of == k].mean((1, 2)) for k in range(3)], 1)  # (epoch, fold)
-    expected = [int(np.delete(by_fold, k, 1).mean(1).argmin()) + 1 for k in range(3)]
+    expected = [int(np.delete(by_fold, k, 1).mean(1).argmin()) for k in range(3)]  # epoch 0 is the pretrained network
     result = json.loads((folder / "result.json").read_text())
     assert result["stop_epochs"] == [expected]
-    assert [epoch for epoch, _, _ in reports] == list(range(1, len(losses) + 1))
-    assert [final for _, _, final in reports] == [False] * (len(losses) - 1) + [True]
-    np.testing.assert_allclose([mean for _, mean, _ in reports], by_fold.mean(1))
+    assert [epoch for epoch, _, _ in reports] == list(range(1, len(losses)))
+    assert [final for _, _, final in reports] == [False] * (len(losses) - 2) + [True]
+    np.testing.assert_allclose([mean for _, mean, _ in reports], by_fold[1:].mean(1))
 
 
 def test_out_of_fold_predictions_are_those_of_the_snapshots(toy_folder: Path) -> None:
@@ -68,7 +71,7 @@ def test_out_of_fold_predictions_are_those_of_the_snapshots(toy_folder: Path) ->
     splits = deal(toy_folder)
     for fold, stop in enumerate(stops):
         held_out = splits.held_out(0, fold)
-        np.testing.assert_allclose(found[:, held_out], losses[stop - 1, 0][:, held_out], rtol=1e-5)
+        np.testing.assert_allclose(found[:, held_out], losses[stop, 0][:, held_out], rtol=1e-5)
 
 
 def test_fitters_together_and_an_interruption_leave_the_same_files(toy_folder: Path) -> None:

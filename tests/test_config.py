@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_ft.config import AS_WRITTEN, Config, load_config
+from ray_ft.config import AS_WRITTEN, Config, Range, load_config
 from ray_ft.errors import ConfigError
 
 
@@ -36,7 +36,7 @@ def test_a_value_under_training_holds_for_every_strategy(tmp_path: Path) -> None
     gradient = [strategy for strategy in config.selected.values() if strategy.stages[0].fit == "gradient"]
     assert len(gradient) == 4
     for strategy in gradient:
-        assert (strategy.stages[0].lr, strategy.stages[0].epochs) == ((0.001, 0.001), (7, 7))
+        assert (strategy.stages[0].lr, strategy.stages[0].epochs) == (Range(0.001, 0.001, True), Range(7, 7, True))
 
 
 @pytest.mark.parametrize(("decoder", "frozen"), [(True, True), (False, False)])
@@ -49,7 +49,7 @@ def test_freeze_flags_describe_a_strategy(tmp_path: Path, decoder: bool, frozen:
 
 def test_overrides_replace_and_one_value_is_a_range(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, ""), {"strategies.head.lr": 0.01, "cv.strategies": ["head"]})
-    assert config.selected["head"].stages[0].lr == (0.01, 0.01)
+    assert config.selected["head"].stages[0].lr == Range(0.01, 0.01, True)
 
 
 def test_a_range_runs_upwards(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 def train_epoch(toy_folder: Path, device: torch.device, packing: str, **overrides: object) -> dict[str, torch.Tensor]:
     values = {"cv.strategies": ["top"], "training.precision": "float32", **overrides}
     prepared = prepare(load_config(toy_folder / "toy.yaml", values))
-    problem, (spec, *_) = prepared.problem, prepared.proposer.ask()
+    problem, (spec, *_) = prepared.problem, prepared.first_round
     own = prepare_strategy(problem, prepared.pretrained, prepared.strategies["top"], "float32", device)
     fitter = start_fitter(problem, own, spec, problem.keys, FitSettings(packing=packing), device)
     assert isinstance(fitter, GradientFitter)

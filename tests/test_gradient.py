@@ -33,7 +33,7 @@ def build_parts(folder: Path, strategy: str, **overrides: object) -> Parts:
     config = load_config(folder / "toy.yaml", values | {key.replace("__", "."): v for key, v in overrides.items()})
     prepared = prepare(config)
     own = (prepared.problem, prepared.pretrained, prepared.strategies[strategy], config.training.precision, CPU)
-    return prepared.problem, prepare_strategy(*own), prepared.proposer.ask()[0]
+    return prepared.problem, prepare_strategy(*own), prepared.first_round[0]
 
 
 def start(parts: Parts, keys: tuple[MemberKey, ...], packing: str, n_threads: int = 1) -> GradientFitter:

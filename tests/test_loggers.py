@@ -26,7 +26,7 @@ from ray_ft.fitting.fitter import FitSettings
 from ray_ft.results.records import load_history, load_splits
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import Journal
-from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.plan import assign_search
 
 LOGGERS = ("loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db")
 WILD = "strategies.wild={train: ['*'], lr: 1.0e+30, epochs: 3}"  # it diverges
@@ -57,9 +57,9 @@ def log_run(folder: Path, loggers: Sequence[str]) -> Path:
 def read_losses(folder: Path, strategy: str) -> list[float]:
     """The means that were reported: of all held-out losses, as each sample is held out once."""
     run = RunFolder(folder / "run")
-    history = load_history(run, CandidateSpec(strategy, 0, ()), load_splits(run))
+    history = load_history(run, f"{strategy}-000", load_splits(run))
     assert history is not None
-    return history.losses.mean((1, 2, 3)).tolist()
+    return history.losses[1:].mean((1, 2, 3)).tolist()
 
 
 @pytest.mark.ray
@@ -89,10 +89,10 @@ def goes_on(folder: Path, run_id: str) -> None:
     values = {"loggers.mlflow": "sqlite:///mlflow.db", "cv.strategies": ["last"], "cv.candidates": 1}
     config = load_config(folder / "toy.yaml", values)
     prepared, run = prepare(config), RunFolder(folder / "run")
-    plan = prepared.proposer.ask()
-    (logger,) = build_loggers(config.loggers, config.name, share(prepared, run, Console(quiet=True)), plan)
+    own = assign_search(prepared.first_round[0], prepared.problem, 2)
+    (logger,) = build_loggers(config.loggers, config.name, share(prepared, run, Console(quiet=True)))
     assert isinstance(logger, CandidateLogger)
-    logger.on_trial_start(0, [], SimpleNamespace(config={"candidate": "last-000"}))
+    logger.on_trial_start(0, [], SimpleNamespace(config={"candidate": own.name, "assignment": own}))
     assert list(logger.logger._trial_runs.values()) == [run_id]
 
 
@@ -121,7 +121,7 @@ def share(prepared: Prepared, run: RunFolder, console: Console) -> Shared:
     """What the candidates of a run share, its display with all of them in it."""
     config, strategies = prepared.config, prepared.strategies
     display = Display(console, 1, "mse", dict.fromkeys(strategies, 1))
-    display.add(prepared.proposer.ask())
+    display.add([assign_search(spec, prepared.problem, 2) for spec in prepared.first_round])
     halving, journal = start_halving(strategies.values(), config.search, None), Journal(run.log)
     given = (prepared.problem, prepared.pretrained, run, strategies, FitSettings(), config.compute)
     return Shared(*given, halving, display, journal)
@@ -178,11 +178,11 @@ class Broken(LoggerCallback):
 
 def test_a_logger_that_fails_in_between_is_left_alone(toy_config: Config, tmp_path: Path) -> None:
     prepared, run = prepare(toy_config), RunFolder(tmp_path / "run")
-    plan = prepared.proposer.ask()
+    own = assign_search(prepared.first_round[0], prepared.problem, 2)
     write_text(run.provenance, "{}")
-    text, trial = io.StringIO(), SimpleNamespace(config={"candidate": "top-000"})
+    text, trial = io.StringIO(), SimpleNamespace(config={"candidate": own.name, "assignment": own})
     shared = share(prepared, run, Console(file=text, width=200))
-    logger = CandidateLogger("mlflow", Broken(), "toy", shared, plan)
+    logger = CandidateLogger("mlflow", Broken(), "toy", shared)
     logger.on_trial_error(0, [], trial)  # it never began
     logger.on_trial_start(0, [], trial)
     logger.on_trial_result(0, [], trial, {"epoch": 1, "loss": 0.5})

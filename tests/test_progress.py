@@ -6,10 +6,16 @@ from rich.console import Console
 
 from ray_ft.backends.progress import Display
 from ray_ft.config import StrategyConfig
+from ray_ft.search.plan import Assignment
+from ray_ft.search.problem import list_members
 from ray_ft.search.proposer import RandomProposer
 
 STRATEGY = StrategyConfig.model_validate({"train": ["*"], "lr": 1e-3, "epochs": 10})
-PLAN = RandomProposer({"head": STRATEGY, "full": STRATEGY}, 1, 0).ask()
+PLAN = [
+    Assignment(spec, spec.name, list_members(1, 5, 3))
+    for name in ("head", "full")
+    for spec in RandomProposer(name, STRATEGY, 1, 0).ask()
+]
 
 
 def test_lines_name_candidate_epoch_and_best() -> None:

@@ -73,7 +73,7 @@ def test_a_gaussian_kernel_is_that_of_scikit_learn() -> None:
 def start(folder: Path, **options: object) -> tuple[RidgeFitter, Path]:
     own = {"fit": "ridge", "train": ["head.*"], **options}
     prepared = prepare(load_config(folder / "toy.yaml", {"strategies.closed": own, "cv.strategies": ["closed"]}))
-    problem, (spec,) = prepared.problem, prepared.proposer.ask()
+    problem, (spec,) = prepared.problem, prepared.first_round
     shared = prepare_strategy(problem, prepared.pretrained, prepared.strategies["closed"], "auto", CPU)
     fitter = start_fitter(problem, shared, spec, problem.keys, FitSettings(), CPU)
     assert isinstance(fitter, RidgeFitter)

@@ -11,42 +11,33 @@ from ray_ft import cross_validation
 from ray_ft.config import Config
 from ray_ft.results.summary import Summary
 from ray_ft.search.plan import CandidateSpec
-from ray_ft.search.proposer import Outcome, RandomProposer
+from ray_ft.search.proposer import RandomProposer
+from ray_ft.search.settling import Attempt
 
 
-class Halver:
-    """Two rounds: the draws, then for each strategy half the learning rate of the best that it was told of."""
-
-    def __init__(self, config: Config) -> None:
-        self.first = RandomProposer(config.selected, 2, config.cv.seed)
-        self.told: list[tuple[CandidateSpec, Outcome]] = []
-        self.n_rounds = 0
+class Halver(RandomProposer):
+    """Two rounds: the draws, then half the learning rate of the best that it was told of."""
 
     def ask(self) -> tuple[CandidateSpec, ...]:
-        self.n_rounds += 1
-        if self.n_rounds == 1:
-            return self.first.ask()
-        return tuple(map(self.halve, ("top", "last"))) if self.n_rounds == 2 else ()
-
-    def halve(self, strategy: str) -> CandidateSpec:
-        lowest = {spec: outcome.lowest for spec, outcome in self.told if spec.strategy == strategy}
-        best = min(lowest, key=lambda spec: float("inf") if lowest[spec] is None else lowest[spec])
-        return replace(best, index=2, stages=(replace(best.stages[0], lr=best.stages[0].lr / 2),))
-
-    def tell(self, spec: CandidateSpec, outcome: Outcome) -> None:
-        self.told.append((spec, outcome))
+        if not self.attempts:
+            return super().ask()
+        if len(self.attempts) > self.n_candidates:
+            return ()
+        best = min(self.attempts, key=lambda attempt: attempt.lowest or float("inf")).spec
+        return (replace(best, index=len(self.attempts), stages=(replace(best.stages[0], lr=best.stages[0].lr / 2),)),)
 
 
 @pytest.fixture
-def proposers(monkeypatch: pytest.MonkeyPatch) -> list[Halver]:
-    """The proposers that runs make; theirs is the one above."""
-    made: list[Halver] = []
+def proposers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Halver]]:
+    """The proposers that runs make; theirs are those above."""
+    made: list[dict[str, Halver]] = []
 
-    def make(prepared: cross_validation.Prepared) -> Halver:
-        made.append(Halver(prepared.config))
+    def make(prepared: cross_validation.Prepared) -> dict[str, Halver]:
+        selected, seed = prepared.config.selected, prepared.config.cv.seed
+        made.append({name: Halver(name, strategy, 2, seed) for name, strategy in selected.items()})
         return made[-1]
 
-    monkeypatch.setattr(cross_validation.Prepared, "proposer", property(make))
+    monkeypatch.setattr(cross_validation.Prepared, "proposers", property(make))
     return made
 
 
@@ -55,19 +46,28 @@ def read_plan(run: Path) -> list[dict]:
 
 
 def test_a_round_is_told_in_its_order_and_recorded_before_it_is_trained(
-    toy_config: Config, tmp_path: Path, proposers: list[Halver]
+    toy_config: Config, tmp_path: Path, proposers: list[dict[str, Halver]]
 ) -> None:
     summary = cross_validation.cross_validate(toy_config, tmp_path / "run", inline=True)
-    names = [spec.name for spec, _ in proposers[0].told]
-    assert names == ["top-000", "top-001", "last-000", "last-001", "top-002", "last-002"]
-    assert [f"{own['strategy']}-{own['index']:03d}" for own in read_plan(tmp_path / "run")] == names
+    told = {name: [attempt.spec.name for attempt in own.attempts] for name, own in proposers[0].items()}
+    assert told == {name: [f"{name}-{i:03d}" for i in range(3)] for name in ("top", "last")}
+    names = [f"{own['strategy']}-{own['index']:03d}" for own in read_plan(tmp_path / "run")]
+    assert names == [*told["top"], *told["last"]]
     assert sum(summary.strategies["top"].candidates.values()) == 3
-    for spec, outcome in proposers[0].told:
-        assert outcome.state == summary.strategies[spec.strategy].verdicts[spec.name].state
+    for own in proposers[0].values():
+        for attempt in own.attempts:
+            assert attempt.state == summary.strategies[own.name].verdicts[attempt.spec.name].state
+            check_curve(attempt)
+
+
+def check_curve(attempt: Attempt) -> None:
+    """A curve begins with the pretrained network, which is the same for all."""
+    assert attempt.guide.shape[1:] == (1, 3)
+    assert len(attempt.guide) <= attempt.spec.n_epochs + 1
 
 
 def test_a_run_that_goes_on_takes_the_recorded_rounds(
-    toy_config: Config, tmp_path: Path, proposers: list[Halver]
+    toy_config: Config, tmp_path: Path, proposers: list[dict[str, Halver]]
 ) -> None:
     whole = cross_validation.cross_validate(toy_config, tmp_path / "whole", inline=True)
     interrupted = pytest.MonkeyPatch()
@@ -75,7 +75,8 @@ def test_a_run_that_goes_on_takes_the_recorded_rounds(
     with pytest.raises(KeyboardInterrupt):
         cross_validation.cross_validate(toy_config, tmp_path / "cut", inline=True)
     interrupted.undo()
-    assert len(read_plan(tmp_path / "cut")) == 6, "the second round is recorded before it is trained"
+    indices = [own["index"] for own in read_plan(tmp_path / "cut") if own["strategy"] == "top"]
+    assert indices == [0, 1, 2], "the second round is recorded before it is trained"
     late = cross_validation.cross_validate(toy_config, tmp_path / "cut", inline=True)
     assert read_plan(tmp_path / "cut") == read_plan(tmp_path / "whole")
     assert_same(late, whole)
@@ -105,7 +106,7 @@ def assert_same(found: Summary, expected: Summary, names: Sequence[str] = ("top"
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
 def test_ray_goes_through_the_rounds_of_the_inline_run(
-    toy_config: Config, tmp_path: Path, proposers: list[Halver]
+    toy_config: Config, tmp_path: Path, proposers: list[dict[str, Halver]]
 ) -> None:
     inline = cross_validation.cross_validate(toy_config, tmp_path / "inline", inline=True)
     on_ray = cross_validation.cross_validate(toy_config, tmp_path / "ray")

@@ -10,12 +10,18 @@ from ray_ft.data.folds import deal_folds
 from ray_ft.statistics.scores import (
     Curves,
     Spread,
+    StrategyScore,
     average_folds,
     average_other_folds,
     build_curves,
+    choose,
     divide_spread,
-    score_strategy,
+    score_choice,
 )
+
+
+def score_strategy(curves: dict[int, Curves]) -> StrategyScore:
+    return score_choice(choose(curves), curves)
 
 
 def crossfit(held_out: np.ndarray) -> Curves:
@@ -32,7 +38,7 @@ def test_crossfit_is_the_plain_loop(seed: int, n_folds: int, n_seeds: int, n_rep
             others = [other for other in range(n_folds) if other != k]
             means = {(i, e): curve[e, r, others].mean() for i, curve in curves.items() for e in range(len(curve))}
             i, e = min(means, key=lambda key: means[key])
-            assert (score.candidate[r, k], score.epoch[r, k]) == (i, e + 1)
+            assert (score.candidate[r, k], score.epoch[r, k]) == (i, e)
             np.testing.assert_array_equal(score.values[r, k], curves[i][e, r, k])
 
 
@@ -62,7 +68,7 @@ def test_under_the_nested_protocol_the_inner_part_alone_chooses(seed: int, n_fol
     score = score_strategy({0: build_curves(losses, inner, splits)})
     for k in range(n_folds):
         epoch = inner[:, 0, k].mean(-1).argmin()
-        assert score.epoch[0, k] == epoch + 1
+        assert score.epoch[0, k] == epoch
         expected = [losses[epoch, 0, s, splits.held_out(0, k)].mean() for s in range(2)]
         np.testing.assert_allclose(score.values[0, k], expected)
 

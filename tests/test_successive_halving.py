@@ -11,7 +11,7 @@ N_EPOCHS = 9
 
 
 def judge_in_order(curves: list[list[float]], order: list[int]) -> dict[str, int | None]:
-    halving, heard = SuccessiveHalving({"s": (2, N_EPOCHS)}, 2.0), [0] * len(PLAN)
+    halving, heard = SuccessiveHalving(lambda spec: ("s", 2, N_EPOCHS), 2.0), [0] * len(PLAN)
     halving.add(PLAN)
     for i in [*order, *(i for i in range(4) for _ in range(N_EPOCHS))]:
         name = PLAN[i].name

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ray_ft.config import GradientHyperparameters
-from ray_ft.config import scale_lr
+from ray_ft.config import GradientHyperparameters, scale_lr
 from ray_ft.fitting.training import (
     Recipe,
     ViewBank,

@@ -42,7 +42,7 @@ def test_a_fold_that_is_missing_is_named(toy_folder: Path) -> None:
     run = RunFolder(toy_folder / "run")
     cross_validate(load(toy_folder), run.root, inline=True)
     prepared = prepare(load(toy_folder))
-    history = load_history(run, prepared.proposer.ask()[0], prepared.problem.splits)
+    history = load_history(run, prepared.first_round[0].name, prepared.problem.splits)
     assert history is not None
     history.losses[:, 0, 1, prepared.problem.splits.held_out(0, 2)] = np.nan
     np.savez(run.candidate("top-000").history, losses=history.losses)

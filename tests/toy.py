@@ -24,6 +24,7 @@ name: toy
 model: {factory: "toy_network:Toy"}
 data: {inputs: x.npy, targets: y.npy}
 cv: {folds: 3, seeds: 2, candidates: 3}
+search: {method: guide}
 training: {checkpoint_every: 2}
 compute: {packing: looped}
 strategies:

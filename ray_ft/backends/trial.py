@@ -48,6 +48,7 @@ def train_trial(
             if own.is_range_test:
                 found = test_range(problem, receive(strategy), own.spec, settings, find_device())
                 write_range(folder, own, problem.splits.hash, found)
+                tune.report({"node": node})  # of a trial that reports nothing, Tune prints that it has ended
                 return
             with open_fitter(problem, own, strategy, settings, allocation) as fitter:
                 run_members(problem, folder, own, fitter, report, every, lambda: is_leaving(node, allocation))

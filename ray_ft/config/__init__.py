@@ -3,6 +3,7 @@
 from ray_ft.config.hyperparameters import Declaration as Declaration
 from ray_ft.config.hyperparameters import GradientHyperparameters as GradientHyperparameters
 from ray_ft.config.hyperparameters import Hyperparameters as Hyperparameters
+from ray_ft.config.hyperparameters import Range as Range
 from ray_ft.config.hyperparameters import RidgeHyperparameters as RidgeHyperparameters
 from ray_ft.config.hyperparameters import list_declared as list_declared
 from ray_ft.config.hyperparameters import scale_lr as scale_lr

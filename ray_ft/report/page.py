@@ -56,8 +56,8 @@ CAPTIONS = {
     ),
     "search": (
         "Search",
-        "A mark is a candidate's lowest mean held-out loss (it chooses, it does not score) over what was tried. A ring is "
-        "around the recipe, the middle of the ranges that the config gives.",
+        "A mark is a candidate's lowest mean held-out loss (it chooses, it does not score) over what was tried. A ring "
+        "is around the recipe, the middle of the ranges that the config gives.",
     ),
 }
 
