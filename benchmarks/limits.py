@@ -67,10 +67,8 @@ def time_halving(n: int, n_epochs: int = 20) -> float:
     from ray_ft.search.plan import CandidateSpec
 
     plan = [CandidateSpec("s", i, ()) for i in range(n)]
-    halving, losses = (
-        SuccessiveHalving(lambda spec: ("s", 5, n_epochs), 2.0),
-        np.random.default_rng(0).random((n_epochs, n)),
-    )
+    halving = SuccessiveHalving(lambda spec: ("s", 5, n_epochs), 2.0)
+    losses = np.random.default_rng(0).random((n_epochs, n))
     halving.add(plan)
     started = time.monotonic()
     for epoch, by_candidate in enumerate(losses, start=1):

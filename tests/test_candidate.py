@@ -39,9 +39,8 @@ def run(folder: Path, out: str, n_fitters: int = 1, stop_after: int = 99, **over
             raise KeyboardInterrupt
 
     with suppress(KeyboardInterrupt):
-        run_members(
-            problem, RunFolder(folder / out), assign_search(spec, problem, 2), joined, report, checkpoint_every=2
-        )
+        own = assign_search(spec, problem, 2)
+        run_members(problem, RunFolder(folder / out), own, joined, report, checkpoint_every=2)
     return reports, folder / out / "candidates" / "top-000"
 
 
