@@ -93,8 +93,8 @@ def draw_stage(stage: StageConfig, rng: np.random.Generator | None = None) -> Hy
     values: dict[str, object] = {}
     for name, declared in list_declared(stage.hyperparameters):
         bounds = stage.bounds(name)
-        if bounds is None:
-            values[name] = getattr(stage, name)
+        if bounds is None or bounds[0] == bounds[1]:
+            values[name] = getattr(stage, name) if bounds is None else bounds[0]
             continue
         low, high = np.log(bounds) if declared.log else bounds
         drawn = low + (0.5 if rng is None else rng.random()) * (high - low)
