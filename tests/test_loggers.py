@@ -122,7 +122,7 @@ def share(prepared: Prepared, run: RunFolder, console: Console) -> Shared:
     config, strategies = prepared.config, prepared.strategies
     display = Display(console, 1, "mse", dict.fromkeys(strategies, 1))
     display.add([assign_search(spec, prepared.problem, 2) for spec in prepared.first_round])
-    halving, journal = start_halving(strategies.values(), config.search, None), Journal(run.log)
+    halving, journal = start_halving(strategies, config.search, None), Journal(run.log)
     given = (prepared.problem, prepared.pretrained, run, strategies, FitSettings(), config.compute)
     return Shared(*given, halving, display, journal)
 

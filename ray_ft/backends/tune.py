@@ -164,6 +164,9 @@ class OrderedHalving(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
         self.halving = halving
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its scheduler with its state, which is never restored here
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         name = trial.config["candidate"]
         if "epoch" in result:

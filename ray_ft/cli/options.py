@@ -93,6 +93,8 @@ def read_names(option: str, text: str) -> list[str]:
 def load(path: Path | None, options: dict[str, Any], overrides: Sequence[str] | None) -> "Config":
     from ray_ft.config import load_config, parse_yaml
 
+    if "search.candidates" in options:
+        options["cv.candidates"] = None  # its other name, which the file may use
     for override in overrides or ():
         key, equals, value = override.partition("=")
         if not (key and equals):

@@ -98,6 +98,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
     return [
         "* mean over folds × seeds of each one's best epoch: what most tools print; optimism is what it leaves out",
         *(f"! {line}" for line in words.say_unsettled(summary)),
+        *words.say_method(summary),
         *(f"note: {note}" for note in (*summary.notes, *summary.ensemble.notes)),
         *failures,
         "",

@@ -107,6 +107,11 @@ def say_unsettled(summary: Summary) -> Iterator[str]:
             yield f"{name} is not settled: {'; '.join(row.unsettled_because)}"
 
 
+def say_method(summary: Summary) -> Iterator[str]:
+    if summary.search.method == "guide":
+        yield "the ranges were drawn from as written, so this ranks recipes; --search best ranks strategies"
+
+
 def say_repeats(pair: Comparison) -> str:
     if pair.verdict != "no evidence of a difference":
         return ""
@@ -135,7 +140,8 @@ def say_corrected(summary: Summary, unit: Unit) -> Iterator[str]:
 def say_changes(summary: Summary, unit: Unit) -> list[str]:
     """What could change the answer, as far as the run itself shows."""
     unsettled = [f"{line}; a larger budget goes on (--candidates, --minutes)" for line in say_unsettled(summary)]
-    return [*unsettled, *say_undecided(summary), *say_spread(summary, unit), *say_failures(summary)]
+    training = (*say_spread(summary, unit), *say_failures(summary))
+    return [*say_method(summary), *unsettled, *say_undecided(summary), *training]
 
 
 def say_undecided(summary: Summary) -> Iterator[str]:

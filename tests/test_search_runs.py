@@ -1,0 +1,152 @@
+"""Runs that search: the same table however they are carried out, and one that goes on when its budget grows."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_once
+from toy import write_toy
+
+from ray_ft.backends.progress import Display
+from ray_ft.config import Config, load_config
+from ray_ft.cross_validation import cross_validate
+from ray_ft.results.records import load_splits
+from ray_ft.results.summary import Summary
+from ray_ft.runs.folder import RunFolder
+
+KEYS = {
+    "cv.strategies": ["top", "mine"],
+    "search.method": "best",
+    "cv.candidates": 6,
+    "strategies.mine": {"train": ["head.3.*"]},
+}
+
+
+COMMAND = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--inline"]
+COMMAND += [word for key, value in KEYS.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+CHOICES = {"stop_epochs", "chosen_candidates", "candidates", "settled", "unsettled_because", "n_candidates", "best"}
+
+
+@pytest.fixture
+def config(toy_folder: Path) -> Config:
+    return load_config(toy_folder / "toy.yaml", KEYS)
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts, made once."""
+    return make_once(tmp_path_factory, "search", run_search) / "run"
+
+
+def run_search(folder: Path) -> None:
+    write_toy(folder)
+    subprocess.run([*COMMAND, "--out", "run"], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def whole(whole_run: Path) -> Summary:
+    return Summary.load(whole_run)
+
+
+def assert_same(found: Summary, expected: Summary) -> None:
+    for name, own in expected.strategies.items():
+        other = found.strategies[name]
+        np.testing.assert_allclose(other.scores, own.scores, rtol=1e-6)
+        assert other.model_dump(include=CHOICES) == own.model_dump(include=CHOICES)
+        assert {key: (v.state, v.epoch) for key, v in other.verdicts.items()} == {
+            key: (v.state, v.epoch) for key, v in own.verdicts.items()
+        }
+    assert found.ensemble.score == pytest.approx(expected.ensemble.score, rel=1e-6)
+
+
+def test_a_search_is_told_in_the_summary(whole: Summary, whole_run: Path) -> None:
+    content = json.loads((whole_run / "summary.json").read_text())
+    assert content["search"] == {"method": "best", "candidates": 6, "minutes": None}
+    for name, own in whole.strategies.items():
+        assert own.n_candidates == len(own.verdicts) == 6
+        low, high = own.lr_tried
+        assert low <= own.best["lr"] <= high
+        assert own.settled == (not own.unsettled_because)
+        assert own.n_members == 6, "all folds x seeds, though candidates were searched by one seed"
+        assert (own.guide_score is None) == (name == "mine"), "what has no ranges has no recipe"
+    finished = sorted(path.name for path in (whole_run / "candidates").iterdir() if "-r0-" in path.name)
+    assert len(finished) == 6, "one more seed for each fold of each strategy"
+
+
+def test_later_seeds_are_those_that_all_seeds_at_once_would_have_trained(toy_folder: Path) -> None:
+    fixed = KEYS | {"cv.candidates": 1, "training.epochs": 5, "training.lr": 1e-2, "cv.strategies": ["top"]}
+    one, every = (
+        cross_validate(load_config("toy.yaml", fixed | {"search.seeds": seeds}), seeds, inline=True)
+        for seeds in ("one", "all")
+    )
+    splits, losses = load_splits(RunFolder(Path("all"))), np.load("all/candidates/top-000/history.npz")["losses"]
+    for fold, epoch in enumerate(one.strategies["top"].stop_epochs[0]):
+        expected = losses[epoch, 0][:, splits.held_out(0, fold)].mean(1)
+        np.testing.assert_allclose(one.strategies["top"].scores[0][fold], expected, rtol=1e-6)
+    assert one.ensemble.n_members == every.ensemble.n_members == 6
+
+
+@pytest.mark.parametrize("phase", ["top-000", "top-002", "top-004", "mine-005", "-r0-f1"])
+def test_a_run_that_was_cut_off_in_any_phase_gives_the_same_table(
+    phase: str, config: Config, whole: Summary, tmp_path: Path
+) -> None:
+    shown, cut = Display.show_epoch, []
+
+    def show(self: Display, name: str, epoch: int, mean: float) -> None:
+        shown(self, name, epoch, mean)
+        if phase in name and not cut:
+            cut.append(name)
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Display, "show_epoch", show)
+        with pytest.raises(KeyboardInterrupt):
+            cross_validate(config, tmp_path / "cut", inline=True)
+    assert_same(cross_validate(config, tmp_path / "cut", inline=True), whole)
+
+
+@pytest.mark.parametrize("path", ["candidates/top-range", "candidates/mine-003"])
+def test_a_process_that_is_killed_in_the_search_goes_on(path: str, whole: Summary, toy_folder: Path) -> None:
+    command = [*COMMAND, "--out", "killed"]
+    process = subprocess.Popen(command, cwd=toy_folder, stdout=subprocess.DEVNULL)
+    while not (toy_folder / "killed" / path).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, cwd=toy_folder, check=True, stdout=subprocess.DEVNULL)
+    assert_same(Summary.load(toy_folder / "killed"), whole)
+
+
+def test_a_larger_budget_goes_on_and_does_nothing_twice(config: Config, whole: Summary, tmp_path: Path) -> None:
+    few = config.model_copy(update={"cv": config.cv.model_copy(update={"candidates": 4})})
+    cross_validate(few, tmp_path / "run", inline=True, report=True)
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/candidates").rglob("result.json")}
+    assert_same(cross_validate(config, tmp_path / "run", inline=True, report=True), whole)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    summary = cross_validate(few, tmp_path / "run", inline=True)
+    assert summary.strategies["top"].n_candidates == 6, "a smaller budget shows what is there"
+
+
+def test_time_that_is_spent_ends_the_search_and_more_goes_on(config: Config, tmp_path: Path) -> None:
+    search = config.search.model_copy(update={"minutes": 1e-6})
+    short = cross_validate(config.model_copy(update={"search": search}), tmp_path / "run", inline=True)
+    counts = {name: own.n_candidates for name, own in short.strategies.items()}
+    assert counts == {"top": 4, "mine": 3}, "the first round is always carried out"
+    assert cross_validate(config, tmp_path / "run", inline=True).strategies["top"].n_candidates == 6
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("n_cpus", [1, 2])
+def test_ray_gives_the_table_of_the_inline_run(
+    n_cpus: int, config: Config, whole: Summary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: n_cpus)
+    assert_same(cross_validate(config, tmp_path / "ray"), whole)
