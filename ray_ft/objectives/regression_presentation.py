@@ -32,7 +32,7 @@ class RegressionPresentation:
 
     def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
         return (
-            f"intervals of {found['nominal']:.0%} (CV+) around {found['n_samples']} samples; "
+            f"intervals of {100 * found['nominal']:.6g} % (CV+) around {found['n_samples']} samples; "
             f"two standard deviations of the members alone hold {found['spread_coverage']:.1%} of the values",
         )
 

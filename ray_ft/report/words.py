@@ -62,6 +62,19 @@ def unit_of_curve(curve: LearningCurve) -> Unit:
     return choose_unit(own or [score for each in scores.values() for score in each])
 
 
+def write_share(share: float, digits: int = 0) -> str:
+    """Write a share in percent; what is only nearly nothing, or all, is not written as it."""
+    step, percent = 10.0**-digits, round(100 * share, digits)
+    if share < 1 and percent >= 100:
+        return f">{100 - step:.{digits}f} %"
+    return f"<{step:.{digits}f} %" if share > 0 and percent <= 0 else f"{percent:.{digits}f} %"
+
+
+def write_chance(chance: float) -> str:
+    """Write a probability that was estimated, so that it is never nothing, nor all."""
+    return write_share(min(max(chance, 1e-9), 1 - 1e-9))
+
+
 def label(name: str) -> str:
     """Baselines are written with hyphens, so that none is taken for a strategy."""
     return name.replace("_", "-") if name in list_baselines() else name
@@ -78,7 +91,8 @@ def describe_shape(summary: Summary) -> str:
 
 def describe_trained(row: StrategySummary) -> str:
     """How much of the network learns; nothing does where a closed form answers beside it."""
-    return f"{row.n_trained_params:,} ({row.trained_share:.1%})" if row.n_trained_params else "closed form"
+    share = write_share(row.trained_share, 1)
+    return f"{row.n_trained_params:,} ({share})" if row.n_trained_params else "closed form"
 
 
 def say_pair(pair: Comparison, unit: Unit) -> str:
@@ -90,36 +104,51 @@ def say_pair(pair: Comparison, unit: Unit) -> str:
         "practically equal": f"{first} and {second} are practically equal",
         "no evidence of a difference": f"no evidence of a difference between {first} and {second}",
     }[pair.verdict]
-    chances = ", ".join(f"{chance:.0%}" for chance in pair.probabilities)
+    chances = ", ".join(map(write_chance, pair.probabilities))
     return (
-        f"{opening}: {unit.write(pair.difference, '+')} {unit.interval(pair.interval, '+')}, p {pair.p_adjusted:.2g}; "
-        f"better, equal, worse with {chances}" + say_repeats(pair)
+        f"{opening}: {unit.write(pair.difference, '+')} {unit.interval(pair.interval, '+')}{say_ratio(pair)}, "
+        f"p {pair.p_adjusted:.2g}; better, equal, worse with {chances}"
+        + (f"; {say_repeats(pair)}" if pair.verdict == "no evidence of a difference" else "")
     )
 
 
-def say_repeats(pair: Comparison) -> str:
-    if pair.verdict != "no evidence of a difference":
+def say_ratio(pair: Comparison) -> str:
+    if pair.ratio is None or pair.ratio_interval is None:
         return ""
-    if pair.n_repeats is None:
-        return "; repeats alone are unlikely to settle it, more samples might"
-    return f"; --repeats {pair.n_repeats} would likely settle it"
+    return f", ratio {pair.ratio:.3g} [{pair.ratio_interval[0]:.3g}, {pair.ratio_interval[1]:.3g}]"
+
+
+def say_repeats(pair: Comparison) -> str:
+    """What more repeats might do: a range, as the difference itself is known as a range."""
+    fewest, most = pair.n_repeats_range
+    if fewest is None:
+        return "repeats alone are unlikely to settle it, as they deal the same samples again; more samples might"
+    never = "it may also never be settled"
+    if most is None:
+        return f"--repeats {fewest} may settle it if the difference is as large as it may be; {never}"
+    return f"--repeats {fewest} may settle it if the difference is as large as it may be, {most} if as small; {never}"
+
+
+def say_crown(summary: Summary) -> str:
+    """Who wins, if anyone, and whether it is known to be better than what costs no training."""
+    if summary.winner is None:
+        return f"none: no strategy beats {label(summary.best_baseline)}; {summary.lowest} is the lowest of them"
+    surely = summary.against_baseline.verdict == "better"
+    beside = "" if surely else f", but not known to be better than {label(summary.best_baseline)}"
+    return f"{summary.winner} (lowest mean score, below the best baseline{beside})"
 
 
 def say_winner(summary: Summary, unit: Unit) -> str:
-    winner = summary.strategies[summary.winner]
-    score = f"{summary.metric} {unit.spread(winner.score_mean, winner.score_std)}{unit.suffix}"
-    said = f"{summary.winner}: {score} over {describe_shape(summary)}"
+    lowest = summary.strategies[summary.lowest]
+    score = f"{summary.metric} {unit.spread(lowest.score_mean, lowest.score_std)}{unit.suffix}"
+    said = f"{say_crown(summary)}: {score} over {describe_shape(summary)}"
     return ". Corrected for having been picked as the lowest: ".join([said, *say_corrected(summary, unit)])
 
 
 def say_corrected(summary: Summary, unit: Unit) -> Iterator[str]:
     """What the score is worth after the choice; nothing where there was none."""
-    corrected = summary.selection
-    if len(corrected.shares) > 1:
-        yield (
-            f"{unit.write(corrected.score)} {unit.interval(corrected.interval)}; it is the lowest in "
-            f"{corrected.shares[summary.winner]:.0%} of bootstrap samples"
-        )
+    if sum(row.score_mean is not None for row in summary.strategies.values()) > 1:
+        yield f"{unit.write(summary.selection.score)} {unit.interval(summary.selection.interval)}"
 
 
 def say_changes(summary: Summary, config: Config, plan: Sequence[CandidateSpec], unit: Unit) -> list[str]:
@@ -129,14 +158,9 @@ def say_changes(summary: Summary, config: Config, plan: Sequence[CandidateSpec],
 
 
 def say_undecided(summary: Summary) -> Iterator[str]:
-    for pair in summary.of(summary.winner):
+    for pair in summary.of(summary.lowest):
         if pair.verdict == "no evidence of a difference":
-            remedy = (
-                f"{pair.n_repeats} repeats of the folds would likely settle it"
-                if pair.n_repeats
-                else "repeats alone are unlikely to settle it, as they deal the same samples again; more samples might"
-            )
-            yield f"{label(pair.second)} may be as good as {pair.first}, or better: {remedy}"
+            yield f"{label(pair.second)} may be as good as {pair.first}, or better: {say_repeats(pair)}"
 
 
 def describe_spread(row: StrategySummary, unit: Unit) -> str:
@@ -146,24 +170,25 @@ def describe_spread(row: StrategySummary, unit: Unit) -> str:
 
 
 def say_spread(summary: Summary, unit: Unit) -> Iterator[str]:
-    name, winner = summary.winner, summary.strategies[summary.winner]
+    name, winner = summary.lowest, summary.strategies[summary.lowest]
+    repeats = "" if summary.deals.only_one else " or repeats"
     mostly = f"{name}'s spread is mostly"
     if winner.fold_std is None or winner.seed_std is None:
         yield "one seed: what of the spread is due to the randomness of training is unknown; --seeds 2 shows it"
     elif winner.fold_std > winner.seed_std:
         parts = describe_spread(winner, unit)
-        yield f"{mostly} which samples are held out ({parts}): more samples or repeats, not more seeds"
+        yield f"{mostly} which samples are held out ({parts}): more samples{repeats}, not more seeds"
     else:
         yield f"{mostly} the randomness of training ({describe_spread(winner, unit)}): more seeds narrow it"
 
 
 def say_edges(summary: Summary, config: Config, plan: Sequence[CandidateSpec]) -> Iterator[str]:
-    """Where the winner's candidates lie at the end of what was searched."""
-    winner = summary.strategies[summary.winner]
+    """Where the candidates of the lowest strategy lie at the end of what was searched."""
+    winner = summary.strategies[summary.lowest]
     chosen, stops = np.ravel(winner.chosen_candidates).tolist(), np.ravel(winner.stop_epochs).tolist()
-    specs = {spec.index: spec for spec in plan if spec.strategy == summary.winner and spec.index in chosen}
+    specs = {spec.index: spec for spec in plan if spec.strategy == summary.lowest and spec.index in chosen}
     for spec in specs.values():
-        for stage, hyper in zip(config.selected[summary.winner].stages, spec.stages, strict=True):
+        for stage, hyper in zip(config.selected[summary.lowest].stages, spec.stages, strict=True):
             yield from say_edge(spec.name, stage, hyper)
     if all(stop == specs[index].n_epochs > 1 for stop, index in zip(stops, chosen, strict=True)):
         yield "every fold was best at the end of its schedule: more epochs may go lower"
