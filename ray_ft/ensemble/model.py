@@ -21,6 +21,7 @@ from torch import Tensor
 from ray_ft.data.samples import prepare_inputs
 from ray_ft.domains import Domain, find_domain
 from ray_ft.ensemble.artefact import Card, State, find_folder, read_card, read_network, read_tensors, refuse
+from ray_ft.ensemble.fingerprints import N_PRINTS, Prints
 from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError
 from ray_ft.files.memory import describe_excess
@@ -45,11 +46,13 @@ class Calibration:
         residuals: By method, what the objective keeps of the truth and of what the fold models that never saw the
             sample say, averaged over repeats.
         density: Of the features at the boundary.
+        prints: Of the training inputs, by which they are known again; None in ensembles of release 0.1.
     """
 
     residuals: Mapping[str, Float[np.ndarray, "sample *residual"]]
     fold_of: FoldOf
     density: Density
+    prints: Prints | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,6 +298,9 @@ def check_together(ensemble: Ensemble) -> None:
     known = (fold_of >= 0) & (fold_of < card.n_folds)
     if fold_of.shape != (card.n_repeats, len(ensemble.residuals)) or not known.all():
         raise ValueError("the folds of the training samples are not those of the card")
+    prints = ensemble.calibration.prints
+    if prints is not None and prints.shape != (len(ensemble.residuals), N_PRINTS):
+        raise ValueError("the prints are not those of the training samples")
     ensemble.domain.list_views(card.symmetry)  # refuses unknown operations
     if excess := describe_excess(8 * math.prod(card.input_shape)):
         raise ValueError(excess)
@@ -313,4 +319,4 @@ def read_calibration(tensors: State) -> Calibration:
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     density = Density(**{f.name: arrays[f"density.{f.name}"] for f in fields(Density)})
     residuals = {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith("residuals.")}
-    return Calibration(residuals, arrays["fold_of"].astype(int), density)
+    return Calibration(residuals, arrays["fold_of"].astype(int), density, arrays.get("prints"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ray_ft.config import EnsembleSection
 from ray_ft.data.folds import describe_deals
 from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, State, write_card, write_files
+from ray_ft.ensemble.fingerprints import project
 from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
 from ray_ft.ensemble.weights import METHODS, Blind, OutOfFold, Weights, blend, choose_weights, score_folds
 from ray_ft.errors import EnsembleError
@@ -188,12 +189,12 @@ def stack_members(reduction: Reduction, strategy: str) -> dict[str, Float[Tensor
 
 
 def calibrate(reduction: Reduction, networks: Mapping[str, SplitNetwork]) -> Calibration:
-    """Keep the density of the features, and who held out whom; residuals follow."""
+    """Keep the density of the features, who held out whom, and prints of the inputs; residuals follow."""
     samples, first = reduction.problem.samples, next(iter(networks.values()))
     parts = torch.split(torch.from_numpy(samples.inputs), 32)
     features = [flatten_features(first, first.compute_features(part)) for part in parts]
     density = fit_density(np.concatenate(features), samples.groups)
-    return Calibration({}, np.array(reduction.problem.splits.fold_of), density)
+    return Calibration({}, np.array(reduction.problem.splits.fold_of), density, project(samples.inputs))
 
 
 def settle(reduction: Reduction, ensemble: Ensemble, blind: Mapping[str, Blind]) -> Ensemble:
@@ -247,7 +248,7 @@ def save(run: RunFolder, ensemble: Ensemble, config_text: str) -> Card:
     folder, calibration = run.ensemble, ensemble.calibration
     density = {f"density.{f.name}": getattr(calibration.density, f.name) for f in fields(Density)}
     residuals = {f"residuals.{method}": array for method, array in calibration.residuals.items()}
-    arrays = {**residuals, "fold_of": calibration.fold_of, **density}
+    arrays = {**residuals, "fold_of": calibration.fold_of, "prints": calibration.prints, **density}
     tensors: dict[Path, State] = {
         folder.backbone: list_tensors(ensemble.networks),
         folder.members: {f"{s}/{name}": tensor for s, own in ensemble.states.items() for name, tensor in own.items()},

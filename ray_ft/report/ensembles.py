@@ -12,12 +12,12 @@ from rich.text import Text
 from ray_ft.drawing import COLORS, draw_grid, use_style
 from ray_ft.ensemble.evaluation import Evaluation
 from ray_ft.ensemble.suggestion import Suggestion
-from ray_ft.errors import DataError
+from ray_ft.errors import DataError, write_share
 from ray_ft.files.writing import write_text
 from ray_ft.objectives import find_objective
 from ray_ft.report.page import save_figure
 from ray_ft.report.terminal import join_lines, start_table
-from ray_ft.report.words import Unit, choose_unit, say_pair, write_share
+from ray_ft.report.words import Unit, choose_unit, say_pair
 from ray_ft.results.summary import EnsembleSummary
 
 LABELS = {"single": "best member alone"}

@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
+from ray_ft.errors import write_share
 from ray_ft.report import words
 from ray_ft.report.candidates import describe_candidate, list_columns
 from ray_ft.report.words import Unit, choose_unit, describe_shape, describe_trained, label, say_pair
@@ -176,9 +177,7 @@ def render_plan(
         by_part.add_row(Text(part), *learning, f"{next(iter(parts.values()))[part][1]:,}")
     totals = [sum(learning for learning, _ in counts.values()) for counts in parts.values()]
     total = sum(count for _, count in next(iter(parts.values())).values())
-    by_part.add_row(
-        "total", *(f"{n:,} ({words.write_share(n / total, 1)})" for n in totals), f"{total:,}", style="bold"
-    )
+    by_part.add_row("total", *(f"{n:,} ({write_share(n / total, 1)})" for n in totals), f"{total:,}", style="bold")
     columns = list_columns(plan)
     candidates = start_table("candidate", *(declared.column for declared in columns.values()))
     for spec in plan:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_ft.config import Config, Hyperparameters, StageConfig
+from ray_ft.errors import write_share
 from ray_ft.objectives import list_baselines
 from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.summary import StrategySummary, Summary
@@ -60,14 +61,6 @@ def unit_of_curve(curve: LearningCurve) -> Unit:
     scores = {name: each.score_mean for name, each in curve.curves.items()}
     own = [score for name, each in scores.items() if name not in list_baselines() for score in each]
     return choose_unit(own or [score for each in scores.values() for score in each])
-
-
-def write_share(share: float, digits: int = 0) -> str:
-    """Write a share in percent; what is only nearly nothing, or all, is not written as it."""
-    step, percent = 10.0**-digits, round(100 * share, digits)
-    if share < 1 and percent >= 100:
-        return f">{100 - step:.{digits}f} %"
-    return f"<{step:.{digits}f} %" if share > 0 and percent <= 0 else f"{percent:.{digits}f} %"
 
 
 def write_chance(chance: float) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ray_ft.data.folds import Deals, Splits
+from ray_ft.errors import write_share
 from ray_ft.files.writing import write_record, write_text
 from ray_ft.objectives import Objective
 from ray_ft.results.records import Plan, Verdicts, load_result
@@ -95,12 +96,12 @@ def note_dominance(
         if len(own) > 1 and own.max() > CHANNEL_SHARE * own.sum():
             yield (
                 f"output {own.argmax()} of {len(own)} along axis {axis} of the targets makes up "
-                f"{100 * own.max() / own.sum():.3g} % of the loss, so the metric is next to only its own: give all of "
-                "them one scale"
+                f"{write_share(own.max() / own.sum(), 1)} of the loss, so the metric is next to only its own: "
+                "give all of them one scale"
             )
     if losses.max() >= SAMPLE_SHARE * losses.sum() > 0:
         yield (
-            f"sample {losses.argmax()} makes up {100 * losses.max() / losses.sum():.3g} % of the loss, so the scores "
+            f"sample {losses.argmax()} makes up {write_share(losses.max() / losses.sum())} of the loss, so the scores "
             "are mostly its own: is it right?"
         )
 
