@@ -1,7 +1,8 @@
 """Coverage of the intervals on samples that had no part in a run: `python -m benchmarks.coverage` (about 5 minutes).
 
 `--picking` measures what choosing costs it instead (5 minutes): regressions on random features, of which strategies,
-candidates and epochs (here penalties) are picked as in a run, on data sets drawn anew, beside what was fixed beforehand.
+candidates and epochs (here penalties) are picked as in a run, on data sets drawn anew, beside what was fixed
+beforehand.
 
 The demo's 100 measured samples are dealt into five parts; each is predicted by the ensemble of a whole cross-validation
 of the other 80. So every sample is fresh once.

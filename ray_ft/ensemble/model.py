@@ -298,9 +298,6 @@ def check_together(ensemble: Ensemble) -> None:
     known = (fold_of >= 0) & (fold_of < card.n_folds)
     if fold_of.shape != (card.n_repeats, len(ensemble.residuals)) or not known.all():
         raise ValueError("the folds of the training samples are not those of the card")
-    prints = ensemble.calibration.prints
-    if prints is not None and prints.shape != (len(ensemble.residuals), N_PRINTS):
-        raise ValueError("the prints are not those of the training samples")
     ensemble.domain.list_views(card.symmetry)  # refuses unknown operations
     if excess := describe_excess(8 * math.prod(card.input_shape)):
         raise ValueError(excess)
@@ -319,4 +316,7 @@ def read_calibration(tensors: State) -> Calibration:
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     density = Density(**{f.name: arrays[f"density.{f.name}"] for f in fields(Density)})
     residuals = {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith("residuals.")}
-    return Calibration(residuals, arrays["fold_of"].astype(int), density, arrays.get("prints"))
+    fold_of, prints = arrays["fold_of"].astype(int), arrays.get("prints")
+    if prints is not None and prints.shape != (fold_of.shape[-1], N_PRINTS):
+        raise ValueError("the prints are not those of the training samples")
+    return Calibration(residuals, fold_of, density, prints)
