@@ -102,7 +102,9 @@ def test_the_table_shows_a_hole_and_how_members_trained(toy_folder: Path) -> Non
     assert "no candidate completed" in text.getvalue()
     assert "failed: wild-000 (DivergedError" in text.getvalue()
     assert "members trained looped, float32" in text.getvalue()
-    assert "winner    none: no strategy beats gain-offset; top is the lowest of them" in text.getvalue()
+    assert (
+        "winner    none: no strategy beats gain-offset, so do not use this model; top is the lowest" in text.getvalue()
+    )
     rows = {row["strategy"]: row for row in csv.DictReader(run.leaderboard.read_text().splitlines())}
     assert rows["wild"]["score_mean"] == ""
     assert float(rows["top"]["score_mean"]) == summary.strategies["top"].score_mean

@@ -125,7 +125,8 @@ def say_repeats(pair: Comparison) -> str:
 def say_crown(summary: Summary) -> str:
     """Who wins, if anyone, and whether it is known to be better than what costs no training."""
     if summary.winner is None:
-        return f"none: no strategy beats {label(summary.best_baseline)}; {summary.lowest} is the lowest of them"
+        beaten = f"none: no strategy beats {label(summary.best_baseline)}, so do not use this model"
+        return f"{beaten}; {summary.lowest} is the lowest of them"
     surely = summary.against_baseline.verdict == "better"
     beside = "" if surely else f", but not known to be better than {label(summary.best_baseline)}"
     return f"{summary.winner} (lowest mean score, below the best baseline{beside})"
