@@ -40,7 +40,7 @@ def render_ensemble(summary: EnsembleSummary) -> Group:
     for name, other in more.items():
         if other is not None:
             table.add_row(name, unit.write(other), style="dim")
-    lines = [*(say_pair(pair, unit) for pair in summary.comparisons), *(f"note: {note}" for note in summary.notes)]
+    lines = [*(f"note: {note}" for note in summary.notes), *(say_pair(pair, unit) for pair in summary.comparisons)]
     title = (
         f"ensemble  {summary.n_members} members in {summary.path}, {summary.method}; score {unit.write(summary.score)}"
         f"{unit.suffix} by the {summary.n_blind} of them that never saw a sample"
