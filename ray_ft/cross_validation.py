@@ -20,7 +20,7 @@ from ray_ft.backends.progress import Display
 from ray_ft.backends.rounds import Rounds, Shared
 from ray_ft.backends.running import check_loggers, run_near_storage, start_halving, train_all
 from ray_ft.config import Config, reload_config
-from ray_ft.data.folds import Splits, deal_folds, deal_inner, limit_training
+from ray_ft.data.folds import Splits, deal_folds, deal_inner, describe_deals, limit_training
 from ray_ft.data.samples import Samples, load_samples
 from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
@@ -34,12 +34,23 @@ from ray_ft.objectives import Objective, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import score_baselines
 from ray_ft.results.opening import Identity, open_run
-from ray_ft.results.records import Verdict, gather_losses, load_plan, load_provenance, load_verdicts, score_strategies
+from ray_ft.results.records import (
+    Verdict,
+    gather_losses,
+    load_blind,
+    load_plan,
+    load_provenance,
+    load_verdicts,
+    score_strategies,
+)
 from ray_ft.results.summarizing import (
     compare_with_baseline,
     find_notes,
+    note_deals,
+    note_dominance,
     summarize_baseline,
     summarize_strategy,
+    warn_of_baseline,
     write_summary,
 )
 from ray_ft.results.summary import EnsembleSummary, SearchSummary, Summary
@@ -53,7 +64,7 @@ from ray_ft.search.proposer import Proposer, RandomProposer, is_random
 from ray_ft.search.strategies import Strategy, match_strategies
 from ray_ft.statistics.comparison import mark_unsettled
 from ray_ft.statistics.intervals import check_level
-from ray_ft.statistics.scores import pick_winner
+from ray_ft.statistics.scores import pick_lowest
 from ray_ft.statistics.selection import correct_selection
 
 
@@ -119,7 +130,7 @@ def cross_validate(
     console: Console | None = None,
     report: bool = False,
 ) -> Summary:
-    """Cross-validate every strategy and build the winner's ensemble; on a run folder in progress, go on.
+    """Cross-validate every strategy and build the ensemble of the lowest; on a run folder in progress, go on.
 
     Args:
         config: What to run.
@@ -232,27 +243,32 @@ def reduce(
     inline: bool = True,
     wall_s: float | None = None,
 ) -> Summary:
-    """Score the strategies, build the winner's ensemble, and write the summary, with the time that is given if any."""
+    """Score the strategies, build the ensemble of the lowest, and write the summary, with its time if that is given."""
     config, problem, strategies = prepared.config, prepared.problem, prepared.strategies
     cv, samples, splits = config.cv, problem.samples, problem.splits
     scores = score_strategies(run, plan, verdicts, splits)
-    winner = pick_winner(scores)
-    if winner is None:
+    lowest = pick_lowest(scores)
+    if lowest is None:
         raise RunError(describe_defeat(run, verdicts))
     complete = {name: score for name, score in scores.items() if score is not None}
-    baselines = score_baselines(problem.objective, prepared.zero_shot, samples.targets, splits)
+    by_fold = score_baselines(problem.objective, prepared.zero_shot, samples.targets, splits)
+    baselines = {name: summarize_baseline(values, splits) for name, values in by_fold.items()}
+    warning, deals = warn_of_baseline(complete[lowest], baselines), describe_deals(splits, samples.groups)
     losses = {name: gather_losses(run, name, score, splits) for name, score in complete.items()}
     _, n_again, n_interruptions = count_lost(run.log)
     here = inline or run.mirror is not None  # no other node has what was brought here from behind a URI
     members = Reduction(
-        problem, prepared.pretrained, run, strategies, plan, config.ensemble, prepared.origin, cv.rope, scores, winner,
-        prepared.zero_shot,
+        problem, prepared.pretrained, run, strategies, plan, config.ensemble, prepared.origin, cv.rope, scores, lowest,
+        prepared.zero_shot, warning,
     )  # fmt: skip
     summaries = {
         name: summarize_strategy(run, plan, verdicts, score, strategies[name], splits, cv.rope)
         for name, score in scores.items()
     }
     unsettled = {name for name, own in summaries.items() if not own.settled}
+    ensemble = run_near_storage(config.compute, here, reduce_members, members)
+    dominance = note_dominance(problem.objective, load_blind(run, problem.objective), losses[lowest])
+    notes = [*([warning] if warning else []), *samples.notes, *note_deals(deals), *dominance]
     summary = Summary(
         name=config.name,
         metric=cv.metric,
@@ -261,19 +277,21 @@ def reduce(
         n_folds=cv.folds,
         n_seeds=cv.seeds,
         n_repeats=cv.repeats,
-        n_params=sum(total for _, total in strategies[winner].parts.values()),
+        n_params=sum(total for _, total in strategies[lowest].parts.values()),
         test_share=splits.test_share,
         rope=cv.rope,
         splits_hash=splits.hash,
         data_hash=hash_arrays(samples.inputs, samples.targets),
         search=prepared.budget,
         strategies=summaries,
-        baselines={name: summarize_baseline(values) for name, values in baselines.items()},
-        winner=winner,
-        comparisons=mark_unsettled(compare_with_baseline(scores, baselines, cv.rope, splits.test_share), unsettled),
+        baselines=baselines,
+        winner=None if warning else lowest,
+        lowest=lowest,
+        deals=deals,
+        comparisons=mark_unsettled(compare_with_baseline(scores, by_fold, cv.rope, splits, deals), unsettled),
         selection=correct_selection(losses, samples.groups, cv.seed),
-        ensemble=run_near_storage(config.compute, here, reduce_members, members),
-        notes=[*samples.notes, *find_notes(run, plan, scores, strategies)],
+        ensemble=ensemble,
+        notes=[*notes, *find_notes(run, plan, scores, strategies)],
         wall_s=time.monotonic() - started if wall_s is None else wall_s,
         n_epochs_again=n_again,
         n_interruptions=n_interruptions,

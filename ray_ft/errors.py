@@ -105,3 +105,11 @@ def first_line(error: BaseException) -> str:
 
 BRIEF = reprlib.Repr()
 BRIEF.maxlevel, BRIEF.maxstring, BRIEF.maxother = 3, 80, 80
+
+
+def write_share(share: float, digits: int = 0) -> str:
+    """Write a share in percent; what is only nearly nothing, or all, is not written as it."""
+    step, percent = 10.0**-digits, round(100 * share, digits)
+    if share < 1 and percent >= 100:
+        return f">{100 - step:.{digits}f} %"
+    return f"<{step:.{digits}f} %" if share > 0 and percent <= 0 else f"{percent:.{digits}f} %"

@@ -23,7 +23,7 @@ def table(summary: Summary) -> dict:
     """What must not depend on how a run was carried out."""
     kept = {"score_mean", "score_std", "best_epoch_mean", "candidates", "stop_epochs", "scores"}
     rows = {name: row.model_dump(include=kept) for name, row in summary.strategies.items()}
-    return rows | {"winner": summary.winner, "ensemble": summary.ensemble.score}
+    return rows | {"winner": summary.winner, "lowest": summary.lowest, "ensemble": summary.ensemble.score}
 
 
 def test_repeats_itself(toy_config: Config, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_diverging_candidate_fails_alone_and_never_wins(toy_folder: Path) -> N
     wild = {"train": ["*"], "lr": 1e30, "epochs": 3}
     config = load_config(toy_folder / "toy.yaml", {"strategies.wild": wild, "cv.strategies": ["wild", "top"]})
     summary = cross_validate(config, toy_folder / "run", inline=True)
-    assert summary.winner == "top"
+    assert summary.lowest == "top"
     assert summary.strategies["wild"].candidates["failed"] == 3
     assert summary.strategies["wild"].score_mean is None
 

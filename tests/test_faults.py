@@ -399,8 +399,8 @@ def test_a_damaged_file_of_a_finished_run(how: str, name: str, finished: Path, u
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["members.safetensors", "history.npz", "oof.npz"])
 def test_damaged_weights_are_told_from_whole_ones(name: str, finished: Path, undisturbed: Summary) -> None:
-    winner = undisturbed.strategies[undisturbed.winner]
-    candidate = f"{undisturbed.winner}-{winner.chosen_candidates[0][0]:03d}"
+    winner = undisturbed.strategies[undisturbed.lowest]
+    candidate = f"{undisturbed.lowest}-{winner.chosen_candidates[0][0]:03d}"
     damage(finished / "candidates" / candidate / name, "flipped")
     (finished / "summary.json").unlink()
     said = finish(start("--inline"), code=2)

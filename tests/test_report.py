@@ -51,9 +51,8 @@ def findings(toy_config: Config, tmp_path: Path) -> Findings:
 def test_what_is_said_of_a_choice_needs_one(findings: Findings) -> None:
     """Of one strategy, or of hyperparameters with one value each."""
     summary, unit, text = findings.summary, findings.unit, io.StringIO()
-    alone = summary.selection.model_copy(update={"shares": {summary.winner: 1.0}})
     assert "Corrected for having been picked" in say_winner(summary, unit)
-    single = summary.model_copy(update={"selection": alone})
+    single = summary.model_copy(update={"strategies": {summary.lowest: summary.strategies[summary.lowest]}})
     assert "orrected for having been picked" not in say_winner(single, unit)
     Console(file=text, width=160).print(render_summary(single, findings.run))
     assert "orrected for having been picked" not in text.getvalue()
@@ -103,7 +102,9 @@ def test_the_table_shows_a_hole_and_how_members_trained(toy_folder: Path) -> Non
     assert "no candidate completed" in text.getvalue()
     assert "failed: wild-000 (DivergedError" in text.getvalue()
     assert "members trained looped, float32" in text.getvalue()
-    assert "winner    top" in text.getvalue()
+    assert (
+        "winner    none: no strategy beats gain-offset, so do not use this model; top is the lowest" in text.getvalue()
+    )
     rows = {row["strategy"]: row for row in csv.DictReader(run.leaderboard.read_text().splitlines())}
     assert rows["wild"]["score_mean"] == ""
     assert float(rows["top"]["score_mean"]) == summary.strategies["top"].score_mean
@@ -192,7 +193,7 @@ def test_a_run_that_is_not_finished_or_damaged_has_no_report(toy_config: Config,
 def test_a_damaged_or_missing_file_is_named_in_one_line(toy_config: Config, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     summary = cross_validate(toy_config, run.root, inline=True)
-    chosen = run.candidate(f"{summary.winner}-{summary.strategies[summary.winner].chosen_candidates[0][0]:03d}")
+    chosen = run.candidate(f"{summary.lowest}-{summary.strategies[summary.lowest].chosen_candidates[0][0]:03d}")
     commands = {run.splits: write_report, run.plan: write_report, run.config: write_report}
     read_again = (run.provenance, run.verdicts, chosen.members, chosen.predictions)
     commands |= dict.fromkeys(read_again, rebuild_ensemble)

@@ -25,7 +25,8 @@ def score_strategy(curves: dict[int, Curves]) -> StrategyScore:
 
 
 def crossfit(held_out: np.ndarray) -> Curves:
-    return Curves(held_out, average_other_folds(held_out))
+    sizes = np.ones(held_out.shape[-3:-1], int)
+    return Curves(held_out, average_other_folds(held_out, sizes), sizes)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(1, 3), st.integers(1, 2))
@@ -84,3 +85,23 @@ def test_the_spread_is_divided_as_by_the_analysis_of_variance() -> None:
     found = divide_spread(small)
     assert (3 * found.folds**2 + found.seeds**2) / found.seeds**2 == pytest.approx(within.statistic)
     assert divide_spread(values[..., :1]) == Spread(None, None)
+
+
+@given(st.integers(0, 1000))
+def test_of_uneven_folds_every_mean_is_one_over_samples(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(5), [1, 2, 3, 7, 11])
+    splits = deal_folds(groups, 3, 2, seed)
+    losses = rng.exponential(size=(4, 2, 3, 24)) ** 2  # (epoch, repeat, seed, sample)
+    score = score_strategy({0: build_curves(losses, None, splits)})
+    own = np.empty((2, 24))
+    for r, k in np.ndindex(2, 3):
+        held_out = splits.held_out(r, k)
+        others = np.setdiff1d(np.arange(24), held_out)
+        epoch = losses[:, r, :, others].mean((0, 2)).argmin()
+        assert score.epoch[r, k] == epoch + 1
+        own[r, held_out] = losses[epoch, r][:, held_out].mean(0)
+    assert score.mean == pytest.approx(own.mean())
+    assert score.std == pytest.approx(np.std(score.values, ddof=1))
+    one_epoch = score_strategy({0: build_curves(losses[:1], None, splits)})
+    assert one_epoch.best_epoch_mean == pytest.approx(losses[0].mean())

@@ -10,7 +10,6 @@ def test_one_strategy_needs_no_correction() -> None:
     losses = np.random.default_rng(0).exponential(size=200)
     found = correct_selection({"only": losses}, np.arange(200), 0)
     assert found.score == pytest.approx(losses.mean(), rel=0.01)
-    assert found.shares == {"only": 1.0}
     assert found.interval[0] < losses.mean() < found.interval[1]
 
 
@@ -31,11 +30,16 @@ def test_groups_stand_on_one_side() -> None:
     losses = np.where(groups == 0, 1.0, 3.0)
     found = correct_selection({"a": losses, "b": losses + 1}, groups, 0)
     assert found.interval == (1.0, 3.0), "what is left out is one group or the other, whole"
-    assert found.shares == {"a": 1.0, "b": 0.0}
 
 
-def test_strategies_that_are_equal_share_the_wins() -> None:
+def test_groups_count_by_their_samples() -> None:
+    """One group of half the samples and many of one: what is left out is no mean over samples each time."""
+    groups = np.concatenate([np.zeros(50, int), np.arange(1, 51)])
+    losses = np.where(groups == 0, 3.0, 1.0)
+    assert correct_selection({"only": losses}, groups, 0).score == pytest.approx(2, rel=0.05)
+
+
+def test_strategies_that_are_equal_are_scored_together() -> None:
     losses = np.random.default_rng(0).exponential(size=50)
     found = correct_selection({"a": losses, "b": losses.copy(), "worse": losses + 1}, np.arange(50), 0)
-    assert found.shares == pytest.approx({"a": 0.5, "b": 0.5, "worse": 0.0})
     assert found.score == pytest.approx(correct_selection({"a": losses}, np.arange(50), 0).score)

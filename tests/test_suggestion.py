@@ -1,6 +1,7 @@
 """A suggested batch: valid, without repetitions, spread over what the pool holds, and worth more than a random one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,33 @@ def test_a_pool_is_chosen_from_by_an_ensemble(run: Path, ray_ft: Callable[..., A
     assert "give its folder with --run" in ray_ft("suggest", "pool.npy").stderr
     many = ray_ft("suggest", "pool.npy", "--n", "71", "--run", "run", "--out", "many")
     assert "at most the pool's 70, got 71" in many.stderr
+
+
+def test_what_is_measured_already_is_skipped(demo_run: Path, tmp_path: Path, ray_ft: Callable[..., Any]) -> None:
+    """Files of a user's: training samples and their images in the pool, among structures that are new."""
+    with np.load(demo_run.parent / "few.npz") as archive:
+        measured = np.unpackbits(archive["structure"], axis=-1)
+    new = np.random.default_rng(0).integers(0, 2, (5, *measured.shape[1:]), dtype=np.uint8)
+    turned = measured[5:9, ::-1, ::-1]
+    almost = measured[:1].copy()
+    almost[0, 3, 3] ^= 1  # another structure, if by a pixel
+    np.save(tmp_path / "pool.npy", np.concatenate([measured[:10], new, turned, almost]))
+    command = ("suggest", f"{tmp_path}/pool.npy", "--run", str(demo_run), "--out", f"{tmp_path}/next", "--n")
+    result = ray_ft(*command, "6")
+    assert result.returncode == 0, result.stderr
+    assert "note: 14 of" in result.stdout
+    rows = (tmp_path / "next.csv").read_text().splitlines()[1:]
+    assert {int(row.split(",")[1]) for row in rows} == {10, 11, 12, 13, 14, 19}
+    many = ray_ft(*command, "7", "--force")
+    assert "not measured yet, 6 of" in many.stderr
+
+
+def test_a_pool_is_known_again_within_rounding(run: Path) -> None:
+    ensemble, x = Ensemble.load(run), np.load("x.npy")
+    pool = np.concatenate([x, np.float32(np.round(x, 6)), x + np.float32(0.01)])
+    found = suggest_samples(ensemble, pool, 3)
+    assert found.known is not None
+    np.testing.assert_array_equal(found.known, np.arange(90) < 60)
+    assert (found.indices >= 60).all()
+    old = replace(ensemble, calibration=replace(ensemble.calibration, prints=None))
+    assert suggest_samples(old, pool, 3).known is None

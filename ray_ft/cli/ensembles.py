@@ -222,6 +222,12 @@ def suggest(
         check_output("--out", path, force, source, pool)
     found = suggest_samples(Ensemble.load(source, trust=trust), read_array(pool), n, pool)
     files = write_suggestion(found, out)
+    if found.known is None:
+        typer.echo(
+            f"note: {source} is of an earlier release and does not know its training samples; some may be chosen"
+        )
+    elif n_known := int(found.known.sum()):
+        typer.echo(f"note: {n_known} of {pool} are training samples, or images of some, and are skipped")
     typer.echo(f"measure next, in this order, of {len(found.disagreement)} in {pool}, by {source}:")
     typer.echo("  " + " ".join(map(str, found.indices)))
     typer.echo(f"written  {files[0]}, {files[1]}")

@@ -12,12 +12,53 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from ray_ft.data.randomness import name_stream
 from ray_ft.errors import DataError
 
 Parts = tuple[tuple[tuple[int, ...], ...], ...]  # samples of a part of each repeat and fold
+ByFold = tuple[tuple[int, ...], ...]  # by repeat and fold
+
+
+@dataclass(frozen=True)
+class Deals:
+    """What means over samples and tests need to know of the folds.
+
+    Attributes:
+        sizes: Samples that each repeat and fold holds out.
+        held_out: Number of the set of samples that it holds out, the same for the same set.
+        only_one: Whether there is but one way to deal the groups into the folds.
+    """
+
+    sizes: ByFold
+    held_out: ByFold
+    only_one: bool = False
+
+    @classmethod
+    def even(cls, n_repeats: int, n_folds: int) -> "Deals":
+        """Folds of one size, each repeat another deal."""
+        numbers = np.arange(n_repeats * n_folds).reshape(n_repeats, n_folds)
+        return cls(((1,) * n_folds,) * n_repeats, tuple(map(tuple, numbers.tolist())))
+
+    @cached_property
+    def copies(self) -> dict[tuple[int, ...], list[int]]:
+        """The repeats that are the same deal, whatever the numbers of its folds, by the sets that it holds out."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for repeat, sets in enumerate(self.held_out):
+            found.setdefault(tuple(sorted(sets)), []).append(repeat)
+        return found
+
+    def merge(self, values: Float[np.ndarray, "repeat fold"]) -> Float[np.ndarray, "deal fold"]:
+        """Average the repeats that are the same deal: they are like further seeds, and no further evidence."""
+        aligned = np.take_along_axis(np.asarray(values, np.float64), np.argsort(self.held_out, axis=1), 1)
+        return np.stack([aligned[repeats].mean(0) for repeats in self.copies.values()])
+
+    @cached_property
+    def merged_sizes(self) -> Float[np.ndarray, "deal fold"]:
+        """Samples of the folds of each different deal, counted as often as it was dealt."""
+        n_copies = np.array([len(repeats) for repeats in self.copies.values()])
+        return np.asarray(self.merge(np.array(self.sizes, np.float64)) * n_copies[:, None])
 
 
 @dataclass(frozen=True)
@@ -76,6 +117,11 @@ class Splits:
         """What members predict after each epoch: the held-out samples, then the inner part."""
         return np.concatenate([self.held_out(repeat, fold), self.inner(repeat, fold)])
 
+    @cached_property
+    def sizes(self) -> Int[np.ndarray, "repeat fold"]:
+        """Held-out samples of each fold."""
+        return np.stack([np.bincount(row, minlength=self.n_folds) for row in self.fold_of])
+
     @property
     def n_train(self) -> float:
         """Mean samples of the training parts."""
@@ -115,6 +161,17 @@ def deal_folds(
             "one; bin the column, lower cv.folds, or leave data.stratify out"
         )
     return Splits(tuple(deal_once(groups, n_folds, seed + repeat, strata) for repeat in range(n_repeats)), seed)
+
+
+def describe_deals(splits: Splits, groups: Int[np.ndarray, " sample"]) -> Deals:
+    """Find the sizes of the folds, and which of the repeats are the same deal."""
+    numbers: dict[bytes, int] = {}
+    held_out = [
+        tuple(numbers.setdefault(splits.held_out(r, k).tobytes(), len(numbers)) for k in range(splits.n_folds))
+        for r in range(splits.n_repeats)
+    ]
+    only_one = len(np.unique(groups)) == splits.n_folds
+    return Deals(tuple(map(tuple, splits.sizes.tolist())), tuple(held_out), only_one)
 
 
 def limit_training(splits: Splits, groups: Int[np.ndarray, " sample"], size: int) -> Splits:

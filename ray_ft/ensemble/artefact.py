@@ -48,6 +48,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
         data_keys: Under which the inputs and targets stood in the run's `.npz`; empty for a file of one array.
         symmetric: Whether predictions are averaged over the symmetry, as their intervals then are.
         split: Why the network runs whole; empty where it does not.
+        warning: Why the ensemble should not be used; empty where nothing is against it.
         files: SHA-256 of each file beside the card.
     """
 
@@ -81,6 +82,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     splits_hash: str
     data_hash: str
     weights_hash: str
+    warning: str = ""
     versions: dict[str, str | None]
     files: dict[str, str]
 

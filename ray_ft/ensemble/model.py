@@ -21,6 +21,7 @@ from torch import Tensor
 from ray_ft.data.samples import prepare_inputs
 from ray_ft.domains import Domain, find_domain
 from ray_ft.ensemble.artefact import Card, State, find_folder, read_card, read_network, read_tensors, refuse
+from ray_ft.ensemble.fingerprints import N_PRINTS, Prints
 from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError
 from ray_ft.files.memory import describe_excess
@@ -45,11 +46,13 @@ class Calibration:
         residuals: By method, what the objective keeps of the truth and of what the fold models that never saw the
             sample say, averaged over repeats.
         density: Of the features at the boundary.
+        prints: Of the training inputs, by which they are known again; None in ensembles of release 0.1.
     """
 
     residuals: Mapping[str, Float[np.ndarray, "sample *residual"]]
     fold_of: FoldOf
     density: Density
+    prints: Prints | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,4 +316,7 @@ def read_calibration(tensors: State) -> Calibration:
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     density = Density(**{f.name: arrays[f"density.{f.name}"] for f in fields(Density)})
     residuals = {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith("residuals.")}
-    return Calibration(residuals, arrays["fold_of"].astype(int), density)
+    fold_of, prints = arrays["fold_of"].astype(int), arrays.get("prints")
+    if prints is not None and prints.shape != (fold_of.shape[-1], N_PRINTS):
+        raise ValueError("the prints are not those of the training samples")
+    return Calibration(residuals, fold_of, density, prints)

@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ray_ft.config import EnsembleSection
+from ray_ft.data.folds import describe_deals
 from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, State, write_card, write_files
+from ray_ft.ensemble.fingerprints import project
 from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
 from ray_ft.ensemble.weights import METHODS, Blind, OutOfFold, Weights, blend, choose_weights, score_folds
 from ray_ft.errors import EnsembleError
@@ -52,8 +54,9 @@ class Reduction:
     origin: Origin
     rope: float  # half-width of the region of practical equivalence, as a share of the better mean
     scores: Scores
-    winner: str  # whose members are taken where the config names no strategies
+    lowest: str  # the strategy whose members are taken where the config names none
     zero_shot: Responses  # what the pretrained network says
+    warning: str = ""  # against the use of the ensemble
 
     @property
     def targets(self) -> Targets:
@@ -62,7 +65,7 @@ class Reduction:
     @cached_property
     def chosen(self) -> Mapping[str, StrategyScore]:
         """Scores of the strategies whose members are taken, and their choices of candidate and epoch."""
-        chosen = {name: self.scores[name] for name in self.choice.strategies or (self.winner,)}
+        chosen = {name: self.scores[name] for name in self.choice.strategies or (self.lowest,)}
         for name, score in chosen.items():
             if score is None:
                 raise EnsembleError(
@@ -105,7 +108,7 @@ def reduce_members(reduction: Reduction) -> EnsembleSummary:
         by_strategy=score_by_strategy(reduction, columns),
         comparisons=comparisons,
         symmetric_score=score_blind(reduction, symmetric[method]) if symmetric else None,
-        notes=notes,
+        notes=(*([reduction.warning] if reduction.warning else []), *notes),
     )
 
 
@@ -176,7 +179,8 @@ def compare_methods(reduction: Reduction, blended: Mapping[str, Blind]) -> tuple
     splits, objective = reduction.problem.splits, reduction.problem.objective
     scores = {name: score_folds(own, reduction.targets, splits, objective) for name, own in blended.items()}
     pairs = [(name, "uniform") for name in scores if name != "uniform"]
-    return compare_all(scores, reduction.rope, splits.test_share, pairs)
+    deals = describe_deals(splits, reduction.problem.samples.groups)
+    return compare_all(scores, reduction.rope, splits.test_share, pairs, deals)
 
 
 def choose_method(asked: str, comparisons: Sequence[Comparison]) -> str:
@@ -198,12 +202,12 @@ def stack_members(reduction: Reduction, strategy: str) -> dict[str, Float[Tensor
 
 
 def calibrate(reduction: Reduction, networks: Mapping[str, SplitNetwork]) -> Calibration:
-    """Keep the density of the features, and who held out whom; residuals follow."""
+    """Keep the density of the features, who held out whom, and prints of the inputs; residuals follow."""
     samples, first = reduction.problem.samples, next(iter(networks.values()))
     parts = torch.split(torch.from_numpy(samples.inputs), 32)
     features = [flatten_features(first, first.compute_features(part)) for part in parts]
     density = fit_density(np.concatenate(features), samples.groups)
-    return Calibration({}, np.array(reduction.problem.splits.fold_of), density)
+    return Calibration({}, np.array(reduction.problem.splits.fold_of), density, project(samples.inputs))
 
 
 def settle(reduction: Reduction, ensemble: Ensemble, blind: Mapping[str, Blind]) -> Ensemble:
@@ -230,7 +234,8 @@ def fill_card(reduction: Reduction, weights: Mapping[str, Weights], reason: str)
         wavelengths_nm=origin.wavelengths_nm, model=origin.model, split=reason, n_repeats=splits.n_repeats,
         n_folds=splits.n_folds, n_seeds=problem.n_seeds, members=tuple(list_cards(reduction)),
         splits_hash=splits.hash, data_hash=hash_arrays(samples.inputs, samples.targets),
-        weights_hash=reduction.pretrained.hash, versions=describe_environment()["versions"], files={},
+        weights_hash=reduction.pretrained.hash, warning=reduction.warning,
+        versions=describe_environment()["versions"], files={},
     )  # fmt: skip
 
 
@@ -256,7 +261,7 @@ def save(run: RunFolder, ensemble: Ensemble, config_text: str) -> Card:
     folder, calibration = run.ensemble, ensemble.calibration
     density = {f"density.{f.name}": getattr(calibration.density, f.name) for f in fields(Density)}
     residuals = {f"residuals.{method}": array for method, array in calibration.residuals.items()}
-    arrays = {**residuals, "fold_of": calibration.fold_of, **density}
+    arrays = {**residuals, "fold_of": calibration.fold_of, "prints": calibration.prints, **density}
     tensors: dict[Path, State] = {
         folder.backbone: list_tensors(ensemble.networks),
         folder.members: {f"{s}/{name}": tensor for s, own in ensemble.states.items() for name, tensor in own.items()},
@@ -270,9 +275,9 @@ def save(run: RunFolder, ensemble: Ensemble, config_text: str) -> Card:
 
 def score_by_strategy(reduction: Reduction, columns: OutOfFold) -> dict[str, tuple[float, float]]:
     """Mean score of a strategy's members, and the score of its uniform ensemble."""
-    problem, scores = reduction.problem, {}
+    score, scores = reduction.problem.objective.score, {}
     for name, own in zip(reduction.chosen, np.split(columns, len(reduction.chosen)), strict=True):
-        members = [score_folds(column, reduction.targets, problem.splits, problem.objective) for column in own]
+        members = [score(repeat, reduction.targets).mean() for column in own for repeat in column]
         scores[name] = (float(np.mean(members)), score_blind(reduction, own.mean(0)))
     return scores
 

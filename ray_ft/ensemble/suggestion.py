@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ray_ft.ensemble import Ensemble, Raw, flatten_features
+from ray_ft.ensemble.fingerprints import find_known
 from ray_ft.errors import DataError
 
 N_PROJECTED = 256  # a pool of 10,000 then takes 10 MB, whatever the features
@@ -53,19 +54,22 @@ class Suggestion:
         indices: In the order of choice.
         disagreement: Of the members, for every sample of the pool: root mean square deviation, in units of the target.
         features: Of every sample of the pool, projected at random to few numbers that keep the distances.
+        known: Which of the pool are training samples, or images of some, and so not chosen; None where the ensemble, of
+            release 0.1, does not know them.
     """
 
     indices: Int[np.ndarray, " chosen"]
     disagreement: Float[np.ndarray, " pool"]
     p_value: Float[np.ndarray, " pool"]
     features: Float[np.ndarray, "pool projected"]
+    known: Bool[np.ndarray, " pool"] | None
 
 
 def suggest_samples(ensemble: Ensemble, pool: Raw, n: int, source: str = "the pool") -> Suggestion:
-    """Choose samples of a pool, inputs as in the run's data, without labels.
+    """Choose samples of a pool, inputs as in the run's data, without labels; none that was measured for the run.
 
     Raises:
-        DataError: The pool is not as the run's inputs were, or has fewer samples.
+        DataError: The pool is not as the run's inputs were, or has fewer samples that are not training samples.
     """
     inputs, rng = ensemble.prepare(pool, source), np.random.default_rng(0)
     projected, disagreement, p_values = [], [], []
@@ -80,4 +84,18 @@ def suggest_samples(ensemble: Ensemble, pool: Raw, n: int, source: str = "the po
         disagreement.append(np.sqrt((spread.astype(np.float64) ** 2).mean(1)))
         p_values.append(ensemble.measure_novelty(found)[1])
     together, spreads = np.concatenate(projected), np.concatenate(disagreement)
-    return Suggestion(choose_batch(together, spreads, n), spreads, np.concatenate(p_values), together)
+    known = list_known(ensemble, inputs)
+    new = np.arange(len(inputs)) if known is None else np.flatnonzero(~known)
+    if n > len(new) and len(new) < len(inputs):
+        raise DataError(
+            f"a batch must be of samples that are not measured yet, {len(new)} of {source}'s {len(inputs)}, got {n}; "
+            "ask for fewer, or give a larger pool"
+        )
+    chosen = new[choose_batch(together[new], spreads[new], n)]
+    return Suggestion(chosen, spreads, np.concatenate(p_values), together, known)
+
+
+def list_known(ensemble: Ensemble, inputs: Float[np.ndarray, "pool *input"]) -> Bool[np.ndarray, " pool"] | None:
+    """Find which of the inputs the run was trained on, or images of such, whatever its own symmetry is."""
+    prints, domain = ensemble.calibration.prints, ensemble.domain
+    return None if prints is None else find_known(inputs, prints, domain.list_views(domain.operations))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ray_ft.domains import TargetAxes
+from ray_ft.errors import write_share
 from ray_ft.objectives import Column, Figure, OneResponse, OneTarget
 from ray_ft.objectives.regression_losses import Values, score_predictions
 
@@ -32,8 +33,9 @@ class RegressionPresentation:
 
     def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
         return (
-            f"intervals of {found['nominal']:.0%} (CV+) around {found['n_samples']} samples; "
-            f"two standard deviations of the members alone hold {found['spread_coverage']:.1%} of the values",
+            f"intervals of {100 * found['nominal']:.6g} % (CV+) around {found['n_samples']} samples; "
+            f"two standard deviations of the members alone hold {write_share(found['spread_coverage'], 1)} of the "
+            "values",
         )
 
     def draw_calibration(self, points: Sequence[Mapping[str, float]], n_samples: int) -> Figure:

@@ -12,12 +12,12 @@ from rich.text import Text
 from ray_ft.drawing import COLORS, draw_grid, use_style
 from ray_ft.ensemble.evaluation import Evaluation
 from ray_ft.ensemble.suggestion import Suggestion
-from ray_ft.errors import DataError
+from ray_ft.errors import DataError, write_share
 from ray_ft.files.writing import write_text
 from ray_ft.objectives import find_objective
 from ray_ft.report.page import save_figure
 from ray_ft.report.terminal import join_lines, start_table
-from ray_ft.report.words import choose_unit, say_pair
+from ray_ft.report.words import Unit, choose_unit, say_pair
 from ray_ft.results.summary import EnsembleSummary
 
 LABELS = {"single": "best member alone"}
@@ -40,7 +40,7 @@ def render_ensemble(summary: EnsembleSummary) -> Group:
     for name, other in more.items():
         if other is not None:
             table.add_row(name, unit.write(other), style="dim")
-    lines = [*(say_pair(pair, unit) for pair in summary.comparisons), *(f"note: {note}" for note in summary.notes)]
+    lines = [*(f"note: {note}" for note in summary.notes), *(say_pair(pair, unit) for pair in summary.comparisons)]
     title = (
         f"ensemble  {summary.n_members} members in {summary.path}, {summary.method}; score {unit.write(summary.score)}"
         f"{unit.suffix} by the {summary.n_blind} of them that never saw a sample"
@@ -55,7 +55,7 @@ def render_evaluation(found: Evaluation) -> Group:
     unit = choose_unit(own[c.measure] for own in found.methods.values() for c in columns if not c.form)
     table = start_table("method", *(c.header if c.form else f"{c.header}{unit.suffix}" for c in columns))
     for method, own in found.methods.items():
-        cells = (format(own[c.measure], c.form) if c.form else unit.write(own[c.measure]) for c in columns)
+        cells = (write_measure(own[c.measure], c.form, unit) for c in columns)
         style = "green" if method == found.method else None
         table.add_row(LABELS.get(method, method), *cells, style=style)
     warning = "note: these are the training samples: nothing here says how good the ensemble is"
@@ -64,9 +64,15 @@ def render_evaluation(found: Evaluation) -> Group:
         "",
         *([warning] if found.n_known else []),
         *presentation.describe_evaluation(found.model_dump()),
-        f"{found.flagged:.0%} of the samples are flagged as unlike the training samples, where 5% of samples like "
-        "them would be",
+        f"{write_share(found.flagged)} of the samples are flagged as unlike the training samples, where 5 % of samples "
+        "like them would be",
     )
+
+
+def write_measure(value: float, form: str, unit: Unit) -> str:
+    if form.endswith("%"):
+        return write_share(value, int(form.strip(".%")))
+    return format(value, form) if form else unit.write(value)
 
 
 def draw_suggestion(found: Suggestion) -> Figure:

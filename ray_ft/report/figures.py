@@ -16,7 +16,7 @@ from ray_ft.results.records import Plan, Verdict, Verdicts
 from ray_ft.results.summary import Summary
 from ray_ft.search.plan import RECIPE, CandidateSpec
 from ray_ft.statistics.comparison import Comparison
-from ray_ft.statistics.scores import Curves
+from ray_ft.statistics.scores import Curves, average_samples
 
 MARKERS = ("o", "s", "D", "^", "v", "P")  # of strategies that share a colour
 BETTER, WORSE = "#2a9d78", "#c2483d"
@@ -112,7 +112,7 @@ def draw_curves(summary: Summary, plan: Plan, curves: Mapping[str, Curves], unit
             by_fold = unit.factor * curves[spec.name].held_out.mean(-1)
             if stopped:
                 by_fold = by_fold[: verdict.epoch + 1]  # what it did past the rung does not count
-            mean = by_fold.mean((1, 2))
+            mean = average_samples(by_fold, curves[spec.name].sizes)
             epochs = np.arange(len(mean))
             axes.plot(epochs, mean, color=color, alpha=0.55 if stopped else 1)
             axes.fill_between(epochs, by_fold.min((1, 2)), by_fold.max((1, 2)), color=color, alpha=0.12, linewidth=0)

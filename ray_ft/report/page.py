@@ -35,14 +35,14 @@ from ray_ft.statistics.scores import Curves, build_curves
 CAPTIONS = {
     "members": (
         "Every member",
-        "A dot is a member: one fold and seed (one fold, for baselines, in grey). The diamond is their mean, the bar "
-        "one standard deviation over folds × seeds.",
+        "A dot is a member: one fold and seed (one fold, for baselines, in grey). The diamond is the mean over "
+        "samples, the bar one standard deviation over folds × seeds.",
     ),
     "differences": (
         "Paired differences",
-        "A dot is the mean difference of the fold means, and its line the 95 % interval of it alone, by the corrected "
-        "resampled t-test. Both are green or red where the difference holds after Holm's adjustment. Within the grey "
-        "band two are practically equal.",
+        "A dot is the difference of the mean scores, and its line the interval of it, 95 % after Holm's adjustment, by "
+        "the corrected resampled t-test; of ratios, where fold means are positive, at the same sum of both scores. "
+        "Both are green or red where one is better. Within the grey band two are practically equal.",
     ),
     "folds": (
         "Folds and seeds",

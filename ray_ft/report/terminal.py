@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
+from ray_ft.errors import write_share
 from ray_ft.report import words
 from ray_ft.report.candidates import describe_candidate, list_columns
 from ray_ft.report.words import Unit, choose_unit, describe_shape, describe_trained, label, say_pair
@@ -91,21 +92,18 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         for candidate, verdict in row.verdicts.items()
         if verdict.state == "failed"
     ]
-    pairs = summary.of(summary.winner)
-    (against_baseline,) = (pair for pair in pairs if pair.second == summary.best_baseline)
-    below = "below" if against_baseline.difference < 0 else "NOT below"
-    ensemble = summary.ensemble
+    pairs, ensemble = summary.of(summary.lowest), summary.ensemble
     return [
         "* mean over folds × seeds of each one's best epoch: what most tools print; optimism is what it leaves out",
         *(f"! {line}" for line in words.say_unsettled(summary)),
         *words.say_method(summary),
-        *(f"note: {note}" for note in (*summary.notes, *summary.ensemble.notes)),
+        *(f"note: {note}" for note in summary.all_notes),
         *failures,
         "",
-        f"winner    {summary.winner} (lowest mean score, {below} the best baseline)",
+        f"winner    {words.say_crown(summary)}",
         *(f"          {say_pair(pair, unit)}" for pair in pairs),
         *(f"          corrected for having been picked: {said}" for said in words.say_corrected(summary, unit)),
-        f"spread    {words.describe_spread(summary.strategies[summary.winner], unit)}",
+        f"spread    {words.describe_spread(summary.strategies[summary.lowest], unit)}",
         f"ensemble  {ensemble.n_members} members in {ensemble.path}; score {unit.write(ensemble.score)} by the "
         f"{ensemble.n_blind} of them that never saw a sample",
         f"report    {run.place.rstrip('/')}/{run.report.name}",
@@ -195,7 +193,7 @@ def render_plan(
         by_part.add_row(Text(part), *learning, f"{next(iter(parts.values()))[part][1]:,}")
     totals = [sum(learning for learning, _ in counts.values()) for counts in parts.values()]
     total = sum(count for _, count in next(iter(parts.values())).values())
-    by_part.add_row("total", *(f"{n:,} ({n / total:.1%})" for n in totals), f"{total:,}", style="bold")
+    by_part.add_row("total", *(f"{n:,} ({write_share(n / total, 1)})" for n in totals), f"{total:,}", style="bold")
     columns = list_columns(plan)
     candidates = start_table("candidate", *(declared.column for declared in columns.values()))
     for spec in plan:

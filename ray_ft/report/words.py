@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from ray_ft.errors import write_share
 from ray_ft.objectives import list_baselines
 from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.summary import StrategySummary, Summary
-from ray_ft.statistics.comparison import LEVEL, Comparison
+from ray_ft.statistics.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ def unit_of_curve(curve: LearningCurve) -> Unit:
     return choose_unit(own or [score for each in scores.values() for score in each])
 
 
+def write_chance(chance: float) -> str:
+    """Write a probability that was estimated, so that it is never nothing, nor all."""
+    return write_share(min(max(chance, 1e-9), 1 - 1e-9))
+
+
 def label(name: str) -> str:
     """Baselines are written with hyphens, so that none is taken for a strategy."""
     return name.replace("_", "-") if name in list_baselines() else name
@@ -71,7 +77,8 @@ def describe_shape(summary: Summary) -> str:
 
 def describe_trained(row: StrategySummary) -> str:
     """How much of the network learns; nothing does where a closed form answers beside it."""
-    return f"{row.n_trained_params:,} ({row.trained_share:.1%})" if row.n_trained_params else "closed form"
+    share = write_share(row.trained_share, 1)
+    return f"{row.n_trained_params:,} ({share})" if row.n_trained_params else "closed form"
 
 
 def say_pair(pair: Comparison, unit: Unit) -> str:
@@ -84,18 +91,19 @@ def say_pair(pair: Comparison, unit: Unit) -> str:
         "no evidence of a difference": f"no evidence of a difference between {first} and {second}",
         "not settled": f"no verdict between {first} and {second}, as {say_which(pair)} not settled",
     }[pair.verdict]
-    chances = ", ".join(f"{chance:.0%}" for chance in pair.probabilities)
+    chances = ", ".join(map(write_chance, pair.probabilities))
     return (
-        f"{opening}: {unit.write(pair.difference, '+')} {unit.interval(pair.interval, '+')}, p {pair.p_adjusted:.2g}; "
-        f"better, equal, worse with {chances}" + say_repeats(pair)
+        f"{opening}: {unit.write(pair.difference, '+')} {unit.interval(pair.interval, '+')}{say_ratio(pair)}, "
+        f"p {pair.p_adjusted:.2g}; better, equal, worse with {chances}"
+        + (f"; {say_repeats(pair)}" if pair.verdict == "no evidence of a difference" else "")
     )
 
 
 def say_which(pair: Comparison) -> str:
     """Name those of the two that have not had their best chance."""
-    if pair.verdict == "not settled" and pair.p_adjusted < LEVEL:  # a loser alone is to blame
-        loser = pair.second if pair.difference < 0 else pair.first
-        return f"{label(loser)} is"
+    better, equal, worse = pair.probabilities
+    if equal < max(better, worse):  # the one that loses is to blame
+        return f"{label(pair.second if better > worse else pair.first)} is"
     names = [label(name) for name in pair.unsettled]
     return " and ".join(names) + (" is" if len(names) == 1 else " are")
 
@@ -112,29 +120,44 @@ def say_method(summary: Summary) -> Iterator[str]:
         yield "the ranges were drawn from as written, so this ranks recipes; --search best ranks strategies"
 
 
-def say_repeats(pair: Comparison) -> str:
-    if pair.verdict != "no evidence of a difference":
+def say_ratio(pair: Comparison) -> str:
+    if pair.ratio is None or pair.ratio_interval is None:
         return ""
-    if pair.n_repeats is None:
-        return "; repeats alone are unlikely to settle it, more samples might"
-    return f"; --repeats {pair.n_repeats} would likely settle it"
+    return f", ratio {pair.ratio:.3g} [{pair.ratio_interval[0]:.3g}, {pair.ratio_interval[1]:.3g}]"
+
+
+def say_repeats(pair: Comparison) -> str:
+    """What more repeats might do: a range, as the difference itself is known as a range."""
+    fewest, most = pair.n_repeats_range
+    if fewest is None:
+        return "repeats alone are unlikely to settle it, as they deal the same samples again; more samples might"
+    never = "it may also never be settled"
+    if most is None:
+        return f"--repeats {fewest} may settle it if the difference is as large as it may be; {never}"
+    return f"--repeats {fewest} may settle it if the difference is as large as it may be, {most} if as small; {never}"
+
+
+def say_crown(summary: Summary) -> str:
+    """Who wins, if anyone, and whether it is known to be better than what costs no training."""
+    if summary.winner is None:
+        beaten = f"none: no strategy beats {label(summary.best_baseline)}, so do not use this model"
+        return f"{beaten}; {summary.lowest} is the lowest of them"
+    surely = summary.against_baseline.verdict == "better"
+    beside = "" if surely else f", but not known to be better than {label(summary.best_baseline)}"
+    return f"{summary.winner} (lowest mean score, below the best baseline{beside})"
 
 
 def say_winner(summary: Summary, unit: Unit) -> str:
-    winner = summary.strategies[summary.winner]
-    score = f"{summary.metric} {unit.spread(winner.score_mean, winner.score_std)}{unit.suffix}"
-    said = f"{summary.winner}: {score} over {describe_shape(summary)}"
+    lowest = summary.strategies[summary.lowest]
+    score = f"{summary.metric} {unit.spread(lowest.score_mean, lowest.score_std)}{unit.suffix}"
+    said = f"{say_crown(summary)}: {score} over {describe_shape(summary)}"
     return ". Corrected for having been picked as the lowest: ".join([said, *say_corrected(summary, unit)])
 
 
 def say_corrected(summary: Summary, unit: Unit) -> Iterator[str]:
     """What the score is worth after the choice; nothing where there was none."""
-    corrected = summary.selection
-    if len(corrected.shares) > 1:
-        yield (
-            f"{unit.write(corrected.score)} {unit.interval(corrected.interval)}; it is the lowest in "
-            f"{corrected.shares[summary.winner]:.0%} of bootstrap samples"
-        )
+    if sum(row.score_mean is not None for row in summary.strategies.values()) > 1:
+        yield f"{unit.write(summary.selection.score)} {unit.interval(summary.selection.interval)}"
 
 
 def say_changes(summary: Summary, unit: Unit) -> list[str]:
@@ -145,14 +168,9 @@ def say_changes(summary: Summary, unit: Unit) -> list[str]:
 
 
 def say_undecided(summary: Summary) -> Iterator[str]:
-    for pair in summary.of(summary.winner):
+    for pair in summary.of(summary.lowest):
         if pair.verdict == "no evidence of a difference":
-            remedy = (
-                f"{pair.n_repeats} repeats of the folds would likely settle it"
-                if pair.n_repeats
-                else "repeats alone are unlikely to settle it, as they deal the same samples again; more samples might"
-            )
-            yield f"{label(pair.second)} may be as good as {pair.first}, or better: {remedy}"
+            yield f"{label(pair.second)} may be as good as {pair.first}, or better: {say_repeats(pair)}"
 
 
 def describe_spread(row: StrategySummary, unit: Unit) -> str:
@@ -162,13 +180,14 @@ def describe_spread(row: StrategySummary, unit: Unit) -> str:
 
 
 def say_spread(summary: Summary, unit: Unit) -> Iterator[str]:
-    name, winner = summary.winner, summary.strategies[summary.winner]
+    name, winner = summary.lowest, summary.strategies[summary.lowest]
+    repeats = "" if summary.deals.only_one else " or repeats"
     mostly = f"{name}'s spread is mostly"
     if winner.fold_std is None or winner.seed_std is None:
         yield "one seed: what of the spread is due to the randomness of training is unknown; --seeds 2 shows it"
     elif winner.fold_std > winner.seed_std:
         parts = describe_spread(winner, unit)
-        yield f"{mostly} which samples are held out ({parts}): more samples or repeats, not more seeds"
+        yield f"{mostly} which samples are held out ({parts}): more samples{repeats}, not more seeds"
     else:
         yield f"{mostly} the randomness of training ({describe_spread(winner, unit)}): more seeds narrow it"
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from ray_ft.objectives import ZERO_SHOT, find_objective
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
 from ray_ft.search.plan import name_candidate
+from ray_ft.statistics.comparison import weigh_folds
 
 N_DRAWS = 1000
 EXPONENTS = np.linspace(0, 3, 301)
@@ -99,7 +100,9 @@ def fit_curves(summaries: Sequence[Summary], more: Sequence[int], seed: int) -> 
         if gap := find_gap(name, sizes, rows):
             notes.append(gap)
             continue
-        by_fold = np.stack([np.reshape(row.scores, (largest.n_repeats * largest.n_folds, -1)).mean(1) for row in rows])
+        shape, deals = (largest.n_repeats, largest.n_folds, -1), largest.deals
+        merged = [deals.merge(np.reshape(row.scores, shape).mean(-1)) for row in rows]
+        by_fold = np.stack([weigh_folds(means, deals.merged_sizes).ravel() for means in merged])
         spread = [row.score_std or 0.0 for row in rows]
         curves[name] = fit_curve(sizes, by_fold, spread, largest.test_share, asked, seed)
         if all(isinstance(row, StrategySummary) and ends_with_schedule(name, row) for row in rows):

@@ -24,7 +24,7 @@ SHARED = {
 class RunComparison(BaseModel, frozen=True):
     """Strategies of several runs, named `RUN/STRATEGY`, each with mean and standard deviation over folds x seeds.
 
-    Compared are strategies of one name, and the runs' winners.
+    Compared are strategies of one name, and those of the lowest mean of each run.
     """
 
     metric: str
@@ -57,15 +57,17 @@ def compare(runs: Iterable[str | Path]) -> RunComparison:
         if strategy.score_mean is not None
     }
     means = {name: strategy.fold_means for name, strategy in scored.items()}
-    comparisons = compare_all(means, first.rope, first.test_share, list(choose_pairs(summaries, scored)))
+    pairs = list(choose_pairs(summaries, scored))
+    comparisons = compare_all(means, first.rope, first.test_share, pairs, first.deals)
     comparisons = mark_unsettled(comparisons, {name for name, own in scored.items() if not own.settled})
     scores = {name: (s.score_mean or 0.0, s.score_std or 0.0) for name, s in scored.items()}
-    notes = tuple(
+    notes = [f"{run}: no strategy beats its best baseline" for run, own in summaries.items() if own.winner is None]
+    notes += [
         f"{pair.first} and {pair.second} are identical on every fold: the same weights, settings and seeds?"
         for pair in comparisons
         if np.array_equal(means[pair.first], means[pair.second])
-    )
-    return RunComparison(metric=first.metric, scores=scores, comparisons=comparisons, notes=notes)
+    ]
+    return RunComparison(metric=first.metric, scores=scores, comparisons=comparisons, notes=tuple(notes))
 
 
 def name_runs(runs: Sequence[str | Path]) -> list[str]:
@@ -86,9 +88,9 @@ def check_shared(summaries: Mapping[str, Summary]) -> None:
 
 
 def choose_pairs(summaries: Mapping[str, Summary], scored: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Strategies of one name, then winners where they differ in name."""
+    """Strategies of one name, then those of the lowest mean where they differ in name."""
     for (one, first), (other, second) in combinations(summaries.items(), 2):
         pairs = ((f"{one}/{name}", f"{other}/{name}") for name in first.strategies)
         yield from (pair for pair in pairs if set(pair) <= scored.keys())
-        if first.winner != second.winner:
-            yield f"{one}/{first.winner}", f"{other}/{second.winner}"
+        if first.lowest != second.lowest:
+            yield f"{one}/{first.lowest}", f"{other}/{second.lowest}"

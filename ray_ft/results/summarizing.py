@@ -1,15 +1,17 @@
 """What is known of a finished run put together: its strategies, its baselines, how they compare, and what is odd."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from ray_ft.data.folds import Splits
+from ray_ft.data.folds import Deals, Splits
+from ray_ft.errors import write_share
 from ray_ft.files.writing import write_record, write_text
+from ray_ft.objectives import Objective
 from ray_ft.results.records import Plan, Verdicts, load_attempts, load_curves, load_result
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
 from ray_ft.runs.folder import RunFolder
@@ -17,9 +19,12 @@ from ray_ft.search.plan import RECIPE, name_candidate
 from ray_ft.search.settling import Attempt, assess
 from ray_ft.search.strategies import Strategy
 from ray_ft.statistics.comparison import Comparisons, Means, compare_all
-from ray_ft.statistics.scores import Choice, Scores, StrategyScore, choose, score_choice
+from ray_ft.statistics.scores import Choice, Scores, StrategyScore, average_samples, choose, score_choice
+from ray_ft.statistics.selection import Losses
 
 SAME = 1e-4  # relative differences below this are rounding
+LITTLE = 0.01  # of the score, or of the spread of folds: a spread of seeds below it is not worth their time
+CHANNEL_SHARE, SAMPLE_SHARE = 0.9, 1 / 3  # of the loss: one channel, or sample, then decides the metric
 
 
 def summarize_strategy(
@@ -85,18 +90,60 @@ def score_recipe(run: RunFolder, specs: Plan, verdicts: Verdicts, strategy: str,
     return score_choice(choose(curves), curves).mean if curves else None
 
 
-def summarize_baseline(values: Means) -> BaselineSummary:
-    mean, std = float(values.mean()), float(values.std(ddof=1))
+def summarize_baseline(values: Means, splits: Splits) -> BaselineSummary:
+    mean, std = float(average_samples(values, splits.sizes)), float(values.std(ddof=1))
     return BaselineSummary(score_mean=mean, score_std=std, scores=values.tolist())
 
 
 def compare_with_baseline(
-    scores: Scores, baselines: Mapping[str, Means], rope: float, test_share: float
+    scores: Scores, baselines: Mapping[str, Means], rope: float, splits: Splits, deals: Deals
 ) -> Comparisons:
     """Compare each pair of the strategies that have a score, and each with the best baseline."""
     by_fold = {name: score.values.mean(-1) for name, score in scores.items() if score is not None}
-    best = min(baselines, key=lambda name: baselines[name].mean())
-    return compare_all(by_fold | {best: baselines[best]}, rope, test_share)
+    best = min(baselines, key=lambda name: average_samples(baselines[name], splits.sizes))
+    return compare_all(by_fold | {best: baselines[best]}, rope, splits.test_share, deals=deals)
+
+
+def warn_of_baseline(score: StrategyScore, baselines: Mapping[str, BaselineSummary]) -> str:
+    """Say that even the strategy of the lowest mean does not beat the best baseline; nothing where it does."""
+    name, best = min(baselines.items(), key=lambda item: item[1].score_mean)
+    if score.mean < best.score_mean:
+        return ""
+    named = name.replace("_", "-")  # as tables write it
+    return f"no strategy beats the best baseline ({named}, {best.score_mean:.4g}): do not use this model"
+
+
+def note_deals(deals: Deals) -> list[str]:
+    """Say that repeats which deal the same folds are no further evidence."""
+    n_repeats, n_deals = len(deals.sizes), len(deals.copies)
+    if n_deals == n_repeats:
+        return []
+    reason = ", as there is but one way to deal as many groups as folds" if deals.only_one else ""
+    return [
+        f"the {n_repeats} repeats make {n_deals} different deal{'s' * (n_deals > 1)} of the folds{reason}: those that "
+        "are the same count as one, like further seeds"
+    ]
+
+
+def note_dominance(
+    objective: Objective, blind: Mapping[str, Float[np.ndarray, "sample *values"]], losses: Losses
+) -> Iterator[str]:
+    """Say where one output channel, or one sample, decides the metric of the strategy of the lowest mean."""
+    told, targets = blind["mean"], blind["targets"]
+    for axis in range(1, targets.ndim) if told.shape == targets.shape else ():
+        parts = [np.take(array, [i], axis) for i in range(targets.shape[axis]) for array in (told, targets)]
+        own = np.array([objective.score(*pair).sum() for pair in zip(parts[::2], parts[1::2], strict=True)])
+        if len(own) > 1 and own.max() > CHANNEL_SHARE * own.sum():
+            yield (
+                f"output {own.argmax()} of {len(own)} along axis {axis} of the targets makes up "
+                f"{write_share(own.max() / own.sum(), 1)} of the loss, so the metric is next to only its own: "
+                "give all of them one scale"
+            )
+    if losses.max() >= SAMPLE_SHARE * losses.sum() > 0:
+        yield (
+            f"sample {losses.argmax()} makes up {write_share(losses.max() / losses.sum())} of the loss, so the scores "
+            "are mostly its own: is it right?"
+        )
 
 
 def find_notes(run: RunFolder, plan: Plan, scores: Scores, strategies: Mapping[str, Strategy]) -> list[str]:
@@ -107,7 +154,21 @@ def find_notes(run: RunFolder, plan: Plan, scores: Scores, strategies: Mapping[s
         random = strategies[name].n_trained > 0  # a closed form gives each seed the same
         if random and score is not None and score.values.shape[-1] > 1 and differ_by(score.values) < SAME:
             notes.append(f"{name}: all seeds gave the same results, so they count as one; what in training is random?")
+        elif random and score is not None and score.spread.seeds is not None:
+            notes += note_seeds(name, score)
     return notes
+
+
+def note_seeds(name: str, score: StrategyScore) -> list[str]:
+    """Say that seeds changed next to nothing, so that their members are hardly worth more than one a fold."""
+    folds, seeds = score.spread.folds or 0.0, score.spread.seeds or 0.0
+    if seeds >= LITTLE * max(folds, score.mean):
+        return []
+    n_members, n_worth = score.values.size, score.epoch.size
+    return [
+        f"{name}: seeds changed next to nothing (a spread of {seeds:.2g}, of {folds:.2g} by folds): "
+        f"{n_members} members are worth {n_worth}, and --seeds 1 is enough"
+    ]
 
 
 def differ_by(values: Float[np.ndarray, "repeat fold seed"]) -> float:

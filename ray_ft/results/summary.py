@@ -1,6 +1,7 @@
 """What a run found, as a typed object: `summary.json` in the run folder, and tables for pandas."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, Field, computed_field, model_validator
 
+from ray_ft.data.folds import Deals
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import read_record
 from ray_ft.objectives import METRICS, ZERO_SHOT
@@ -26,9 +28,10 @@ class StrategySummary(BaseModel, frozen=True):
     """One strategy; scores are None and lists empty where no candidate completed, as folds x seeds have a hole.
 
     Attributes:
-        score_mean: Mean over repeats, folds and seeds of the held-out loss, by choices that the fold did not make.
-        score_std: Sample standard deviation of the same; `fold_std` and `seed_std` are its parts, None with one seed.
-        best_epoch_mean: Mean of each curve's own minimum: what most tools print, too low.
+        score_mean: Mean over samples, repeats and seeds of the held-out loss, by choices that the fold did not make.
+        score_std: Sample standard deviation of the members' scores, a spread; `fold_std` and `seed_std` are its parts,
+            None with one seed.
+        best_epoch_mean: Mean over samples of each curve's own minimum: what most tools print, too low.
         scores: By repeat, fold and seed.
         stop_epochs: By repeat and fold, from 1, as the candidates that were chosen.
         parts: Trained and all parameters by part of the network.
@@ -146,9 +149,11 @@ class Summary(BaseModel, frozen=True):
     data_hash: str
     strategies: dict[str, StrategySummary]
     baselines: dict[str, BaselineSummary]
-    winner: str
+    winner: str | None  # `lowest`, unless it does not beat the best baseline
+    lowest: str  # the strategy of the lowest mean, of which the ensemble is built
+    deals: Deals
     comparisons: tuple[Comparison, ...]  # of each pair of strategies, and of each with the best baseline
-    selection: Selection  # the winner's score, corrected for its having been picked
+    selection: Selection  # the score of `lowest`, corrected for its having been picked
     ensemble: EnsembleSummary
     notes: list[str]
     wall_s: float  # seconds of the call that finished the run
@@ -176,6 +181,18 @@ class Summary(BaseModel, frozen=True):
                 "remove it and repeat the cv command"
             ) from error
 
+    @model_validator(mode="before")
+    @classmethod
+    def fill_in(cls, content: Any) -> Any:
+        """Add to a summary of release 0.1 what it lacks: it crowned a winner in any case, and counted folds evenly."""
+        with suppress(KeyError, TypeError, ValueError):  # of what is no summary, which is refused below
+            if "lowest" not in content:
+                lowest, means = content["winner"], [each["score_mean"] for each in content["baselines"].values()]
+                beats = content["strategies"][lowest]["score_mean"] < min(means)
+                deals = Deals.even(content["n_repeats"], content["n_folds"])
+                return content | {"winner": lowest if beats else None, "lowest": lowest, "deals": deals}
+        return content
+
     @model_validator(mode="after")
     def check_together(self) -> "Summary":
         """Make sure that what was read from a file is one run's, so that nothing needs to look twice."""
@@ -184,17 +201,24 @@ class Summary(BaseModel, frozen=True):
         if any(each.candidates.keys() != {"completed", "stopped", "failed"} for each in self.strategies.values()):
             raise ValueError("candidates are completed, stopped and failed")
         shapes = [np.shape(baseline.scores) for baseline in self.baselines.values()]
+        shapes += [np.shape(self.deals.sizes), np.shape(self.deals.held_out)]
         for name, each in scored.items():
             shapes += [np.shape(each.scores)[:-1], np.shape(each.stop_epochs), np.shape(each.chosen_candidates)]
             chosen = {name_candidate(name, index) for row in each.chosen_candidates for index in row}
             if not chosen <= each.verdicts.keys():
                 raise ValueError("the candidates that were chosen must have verdicts")
-        if not (self.winner in scored and set(shapes) == {by_fold} and min(by_fold) > 0 and self.test_share > 0):
-            raise ValueError("the scores must be by repeat and fold, and the winner have some")
+        if not (
+            self.lowest in scored
+            and self.winner in (None, self.lowest)
+            and set(shapes) == {by_fold}
+            and min(by_fold) > 0
+            and self.test_share > 0
+        ):
+            raise ValueError("the scores must be by repeat and fold, and the lowest strategy have some")
         pairs = [{pair.first, pair.second} for pair in self.comparisons]
         known = self.strategies.keys() | self.baselines.keys()
-        if ZERO_SHOT not in self.baselines or pairs.count({self.winner, self.best_baseline}) != 1:
-            raise ValueError("the winner must be compared with the best baseline")
+        if ZERO_SHOT not in self.baselines or pairs.count({self.lowest, self.best_baseline}) != 1:
+            raise ValueError("the lowest strategy must be compared with the best baseline")
         if self.metric not in METRICS or not all(pair <= known for pair in pairs):
             raise ValueError("comparisons must be of strategies and baselines, by a metric")
         return self
@@ -208,6 +232,17 @@ class Summary(BaseModel, frozen=True):
     @property
     def best_baseline(self) -> str:
         return min(self.baselines, key=lambda name: self.baselines[name].score_mean)
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """Notes on the run and on its ensemble, each once."""
+        return tuple(dict.fromkeys((*self.notes, *self.ensemble.notes)))
+
+    @property
+    def against_baseline(self) -> Comparison:
+        """The lowest strategy against the best baseline."""
+        (found,) = (pair for pair in self.of(self.lowest) if pair.second == self.best_baseline)
+        return found
 
     def of(self, name: str) -> list[Comparison]:
         """The comparisons of one strategy or baseline, seen from it."""
@@ -250,5 +285,7 @@ def tabulate_comparisons(comparisons: Sequence[Comparison]) -> Any:
     rows = [pair.model_dump() for pair in comparisons]
     for row in rows:
         row["low"], row["high"] = row.pop("interval")
+        row["ratio_low"], row["ratio_high"] = row.pop("ratio_interval") or (None, None)
+        row["n_repeats_low"], row["n_repeats_high"] = row.pop("n_repeats_range")
         row["p_better"], row["p_equal"], row["p_worse"] = row.pop("probabilities")
     return pd.DataFrame(rows)

@@ -1,7 +1,7 @@
 """Scores by epochs and candidates that the scored fold did not choose: cross-fitted, or nested.
 
 Arrays of losses have the axes repeat, seed, sample (each sample is held out once a repeat), those of fold means the
-axes repeat, fold, seed; an epoch axis may stand before.
+axes repeat, fold, seed; an epoch axis may stand before. Every mean is one over samples: folds count by their sizes.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from ray_ft.data.folds import Splits
 
@@ -28,12 +28,14 @@ class Curves:
 
     Attributes:
         held_out: Fold means of the held-out losses, which score.
-        guide: What chooses epoch and candidate of each fold, averaged over seeds: the mean of the other folds, or of
-            the inner part under the nested protocol.
+        guide: What chooses epoch and candidate of each fold, averaged over seeds: the mean over the samples of the
+            other folds, or of the inner part under the nested protocol.
+        sizes: Held-out samples of each fold.
     """
 
     held_out: Float[np.ndarray, "*epoch repeat fold seed"]
     guide: Float[np.ndarray, "*epoch repeat fold"]
+    sizes: Int[np.ndarray, "repeat fold"]
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,15 @@ class StrategyScore(Choice):
     values: Float[np.ndarray, "repeat fold seed"]
     best_epoch_mean: float
     optimism: float
+    sizes: Int[np.ndarray, "repeat fold"]
 
     @cached_property
     def mean(self) -> float:
-        return float(self.values.mean())
+        return float(average_samples(self.values.mean(-1), self.sizes))
 
     @cached_property
     def std(self) -> float:
-        """Sample standard deviation over folds x seeds."""
+        """Sample standard deviation over folds x seeds: a spread, not an error of the mean."""
         return float(self.values.std(ddof=1))
 
     @property
@@ -100,12 +103,22 @@ def average_folds(
     return np.moveaxis(np.array(means), (0, 1), (-3, -2))
 
 
-def average_other_folds(means: Float[np.ndarray, "*epoch repeat fold seed"]) -> Float[np.ndarray, "*epoch repeat fold"]:
-    """Average, for each fold, over the seeds and the *other* folds of its repeat."""
+def average_samples(
+    means: Float[np.ndarray, "*epoch repeat fold"], sizes: Shaped[np.ndarray, "repeat fold"]
+) -> Float[np.ndarray, "*epoch"]:
+    """Average fold means over the samples that the folds hold out."""
+    return np.asarray((means * (sizes / sizes.sum())).sum((-2, -1)))
+
+
+def average_other_folds(
+    means: Float[np.ndarray, "*epoch repeat fold seed"], sizes: Int[np.ndarray, "repeat fold"]
+) -> Float[np.ndarray, "*epoch repeat fold"]:
+    """Average, for each fold, over the seeds and the samples of the *other* folds of its repeat."""
     by_fold = means.mean(-1)
     n_folds = by_fold.shape[-1]
-    others = ~np.eye(n_folds, dtype=bool)
-    return np.stack([by_fold[..., others[k]].mean(-1) for k in range(n_folds)], axis=-1)
+    weights = sizes[:, None] * ~np.eye(n_folds, dtype=bool)  # of the last axis, for each fold of the one before
+    weights = weights / weights.sum(-1, keepdims=True)
+    return np.asarray(np.einsum("...rj,rkj->...rk", by_fold, weights))
 
 
 def build_curves(
@@ -115,7 +128,8 @@ def build_curves(
 ) -> Curves:
     """Turn a candidate's held-out losses, and under the nested protocol those of the inner parts, into curves."""
     held_out = average_folds(losses, splits)
-    return Curves(held_out, average_other_folds(held_out) if inner is None else inner.mean(-1))
+    guide = average_other_folds(held_out, splits.sizes) if inner is None else inner.mean(-1)
+    return Curves(held_out, guide, splits.sizes)
 
 
 def choose(curves: Mapping[int, Curves]) -> Choice:
@@ -136,17 +150,17 @@ def score_choice(
         depart from it in that the members of the other folds did see this fold in training, though their
         held-out losses did not; the nested protocol avoids that.
     """
-    candidate, epoch = choice.candidate, choice.epoch
+    candidate, epoch, sizes = choice.candidate, choice.epoch, next(iter(curves.values())).sizes
     scores = [curves[int(candidate[at])].held_out[epoch[at], *at] for at in np.ndindex(candidate.shape)]
     values = np.reshape(scores, (*candidate.shape, -1))
-    best_epoch_mean = min(float(curve.held_out.min(0).mean()) for curve in curves.values())
-    optimism = float(values.mean()) - best_epoch_mean
+    best_epoch_mean = min(float(average_samples(curve.held_out.min(0).mean(-1), sizes)) for curve in curves.values())
+    optimism = float(average_samples(values.mean(-1), sizes)) - best_epoch_mean
     if later is not None:
         values = np.concatenate([values, later], axis=-1)
-    return StrategyScore(candidate, epoch, values, best_epoch_mean, optimism)
+    return StrategyScore(candidate, epoch, values, best_epoch_mean, optimism, sizes)
 
 
-def pick_winner(scores: Scores) -> str | None:
+def pick_lowest(scores: Scores) -> str | None:
     """Name the strategy of the lowest mean score among those without a hole."""
     complete = [(score.mean, name) for name, score in scores.items() if score is not None]
     return min(complete)[1] if complete else None
