@@ -13,6 +13,8 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 from toy import write_toy
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 import ray_ft as package
 from ray_ft.config import Config, load_config
@@ -38,11 +40,35 @@ def toy_config(toy_folder: Path) -> Config:
     return load_config(toy_folder / "toy.yaml", {"cv.strategies": ["top", "last"]})
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray, which takes all cores, run one after the other in one process; the others beside them."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+@pytest.fixture(autouse=True)
+def started() -> str:
+    """What a test starts, by the hook below: Ray or nothing."""
+    return ""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """End the names of tests that start Ray in "ray]", by which they are told from the others."""
+    if metafunc.definition.get_closest_marker("ray"):
+        metafunc.parametrize("started", ["ray"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Tests that start Ray, which takes all cores, run one after the other in one process; the others beside them.
+
+    Groups of pytest-xdist 3.8 would say so, but have no effect with pytest 9.2 (pytest-xdist's issue 1386).
+    """
+    return RayTogether(config, log)
+
+
+class RayTogether(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid.endswith("ray]") else nodeid
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process a core, and one for the tests that start Ray, which wait for most of their time."""
+    return (os.cpu_count() or 1) + 1
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
