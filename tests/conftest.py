@@ -12,7 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
-from toy import write_toy
+from toy import run_on_ray, write_toy
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -95,6 +95,13 @@ def run_toy(folder: Path) -> None:
     command = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--inline", "--out", "run", "--repeats", "2"]
     command += ["--candidates", "1", "--strategies", "top,last"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def ray_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by Ray that was logged to TensorBoard and MLflow, made once."""
+    loggers = "loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db"
+    return make_once(tmp_path_factory, "ray", lambda folder: run_on_ray(folder, *loggers))
 
 
 @pytest.fixture

@@ -1,14 +1,18 @@
 """The plan grows round by round: the same however it is carried out, and a run that goes on repeats nothing."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toy import table
 
 from ray_ft import cross_validation
-from ray_ft.config import Config
+from ray_ft.config import Config, load_config
 from ray_ft.results.summary import Summary
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.proposer import Outcome, RandomProposer
@@ -18,6 +22,7 @@ class Halver:
     """Two rounds: the draws, then for each strategy half the learning rate of the best that it was told of."""
 
     def __init__(self, config: Config) -> None:
+        self.strategies = list(config.selected)
         self.first = RandomProposer(config.selected, 2, config.cv.seed)
         self.told: list[tuple[CandidateSpec, Outcome]] = []
         self.n_rounds = 0
@@ -26,7 +31,7 @@ class Halver:
         self.n_rounds += 1
         if self.n_rounds == 1:
             return self.first.ask()
-        return tuple(map(self.halve, ("top", "last"))) if self.n_rounds == 2 else ()
+        return tuple(map(self.halve, self.strategies)) if self.n_rounds == 2 else ()
 
     def halve(self, strategy: str) -> CandidateSpec:
         lowest = {spec: outcome.lowest for spec, outcome in self.told if spec.strategy == strategy}
@@ -40,6 +45,10 @@ class Halver:
 @pytest.fixture
 def proposers(monkeypatch: pytest.MonkeyPatch) -> list[Halver]:
     """The proposers that runs make; theirs is the one above."""
+    return use_halver(monkeypatch)
+
+
+def use_halver(monkeypatch: pytest.MonkeyPatch) -> list[Halver]:
     made: list[Halver] = []
 
     def make(prepared: cross_validation.Prepared) -> Halver:
@@ -102,12 +111,49 @@ def assert_same(found: Summary, expected: Summary, names: Sequence[str] = ("top"
     assert found.ensemble.score == expected.ensemble.score
 
 
+ON_A_CLUSTER = """
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from test_rounds import run_halver, use_halver
+
+node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+try:
+    cluster.add_node(**node)
+    use_halver(pytest.MonkeyPatch())
+    run_halver("run", address=cluster.address)
+    ray.init(cluster.address, log_to_driver=False)
+    actors = ray._private.state.actors().values()  # those that have ended too
+    print(*{actor["Address"]["NodeID"] for actor in actors if actor["ActorClassName"] == "Worker"})
+finally:
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+def run_halver(out: str, address: str | None = None) -> Summary:
+    """Two candidates in a first round, then one."""
+    config = load_config("toy.yaml", {"cv.strategies": ["top"], "compute.address": address})
+    return cross_validation.cross_validate(config, out, inline=address is None)
+
+
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore")
-def test_ray_goes_through_the_rounds_of_the_inline_run(
-    toy_config: Config, tmp_path: Path, proposers: list[Halver]
-) -> None:
-    inline = cross_validation.cross_validate(toy_config, tmp_path / "inline", inline=True)
-    on_ray = cross_validation.cross_validate(toy_config, tmp_path / "ray")
-    assert_same(on_ray, inline)
-    assert read_plan(tmp_path / "ray") == read_plan(tmp_path / "inline")
+def test_a_cluster_goes_through_the_rounds_of_the_inline_run(toy_folder: Path, proposers: list[Halver]) -> None:
+    """Of its two nodes, in one process tree, each trains a candidate of the first round, and then both train one.
+
+    The ensemble is reduced by a task there.
+    """
+    expected = run_halver("inline")
+    paths = os.pathsep.join([str(toy_folder), str(Path(__file__).parent)])
+    env = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": paths}  # else a head takes a user's token
+    command = [sys.executable, "-W", "ignore", "-c", ON_A_CLUSTER]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(result.stdout.splitlines()[-1].split()) == 2, "a candidate had workers on both nodes"
+    found = Summary.load("run")
+    assert table(found) | {"ensemble": None} == table(expected) | {"ensemble": None}
+    assert found.ensemble.score == pytest.approx(expected.ensemble.score, rel=1e-6)
+    cards = [json.loads((toy_folder / name / "ensemble/card.json").read_text()) for name in ("inline", "run")]
+    assert cards[0]["files"]["members.safetensors"] == cards[1]["files"]["members.safetensors"]
+    assert read_plan(toy_folder / "run") == read_plan(toy_folder / "inline")
