@@ -17,6 +17,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 import ray_ft as package
+from ray_ft.cli import main
 from ray_ft.config import Config, load_config
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray then stays on the loopback address that it is given
@@ -27,12 +28,16 @@ settings.load_profile("untimed")
 @pytest.fixture
 def toy_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the toy's module, data and config."""
-    write_toy(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    enter_toy(tmp_path, monkeypatch)
+    return tmp_path
+
+
+def enter_toy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toy(folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "toy_network", raising=False)  # another test's, out of another folder
     torch.set_num_threads(1)
-    return tmp_path
 
 
 @pytest.fixture
@@ -129,10 +134,27 @@ def run_demo(folder: Path) -> None:
 
 @pytest.fixture
 def ray_ft() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The command, as a user types it."""
+    """The command as a user types it, in a process of its own."""
 
     def run_command(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "ray_ft", *words]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    return run_command
+
+
+@pytest.fixture
+def ray_ft_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command in this process: most of the time of another would go into imports."""
+
+    def run_command(*words: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["ray-ft", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, int(ended.value.code or 0), said.out, said.err)
 
     return run_command
