@@ -12,9 +12,12 @@ import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
-from toy import write_toy
+from toy import run_on_ray, write_toy
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 import ray_ft as package
+from ray_ft.cli import main
 from ray_ft.config import Config, load_config
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray then stays on the loopback address that it is given
@@ -25,12 +28,16 @@ settings.load_profile("untimed")
 @pytest.fixture
 def toy_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the toy's module, data and config."""
-    write_toy(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    enter_toy(tmp_path, monkeypatch)
+    return tmp_path
+
+
+def enter_toy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toy(folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "toy_network", raising=False)  # another test's, out of another folder
     torch.set_num_threads(1)
-    return tmp_path
 
 
 @pytest.fixture
@@ -38,11 +45,35 @@ def toy_config(toy_folder: Path) -> Config:
     return load_config(toy_folder / "toy.yaml", {"cv.strategies": ["top", "last"]})
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray, which takes all cores, run one after the other in one process; the others beside them."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+@pytest.fixture(autouse=True)
+def started() -> str:
+    """What a test starts, by the hook below: Ray or nothing."""
+    return ""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """End the names of tests that start Ray in "ray]", by which they are told from the others."""
+    if metafunc.definition.get_closest_marker("ray"):
+        metafunc.parametrize("started", ["ray"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Tests that start Ray, which takes all cores, run one after the other in one process; the others beside them.
+
+    Groups of pytest-xdist 3.8 would say so, but have no effect with pytest 9.2 (pytest-xdist's issue 1386).
+    """
+    return RayTogether(config, log)
+
+
+class RayTogether(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid.endswith("ray]") else nodeid
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process a core, and one for the tests that start Ray, which wait for most of their time."""
+    return (os.cpu_count() or 1) + 1
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
@@ -71,6 +102,13 @@ def run_toy(folder: Path) -> None:
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
+@pytest.fixture(scope="session")
+def ray_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by Ray that was logged to TensorBoard and MLflow, made once."""
+    loggers = "loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db"
+    return make_once(tmp_path_factory, "ray", lambda folder: run_on_ray(folder, *loggers))
+
+
 @pytest.fixture
 def run(toy_run: Path, toy_folder: Path) -> Path:
     """The same run in a working folder of the test's own."""
@@ -96,10 +134,27 @@ def run_demo(folder: Path) -> None:
 
 @pytest.fixture
 def ray_ft() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The command, as a user types it."""
+    """The command as a user types it, in a process of its own."""
 
     def run_command(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "ray_ft", *words]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    return run_command
+
+
+@pytest.fixture
+def ray_ft_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command in this process: most of the time of another would go into imports."""
+
+    def run_command(*words: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["ray-ft", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, int(ended.value.code or 0), said.out, said.err)
 
     return run_command

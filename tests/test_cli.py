@@ -2,7 +2,7 @@
 
 import shlex
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ray_ft.cli import app, main
+from ray_ft.cli import app
 
-
-def ray_ft(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ray_ft", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +31,7 @@ def ray_ft(*words: str) -> subprocess.CompletedProcess[str]:
         (["cv", "--set", "nonsense"], "error: --set takes KEY=VALUE, got nonsense\n"),
     ],
 )  # fmt: skip
-def test_errors_are_word_for_word(words: list[str], text: str, toy_folder: Path) -> None:
+def test_errors_are_word_for_word(words: list[str], text: str, toy_folder: Path, ray_ft: Command) -> None:
     result = ray_ft(*words)
     assert (result.returncode, result.stderr) == (2, text)
     assert not (toy_folder / "runs").exists()
@@ -62,11 +59,7 @@ def test_errors_are_word_for_word(words: list[str], text: str, toy_folder: Path)
     ],
 )
 def test_bad_input_states_the_rule_and_leaves_nothing(
-    words: list[str],
-    text: str,
-    toy_folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    words: list[str], text: str, toy_folder: Path, ray_ft_here: Command
 ) -> None:
     x = np.load("x.npy")
     np.save("short.npy", x[:7])
@@ -75,11 +68,9 @@ def test_bad_input_states_the_rule_and_leaves_nothing(
     np.save("nan.npy", x)
     Path("evil.pt").write_bytes(b"\x80\x04\x8c\x08builtins\x8c\x05print\x93.")
     strategies = [] if "--strategies" in words else ["--strategies", "top"]
-    monkeypatch.setattr(sys, "argv", ["ray-ft", "cv", "-c", "toy.yaml", *strategies, *words])
-    with pytest.raises(SystemExit) as ended:  # in this process: most of the time would go into imports
-        main()
-    assert ended.value.code == 2
-    assert text in capsys.readouterr().err
+    result = ray_ft_here("cv", "-c", "toy.yaml", *strategies, *words)
+    assert result.returncode == 2
+    assert text in result.stderr
     assert not (toy_folder / "runs" / "toy").exists()
 
 
@@ -96,12 +87,12 @@ def test_help_says_in_sentences_what_everything_is() -> None:
     assert not {name: text for name, text in said.items() if not text.endswith(".") or len(text.split()) < 4}
 
 
-def test_a_run_and_the_commands_that_it_suggests(toy_folder: Path) -> None:
-    words = ["cv", "-c", "toy.yaml", "--strategies", "top,last", "--inline"]
+def test_a_run_and_the_commands_that_it_suggests(toy_folder: Path, ray_ft: Command, ray_ft_here: Command) -> None:
+    words = ["cv", "-c", "toy.yaml", "--strategies", "top,last", "--candidates", "1", "--inline"]
     first = ray_ft(*words)
     assert first.returncode == 0, first.stderr
     assert "winner    none: no strategy beats gain-offset, so do not" in first.stdout
-    again = ray_ft(*words)  # a finished run shows its table
+    again = ray_ft_here(*words)  # a finished run shows its table
     assert first.stdout.endswith(again.stdout)
     card = (toy_folder / "runs/toy/ensemble/card.json").read_text()
     summary = (toy_folder / "runs/toy/summary.json").read_text()
@@ -117,13 +108,12 @@ def test_a_run_and_the_commands_that_it_suggests(toy_folder: Path) -> None:
     assert (toy_folder / "runs/toy/ensemble/card.json").read_text() == card
 
 
-def test_a_damaged_ensemble_is_refused(toy_folder: Path) -> None:
-    ray_ft("cv", "-c", "toy.yaml", "--strategies", "last", "--candidates", "1", "--inline")
-    members = toy_folder / "runs/toy/ensemble/members.safetensors"
+def test_a_damaged_ensemble_is_refused(run: Path, ray_ft_here: Command) -> None:
+    members = run / "ensemble/members.safetensors"
     content = bytearray(members.read_bytes())
     content[-1] ^= 1
     members.write_bytes(content)
-    result = ray_ft("predict", "runs/toy", "--inputs", "x.npy", "--output", "y.npz")
+    result = ray_ft_here("predict", "run", "--inputs", "x.npy", "--output", "y.npz")
     assert result.returncode == 2
     assert "it was changed" in result.stderr
     assert not Path("y.npz").exists()
@@ -146,24 +136,24 @@ def test_the_users_own_keys_mean_what_they_say(toy_folder: Path) -> None:
     assert set(load_config(Path("own.yaml"), {"cv.strategies": ["head"]}).selected) == {"head"}
 
 
-def test_outputs_do_not_take_the_place_of_what_is_there(run: Path) -> None:
+def test_outputs_do_not_take_the_place_of_what_is_there(run: Path, ray_ft_here: Command) -> None:
     np.savez("in.npz", x=np.load("x.npy"))
-    over = ray_ft("predict", "run", "--inputs", "in.npz", "--output", "in.npz")
+    over = ray_ft_here("predict", "run", "--inputs", "in.npz", "--output", "in.npz")
     assert (over.returncode, "another file than the inputs" in over.stderr) == (2, True)
-    into = ray_ft("predict", "run", "--inputs", "x.npy", "--output", "run")
+    into = ray_ft_here("predict", "run", "--inputs", "x.npy", "--output", "run")
     assert (into.returncode, "plan.json of another kind" in into.stderr) == (2, True)
     done = ["predict", "run", "--inputs", "x.npy", "--output", "done"]
-    assert ray_ft(*done).returncode == 0
-    assert "finished before" in ray_ft(*done).stdout
+    assert ray_ft_here(*done).returncode == 0
+    assert "finished before" in ray_ft_here(*done).stdout
     Path("done/mean.npy").unlink()
-    lost = ray_ft(*done)
+    lost = ray_ft_here(*done)
     assert (lost.returncode, "must be whole" in lost.stderr) == (2, True)
 
 
-def test_a_rebuilt_ensemble_is_in_the_report(run: Path) -> None:
-    result = ray_ft("ensemble", "run", "--strategies", "top,last", "--method", "stacked")
+def test_a_rebuilt_ensemble_is_in_the_report(run: Path, ray_ft_here: Command) -> None:
+    result = ray_ft_here("ensemble", "run", "--strategies", "top,last", "--method", "stacked")
     assert result.returncode == 0, result.stderr
     assert "24 members in run/ensemble, stacked; score" in result.stdout
     assert "24 members of\ntop, last (stacked weights)" in Path("run/report.html").read_text()
-    refused = ray_ft("ensemble", "run", "--level", "0.99")
+    refused = ray_ft_here("ensemble", "run", "--level", "0.99")
     assert (refused.returncode, "need at least 99 samples" in refused.stderr) == (2, True)

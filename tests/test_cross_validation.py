@@ -1,15 +1,12 @@
 """Whole runs on the toy: the same table however it is run, and frozen parts that do not move."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import break_toy
+from toy import ON_RAY, WILD, break_toy, table
 
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate
@@ -17,13 +14,6 @@ from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, RunError, RunFolderError, StrategyError
 from ray_ft.results.summary import Summary
 from ray_ft.statistics.comparison import compare_pair
-
-
-def table(summary: Summary) -> dict:
-    """What must not depend on how a run was carried out."""
-    kept = {"score_mean", "score_std", "best_epoch_mean", "candidates", "stop_epochs", "scores"}
-    rows = {name: row.model_dump(include=kept) for name, row in summary.strategies.items()}
-    return rows | {"winner": summary.winner, "lowest": summary.lowest, "ensemble": summary.ensemble.score}
 
 
 def test_repeats_itself(toy_config: Config, tmp_path: Path) -> None:
@@ -36,32 +26,17 @@ def test_repeats_itself(toy_config: Config, tmp_path: Path) -> None:
     assert first.strategies["top"].score_mean < first.baselines["zero_shot"].score_mean
 
 
-LOGGED = """
-    import pathlib
-    with open("builds", "a") as log:
-        log.write(pathlib.Path("/proc/self/cmdline").read_text() + "\\n")
-"""
+@pytest.mark.ray
+def test_ray_gives_the_table_of_the_inline_run(ray_run: Path, toy_folder: Path) -> None:
+    inline = cross_validate(load_config("toy.yaml", ON_RAY), "inline", inline=True)
+    assert table(Summary.load(ray_run / "run")) == table(inline)
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore")
-def test_ray_gives_the_table_of_the_inline_run(toy_config: Config, toy_folder: Path) -> None:
-    inline = cross_validate(toy_config, toy_folder / "inline", inline=True)
-    break_toy(toy_folder, "        super().__init__()", LOGGED)
-    on_ray = cross_validate(toy_config, toy_folder / "ray")
-    assert table(on_ray) == table(inline)
-    builders = (toy_folder / "builds").read_text().splitlines()
+def test_ray_prepares_a_strategy_once(ray_run: Path) -> None:
+    builders = (ray_run / "builds").read_text().splitlines()
     assert any("Preparer" in builder for builder in builders)
     assert not any("ImplicitFunc" in builder for builder in builders), "trials take the split network as it was shared"
-
-
-@pytest.mark.ray
-@pytest.mark.filterwarnings("ignore")
-def test_a_candidate_over_two_workers_gives_the_table_of_one(toy_folder: Path, tmp_path: Path) -> None:
-    values = {"cv.strategies": ["top"], "cv.candidates": 1}
-    inline = cross_validate(load_config("toy.yaml", values), tmp_path / "inline", inline=True)
-    spread = load_config("toy.yaml", values | {"compute.workers_per_candidate": 2})
-    assert table(cross_validate(spread, tmp_path / "ray")) == table(inline)
 
 
 KILLED_ONCE = """
@@ -80,10 +55,11 @@ BROKEN = """
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
-def test_a_candidate_whose_process_dies_is_tried_again(toy_config: Config, toy_folder: Path) -> None:
+def test_a_candidate_whose_process_dies_is_tried_again(toy_folder: Path) -> None:
     break_toy(toy_folder, "    def forward(self, x):", KILLED_ONCE)
-    inline = cross_validate(toy_config, toy_folder / "inline", inline=True)
-    assert table(cross_validate(toy_config, toy_folder / "ray")) == table(inline)
+    config = load_config("toy.yaml", {"cv.strategies": ["top"], "cv.candidates": 2})
+    inline = cross_validate(config, toy_folder / "inline", inline=True)
+    assert table(cross_validate(config, toy_folder / "ray")) == table(inline)
     assert (toy_folder / "killed").exists()
 
 
@@ -164,8 +140,7 @@ def test_a_run_that_cannot_start_takes_back_what_it_wrote_alone(toy_config: Conf
 
 
 def test_a_diverging_candidate_fails_alone_and_never_wins(toy_folder: Path) -> None:
-    wild = {"train": ["*"], "lr": 1e30, "epochs": 3}
-    config = load_config(toy_folder / "toy.yaml", {"strategies.wild": wild, "cv.strategies": ["wild", "top"]})
+    config = load_config(toy_folder / "toy.yaml", {"strategies.wild": WILD, "cv.strategies": ["wild", "top"]})
     summary = cross_validate(config, toy_folder / "run", inline=True)
     assert summary.lowest == "top"
     assert summary.strategies["wild"].candidates["failed"] == 3
@@ -202,36 +177,3 @@ def test_the_ensemble_score_is_that_of_the_blind_members(toy_config: Config, tmp
         blind[held_out] = members[0, 0, fold].mean(0)
     assert summary.ensemble.score == pytest.approx(((blind - y) ** 2).mean(), rel=1e-5)
     assert summary.ensemble.n_blind == 2
-
-
-ON_A_CLUSTER = """
-from pathlib import Path
-from ray.cluster_utils import Cluster
-from ray_ft.config import load_config
-from ray_ft.cross_validation import cross_validate
-
-node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
-cluster = Cluster(initialize_head=True, head_node_args=node)
-try:
-    cluster.add_node(**node)
-    values = {"cv.strategies": ["top"], "cv.candidates": 2, "compute.address": cluster.address}
-    cross_validate(load_config("toy.yaml", values), "run")
-finally:
-    cluster.shutdown()
-"""
-
-
-@pytest.mark.ray
-def test_a_cluster_gives_the_table_and_the_ensemble_of_the_inline_run(toy_folder: Path) -> None:
-    """Two nodes in one process tree; the ensemble is reduced by a task there."""
-    values = {"cv.strategies": ["top"], "cv.candidates": 2}
-    expected = cross_validate(load_config("toy.yaml", values), "inline", inline=True)
-    env = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(toy_folder)}  # else a head takes a user's token
-    command = [sys.executable, "-W", "ignore", "-c", ON_A_CLUSTER]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
-    assert result.returncode == 0, result.stderr[-3000:]
-    summary = Summary.load("run")
-    assert summary.strategies["top"].scores == expected.strategies["top"].scores
-    cards = [json.loads((toy_folder / name / "ensemble/card.json").read_text()) for name in ("inline", "run")]
-    assert cards[0]["files"]["members.safetensors"] == cards[1]["files"]["members.safetensors"]
-    assert summary.ensemble.score == pytest.approx(expected.ensemble.score, rel=1e-6)

@@ -41,7 +41,9 @@ def test_numbers_are_those_of_the_predictions(run: Path) -> None:
     assert (at_level.coverage, at_level.band_coverage) == (found.coverage, found.band_coverage)
 
 
-def test_the_command_prints_one_json_object_and_draws(run: Path, ray_ft: Callable[..., Any]) -> None:
+def test_the_command_prints_one_json_object_and_draws(
+    run: Path, ray_ft: Callable[..., Any], ray_ft_here: Callable[..., Any]
+) -> None:
     draw_fresh()
     words = ["evaluate", "run", "--inputs", "fresh_x.npy", "--targets", "fresh_y.npy"]
     result = ray_ft(*words, "--json", "--plot", "calibration.png")
@@ -50,7 +52,7 @@ def test_the_command_prints_one_json_object_and_draws(run: Path, ray_ft: Callabl
     assert {"mse", "coverage", "nominal", "width"} <= content.keys()
     assert content["nominal"] == 0.9
     assert Path("calibration.png").stat().st_size > 1000
-    assert "whole samples" in ray_ft(*words).stdout
+    assert "whole samples" in ray_ft_here(*words).stdout
 
 
 def test_labelled_samples_must_be_as_the_runs_were(run: Path, demo_run: Path) -> None:

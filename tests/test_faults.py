@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_cluster
+from conftest import make_once
 from small_cluster import ENVIRONMENT, SmallCluster
 from toy import break_toy, write_toy
 
@@ -103,13 +104,15 @@ def check(expected: Summary, at_most: int) -> tuple[int, int]:
 @pytest.fixture(scope="session")
 def undisturbed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy's run in one process, without Ray."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    return make_once(tmp_path_factory, "undisturbed", run_undisturbed) / "run"
+
+
+def run_undisturbed(folder: Path) -> None:
     write_toy(folder)
     break_toy(folder, "    def forward(self, x):", NAP)
     code = f"from test_faults import go_on; go_on({str(folder)!r})"
     paths = os.pathsep.join([str(folder), str(Path(__file__).parent)])
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=True)
-    return folder / "run"
 
 
 def go_on(folder: str | Path) -> None:
@@ -133,7 +136,10 @@ def toy(toy_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def cut_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was killed after a checkpoint."""
-    folder = tmp_path_factory.mktemp("cut")
+    return make_once(tmp_path_factory, "cut", cut_off) / "run"
+
+
+def cut_off(folder: Path) -> None:
     write_toy(folder)
     break_toy(folder, "    def forward(self, x):", NAP)
     with contextlib.chdir(folder):
@@ -141,7 +147,6 @@ def cut_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         wait_for(find_epoch(5), process)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    return folder / "run"
 
 
 @pytest.fixture

@@ -2,17 +2,13 @@
 
 import importlib.util
 import io
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from ray.tune.logger import LoggerCallback
 from rich.console import Console
-from toy import write_toy
+from toy import ON_RAY, run_on_ray
 
 from ray_ft.backends.loggers import CandidateLogger, build_loggers
 from ray_ft.backends.progress import Display
@@ -28,29 +24,10 @@ from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import Journal
 from ray_ft.search.plan import assign_search
 
-LOGGERS = ("loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db")
-WILD = "strategies.wild={train: ['*'], lr: 1.0e+30, epochs: 3}"  # it diverges
-
-
-@pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return log_run(tmp_path_factory.mktemp("logged"), LOGGERS)
-
 
 @pytest.fixture(scope="module")
 def logged_by_wandb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return log_run(tmp_path_factory.mktemp("wandb"), ["loggers.wandb=toys"])
-
-
-def log_run(folder: Path, loggers: Sequence[str]) -> Path:
-    """Finish a run with loggers; `wild-000` fails in it."""
-    write_toy(folder)
-    command = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", "run", "--candidates", "1"]
-    command += ["--strategies", "last,wild"] + [word for value in (WILD, *loggers) for word in ("--set", value)]
-    env = os.environ | {"WANDB_MODE": "offline"}
-    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "failed and logs nothing more" not in result.stdout, result.stdout
+    run_on_ray(folder := tmp_path_factory.mktemp("wandb"), "loggers.wandb=toys")
     return folder
 
 
@@ -64,30 +41,31 @@ def read_losses(folder: Path, strategy: str) -> list[float]:
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_has_a_run_a_candidate(logged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(logged)
-    monkeypatch.syspath_prepend(str(logged))
+def test_mlflow_has_a_run_a_candidate(ray_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ray_run)
+    monkeypatch.syspath_prepend(str(ray_run))
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
     client = MlflowClient("sqlite:///mlflow.db")
     experiment = client.get_experiment_by_name("toy")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert {name: run.info.status for name, run in runs.items()} == {"last-000": "FINISHED", "wild-000": "FAILED"}
+    ends = {"top": "FINISHED", "last": "FINISHED", "wild": "FAILED"}
+    expected = {f"{strategy}-{i:03d}": end for strategy, end in ends.items() for i in range(3)}
+    assert {name: run.info.status for name, run in runs.items()} == expected
     last = runs["last-000"]
     assert last.data.params["strategy"] == "last"
     assert float(last.data.params["lr"]) == pytest.approx(0.01)
     points = client.get_metric_history(last.info.run_id, "held_out_mse")
     assert [point.step for point in points] == list(range(1, 8))
-    assert [point.value for point in points] == pytest.approx(read_losses(logged, "last"), rel=1e-6)
+    assert [point.value for point in points] == pytest.approx(read_losses(ray_run, "last"), rel=1e-6)
 
-    goes_on(logged, last.info.run_id)
+    goes_on(ray_run, last.info.run_id)
 
 
 def goes_on(folder: Path, run_id: str) -> None:
     """A second call of a run finds what the first began."""
-    values = {"loggers.mlflow": "sqlite:///mlflow.db", "cv.strategies": ["last"], "cv.candidates": 1}
-    config = load_config(folder / "toy.yaml", values)
+    config = load_config(folder / "toy.yaml", ON_RAY | {"loggers.mlflow": "sqlite:///mlflow.db"})
     prepared, run = prepare(config), RunFolder(folder / "run")
     own = assign_search(prepared.first_round[0], prepared.problem, 2)
     (logger,) = build_loggers(config.loggers, config.name, share(prepared, run, Console(quiet=True)))
@@ -108,10 +86,10 @@ def test_wandb_logs_offline_where_its_mode_says_so(logged_by_wandb: Path) -> Non
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
-def test_tensorboard_has_a_curve_a_candidate(logged: Path) -> None:
+def test_tensorboard_has_a_curve_a_candidate(ray_run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(logged / "run/tensorboard/last-000"))
+    events = EventAccumulator(str(ray_run / "run/tensorboard/last-000"))
     events.Reload()
     assert events.Tags()["scalars"] == ["ray/tune/held_out_mse"]
     assert [point.step for point in events.Scalars("ray/tune/held_out_mse")] == list(range(1, 8))

@@ -16,6 +16,8 @@ from ray_ft.config import ComputeSection
         (8, [2.0], Allocation(1, 1, 0.0)),  # many candidates: one CPU each
         (1, [2.0], Allocation(1, 2, 0.0)),  # one alone: all of its node
         (1, [4.0, 4.0], Allocation(2, 4, 0.0)),  # and of the others
+        (1, [1.0, 1.0], Allocation(2, 1, 0.0)),
+        (2, [1.0, 1.0], Allocation(1, 1, 0.0)),
         (2, [16.0], Allocation(1, 8, 0.0)),
         (1, [64.0], Allocation(1, 15, 0.0)),  # no more than it has members
     ],

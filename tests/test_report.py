@@ -11,9 +11,11 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from conftest import enter_toy, make_once
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from rich.console import Console
+from toy import WILD
 
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate, rebuild_ensemble
@@ -93,8 +95,7 @@ def test_the_search_shows_how_candidates_ended(findings: Findings) -> None:
 
 
 def test_the_table_shows_a_hole_and_how_members_trained(toy_folder: Path) -> None:
-    wild = {"train": ["*"], "lr": 1e30, "epochs": 3}
-    config = load_config(toy_folder / "toy.yaml", {"strategies.wild": wild, "cv.strategies": ["wild", "top"]})
+    config = load_config(toy_folder / "toy.yaml", {"strategies.wild": WILD, "cv.strategies": ["wild", "top"]})
     run = RunFolder(toy_folder / "run")
     summary = cross_validate(config, run.root, inline=True)
     text = io.StringIO()
@@ -118,15 +119,20 @@ def test_an_axis_without_anything_above_zero_is_no_logarithm() -> None:
     assert axes.get_yscale() == "linear"
 
 
-@pytest.fixture
-def reported(toy_folder: Path) -> Path:
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run with a strategy that failed, another that was searched, and a name to be escaped."""
-    wild = {"train": ["*"], "lr": 1e30, "epochs": 3}
-    values = {"strategies.wild": wild, "cv.strategies": ["wild", "top"], "data.inputs": "<b>x</b>.npy"}
-    (toy_folder / "<b>x<").mkdir()  # a slash in the name makes it a path
-    (toy_folder / "x.npy").rename(toy_folder / "<b>x</b>.npy")
-    cross_validate(load_config(toy_folder / "toy.yaml", values), toy_folder / "run", inline=True)
-    return write_report(toy_folder / "run")
+    return make_once(tmp_path_factory, "reported", report_run) / "run/report.html"
+
+
+def report_run(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        enter_toy(folder, patch)
+        values = {"strategies.wild": WILD, "cv.strategies": ["wild", "top"], "data.inputs": "<b>x</b>.npy"}
+        Path("<b>x<").mkdir()  # a slash in the name makes it a path
+        Path("x.npy").rename("<b>x</b>.npy")
+        cross_validate(load_config("toy.yaml", values), "run", inline=True)
+        write_report("run")
 
 
 class Outline(HTMLParser):

@@ -1,14 +1,18 @@
 """The plan grows round by round: the same however it is carried out, and a run that goes on repeats nothing."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toy import table
 
 from ray_ft import cross_validation
-from ray_ft.config import Config
+from ray_ft.config import Config, load_config
 from ray_ft.results.summary import Summary
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.proposer import RandomProposer
@@ -30,6 +34,10 @@ class Halver(RandomProposer):
 @pytest.fixture
 def proposers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Halver]]:
     """The proposers that runs make; theirs are those above."""
+    return use_halver(monkeypatch)
+
+
+def use_halver(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Halver]]:
     made: list[dict[str, Halver]] = []
 
     def make(prepared: cross_validation.Prepared) -> dict[str, Halver]:
@@ -103,12 +111,52 @@ def assert_same(found: Summary, expected: Summary, names: Sequence[str] = ("top"
     assert found.ensemble.score == expected.ensemble.score
 
 
+ON_A_CLUSTER = """
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from test_rounds import run_halver, use_halver
+
+node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+try:
+    cluster.add_node(**node)
+    use_halver(pytest.MonkeyPatch())
+    run_halver("run", address=cluster.address)
+    ray.init(cluster.address, log_to_driver=False)
+    actors = ray._private.state.actors().values()  # those that have ended too
+    print(*{actor["Address"]["NodeID"] for actor in actors if actor["ActorClassName"] == "Worker"})
+finally:
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+def run_halver(out: str, address: str | None = None) -> Summary:
+    """Two candidates in a first round, then one."""
+    values = {"cv.strategies": ["top"], "compute.address": address, "compute.workers_per_candidate": address and 2}
+    config = load_config("toy.yaml", values)
+    return cross_validation.cross_validate(config, out, inline=address is None)
+
+
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore")
-def test_ray_goes_through_the_rounds_of_the_inline_run(
-    toy_config: Config, tmp_path: Path, proposers: list[dict[str, Halver]]
+def test_a_cluster_goes_through_the_rounds_of_the_inline_run(
+    toy_folder: Path, proposers: list[dict[str, Halver]]
 ) -> None:
-    inline = cross_validation.cross_validate(toy_config, tmp_path / "inline", inline=True)
-    on_ray = cross_validation.cross_validate(toy_config, tmp_path / "ray")
-    assert_same(on_ray, inline)
-    assert read_plan(tmp_path / "ray") == read_plan(tmp_path / "inline")
+    """Both of its nodes, in one process tree, train each candidate.
+
+    The ensemble is reduced by a task there.
+    """
+    expected = run_halver("inline")
+    paths = os.pathsep.join([str(toy_folder), str(Path(__file__).parent)])
+    env = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": paths}  # else a head takes a user's token
+    command = [sys.executable, "-W", "ignore", "-c", ON_A_CLUSTER]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(result.stdout.splitlines()[-1].split()) == 2, "a candidate had workers on both nodes"
+    found = Summary.load("run")
+    assert table(found) | {"ensemble": None} == table(expected) | {"ensemble": None}
+    assert found.ensemble.score == pytest.approx(expected.ensemble.score, rel=1e-6)
+    cards = [json.loads((toy_folder / name / "ensemble/card.json").read_text()) for name in ("inline", "run")]
+    assert cards[0]["files"]["members.safetensors"] == cards[1]["files"]["members.safetensors"]
+    assert read_plan(toy_folder / "run") == read_plan(toy_folder / "inline")

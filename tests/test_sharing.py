@@ -140,9 +140,9 @@ class Stubborn(nn.Module):
 
 
 @pytest.mark.parametrize("change", [{"batch_axes": []}, {"tails": {"head": {}}}, {"backbone": None}])
-def test_a_damaged_network_is_refused(network: DiffractionNet, change: dict) -> None:
-    inputs = torch.randn(4, 1, 128, 128)
-    shared = share_backbone(split_all(network, {"head": names_of(network)["head"]}, inputs), inputs)
+def test_a_damaged_network_is_refused(change: dict) -> None:
+    network, inputs = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).eval(), torch.randn(4, 4)
+    shared = share_backbone(split_all(network, {"head": ("1.weight", "1.bias")}, inputs), inputs)
     content, states = json.loads(json.dumps(describe_splits(shared))), {"head": shared["head"].state}
     with pytest.raises(ValueError, match=r"network has|axis of samples|a program has"):
         read_splits(content | change, list_tensors(shared), states)

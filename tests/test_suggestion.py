@@ -76,7 +76,9 @@ def test_a_batch_that_the_pool_does_not_hold_is_refused(n: int) -> None:
         choose_batch(np.ones((12, 3)), np.ones(12), n)
 
 
-def test_a_pool_is_chosen_from_by_an_ensemble(run: Path, ray_ft: Callable[..., Any]) -> None:
+def test_a_pool_is_chosen_from_by_an_ensemble(
+    run: Path, ray_ft: Callable[..., Any], ray_ft_here: Callable[..., Any]
+) -> None:
     pool = np.random.default_rng(1).normal(size=(70, 6)).astype(np.float32)
     ensemble = Ensemble.load(run)
     found = suggest_samples(ensemble, pool, 5)
@@ -91,8 +93,8 @@ def test_a_pool_is_chosen_from_by_an_ensemble(run: Path, ray_ft: Callable[..., A
     rows = Path("suggestion.csv").read_text().splitlines()
     assert [int(row.split(",")[1]) for row in rows[1:]] == found.indices.tolist()
     assert Path("suggestion.png").stat().st_size > 1000
-    assert "give its folder with --run" in ray_ft("suggest", "pool.npy").stderr
-    many = ray_ft("suggest", "pool.npy", "--n", "71", "--run", "run", "--out", "many")
+    assert "give its folder with --run" in ray_ft_here("suggest", "pool.npy").stderr
+    many = ray_ft_here("suggest", "pool.npy", "--n", "71", "--run", "run", "--out", "many")
     assert "at most the pool's 70, got 71" in many.stderr
 
 

@@ -1,8 +1,14 @@
 """The toy: a network of a user's own, data and a config, written into a folder."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+
+from ray_ft.results.summary import Summary
 
 TOY_MODULE = """
 import torch
@@ -47,3 +53,32 @@ def break_toy(folder: Path, anchor: str, code: str) -> None:
     path = folder / "toy_network.py"
     indented = "".join(f"    {line}\n" if line else "" for line in code.strip("\n").split("\n"))
     path.write_text(path.read_text().replace(anchor, f"{anchor}\n{indented}"))
+
+
+LOGGED = """
+    import pathlib
+    with open("builds", "a") as log:
+        log.write(pathlib.Path("/proc/self/cmdline").read_text() + "\\n")
+"""
+WILD = {"train": ["*"], "lr": 1e30, "epochs": 3}  # it diverges
+ON_RAY = {"cv.strategies": ["top", "last", "wild"], "strategies.wild": WILD}
+
+
+def run_on_ray(folder: Path, *loggers: str) -> None:
+    """Finish a run of ON_RAY with loggers; `builds` there names the processes that have built the network."""
+    write_toy(folder)
+    break_toy(folder, "        super().__init__()", LOGGED)
+    values = [f"strategies.wild={json.dumps(WILD)}", *loggers]
+    command = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", "run", "--strategies", "top,last,wild"]
+    command += [word for value in values for word in ("--set", value)]
+    env = os.environ | {"WANDB_MODE": "offline"}
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "failed and logs nothing more" not in result.stdout, result.stdout
+
+
+def table(summary: Summary) -> dict[str, object]:
+    """What must not depend on how a run was carried out."""
+    kept = {"score_mean", "score_std", "best_epoch_mean", "candidates", "stop_epochs", "scores"}
+    rows = {name: row.model_dump(include=kept) for name, row in summary.strategies.items()}
+    return rows | {"winner": summary.winner, "lowest": summary.lowest, "ensemble": summary.ensemble.score}
