@@ -49,7 +49,7 @@ from ray_ft.results.summarizing import (
     note_deals,
     note_dominance,
     summarize_baseline,
-    summarize_strategy,
+    summarize_strategies,
     warn_of_baseline,
     write_summary,
 )
@@ -245,13 +245,13 @@ def reduce(
 ) -> Summary:
     """Score the strategies, build the ensemble of the lowest, and write the summary, with its time if that is given."""
     config, problem, strategies = prepared.config, prepared.problem, prepared.strategies
-    cv, samples, splits = config.cv, problem.samples, problem.splits
+    cv, samples, splits, objective = config.cv, problem.samples, problem.splits, problem.objective
     scores = score_strategies(run, plan, verdicts, splits)
     lowest = pick_lowest(scores)
     if lowest is None:
         raise RunError(describe_defeat(run, verdicts))
     complete = {name: score for name, score in scores.items() if score is not None}
-    by_fold = score_baselines(problem.objective, prepared.zero_shot, samples.targets, splits)
+    by_fold = score_baselines(objective, prepared.zero_shot, samples.targets, splits)
     baselines = {name: summarize_baseline(values, splits) for name, values in by_fold.items()}
     warning, deals = warn_of_baseline(complete[lowest], baselines), describe_deals(splits, samples.groups)
     losses = {name: gather_losses(run, name, score, splits) for name, score in complete.items()}
@@ -261,41 +261,25 @@ def reduce(
         problem, prepared.pretrained, run, strategies, plan, config.ensemble, prepared.origin, cv.rope, scores, lowest,
         prepared.zero_shot, warning,
     )  # fmt: skip
-    summaries = {
-        name: summarize_strategy(run, plan, verdicts, score, strategies[name], splits, cv.rope)
-        for name, score in scores.items()
-    }
-    unsettled = {name for name, own in summaries.items() if not own.settled}
+    summaries = summarize_strategies(run, plan, verdicts, scores, strategies, splits, cv.rope)
+    unsettled = [name for name, own in summaries.items() if not own.settled]
+    comparisons = mark_unsettled(compare_with_baseline(scores, by_fold, cv.rope, splits, deals), unsettled)
     ensemble = run_near_storage(config.compute, here, reduce_members, members)
-    dominance = note_dominance(problem.objective, load_blind(run, problem.objective), losses[lowest])
-    notes = [*([warning] if warning else []), *samples.notes, *note_deals(deals), *dominance]
+    blind = load_blind(run, objective)
     summary = Summary(
-        name=config.name,
-        metric=cv.metric,
-        protocol=cv.protocol,
-        n_samples=len(samples),
-        n_folds=cv.folds,
-        n_seeds=cv.seeds,
-        n_repeats=cv.repeats,
-        n_params=sum(total for _, total in strategies[lowest].parts.values()),
-        test_share=splits.test_share,
-        rope=cv.rope,
-        splits_hash=splits.hash,
-        data_hash=hash_arrays(samples.inputs, samples.targets),
-        search=prepared.budget,
-        strategies=summaries,
-        baselines=baselines,
-        winner=None if warning else lowest,
-        lowest=lowest,
-        deals=deals,
-        comparisons=mark_unsettled(compare_with_baseline(scores, by_fold, cv.rope, splits, deals), unsettled),
-        selection=correct_selection(losses, samples.groups, cv.seed),
-        ensemble=ensemble,
-        notes=[*notes, *find_notes(run, plan, scores, strategies)],
-        wall_s=time.monotonic() - started if wall_s is None else wall_s,
-        n_epochs_again=n_again,
+        name=config.name, metric=cv.metric, protocol=cv.protocol, n_samples=len(samples), n_folds=cv.folds,
+        n_seeds=cv.seeds, n_repeats=cv.repeats, n_params=sum(total for _, total in strategies[lowest].parts.values()),
+        test_share=splits.test_share, rope=cv.rope, splits_hash=splits.hash,
+        data_hash=hash_arrays(samples.inputs, samples.targets), search=prepared.budget, strategies=summaries,
+        baselines=baselines, winner=None if warning else lowest, lowest=lowest, deals=deals, comparisons=comparisons,
+        selection=correct_selection(losses, samples.groups, cv.seed), ensemble=ensemble,
+        notes=[
+            *([warning] if warning else []), *samples.notes, *note_deals(deals),
+            *note_dominance(objective, blind, losses[lowest]), *find_notes(run, plan, scores, strategies),
+        ],
+        wall_s=time.monotonic() - started if wall_s is None else wall_s, n_epochs_again=n_again,
         n_interruptions=n_interruptions,
-    )
+    )  # fmt: skip
     write_summary(run, summary)
     return summary
 

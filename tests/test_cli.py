@@ -120,7 +120,7 @@ def test_a_damaged_ensemble_is_refused(run: Path, ray_ft_here: Command) -> None:
 
 
 def test_the_users_own_keys_mean_what_they_say(toy_folder: Path) -> None:
-    from ray_ft.config import load_config
+    from ray_ft.config import Range, load_config
 
     training = {"epochs": 100, "lr": 0.0003, "weight_decay": 0.01, "warmup_ratio": 0.0, "resume": "net.pt"}
     flags = {"freeze_encoder": True, "freeze_decoder": False}
@@ -131,7 +131,9 @@ def test_the_users_own_keys_mean_what_they_say(toy_folder: Path) -> None:
     config = load_config(Path("own.yaml"))
     assert config.checkpoint == "net.pt"
     (stage,) = config.selected["as_written"].stages
-    assert (stage.lr, stage.epochs, stage.weight_decay) == ((3e-4, 3e-4), (100, 100), (0.01, 0.01))
+    assert (stage.lr, stage.epochs, stage.weight_decay) == (
+        Range(3e-4, 3e-4, True), Range(100, 100, True), Range(0.01, 0.01, True),
+    )  # fmt: skip
     assert list(config.selected) == ["as_written"]
     assert set(load_config(Path("own.yaml"), {"cv.strategies": ["head"]}).selected) == {"head"}
 

@@ -401,8 +401,8 @@ def read_run(root: Path) -> None:
         load_verdicts(run)
         for spec in plan:
             assert run.candidate(spec.name).root.parent == run.candidates
-            load_result(run, spec)
-            load_history(run, spec, splits)
+            load_result(run, spec.name)
+            load_history(run, spec.name, splits)
         for spec in plan:
             load_members(run, spec.name)
             load_predictions(run, spec.name)

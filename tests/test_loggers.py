@@ -67,7 +67,8 @@ def goes_on(folder: Path, run_id: str) -> None:
     """A second call of a run finds what the first began."""
     config = load_config(folder / "toy.yaml", ON_RAY | {"loggers.mlflow": "sqlite:///mlflow.db"})
     prepared, run = prepare(config), RunFolder(folder / "run")
-    own = assign_search(prepared.first_round[0], prepared.problem, 2)
+    (spec,) = (spec for spec in prepared.first_round if spec.name == "last-000")
+    own = assign_search(spec, prepared.problem, 2)
     (logger,) = build_loggers(config.loggers, config.name, share(prepared, run, Console(quiet=True)))
     assert isinstance(logger, CandidateLogger)
     logger.on_trial_start(0, [], SimpleNamespace(config={"candidate": own.name, "assignment": own}))

@@ -64,7 +64,8 @@ def test_an_estimate_has_members_views_and_predictions(toy_config: Config, tmp_p
     n_trained = 8 * 8 + 8 + 8 * 3 + 3
     members = 6 * (n_trained * BYTES_PER_WEIGHT + BYTES_PER_MEMBER)
     assert (
-        estimate_bytes(prepared.problem, prepared.strategies["top"], 4) == members + 30 * (6 + 3) * 4 + 2 * 30 * 3 * 4
+        estimate_bytes(prepared.problem, prepared.strategies["top"], 4, 2)
+        == members + 30 * (6 + 3) * 4 + 2 * 30 * 3 * 4
     )
 
 
@@ -82,9 +83,9 @@ def test_a_run_larger_than_memory_is_refused_before_it_trains(
 
 def test_candidates_that_train_at_a_time_count_together(toy_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(toy_config)
-    own = (prepared.problem, prepared.strategies, {"top": 1000})
+    own = prepared.problem, prepared.strategies, toy_config.compute, {"top": 1000}
     monkeypatch.setattr(memory, "find_available", lambda: 1000)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    check_memory(*own, 1, toy_config.compute)
+    check_memory(*own, 1)
     with pytest.raises(ConfigError, match="4 candidates at a time must fit into memory"):
-        check_memory(*own, 6, toy_config.compute)
+        check_memory(*own, 6)

@@ -23,7 +23,7 @@ COMMANDS = {
 @pytest.fixture
 def refuse(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
     """Run a command in this process, which must refuse; return what it says."""
-    np.save("many.npy", np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32))
+    np.save("many.npy", np.random.default_rng(1).normal(size=(40, 6)).astype(np.float32))
 
     def run_command(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["ray-ft", *words])

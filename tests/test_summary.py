@@ -153,10 +153,10 @@ def test_one_channel_and_one_sample_that_decide_the_metric_are_noted() -> None:
 def test_seeds_that_changed_next_to_nothing_are_noted() -> None:
     rng = np.random.default_rng(0)
     values, ones = rng.uniform(1, 2, (1, 5, 1)) + rng.normal(0, 1e-3, (1, 5, 2)), np.ones((1, 5), int)
-    (note,) = note_seeds("head", StrategyScore(ones, ones, values, 0.0, ones))
+    (note,) = note_seeds("head", StrategyScore(ones, ones, values, 0.0, 0.0, ones))
     assert "10 members are worth 5" in note
     values = rng.uniform(1, 2, (1, 5, 2))
-    assert not note_seeds("head", StrategyScore(ones, ones, values, 0.0, ones))
+    assert not note_seeds("head", StrategyScore(ones, ones, values, 0.0, 0.0, ones))
 
 
 @pytest.mark.parametrize(

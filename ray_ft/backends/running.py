@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ray_ft.backends.rounds import Rounds, Shared
+from ray_ft.backends.rounds import Rounds
 from ray_ft.config import ComputeSection, LoggersSection, SearchSection
 from ray_ft.errors import ConfigError
 from ray_ft.files.memory import describe_excess
 from ray_ft.fitting.memory_need import estimate_bytes
 from ray_ft.search.plan import RECIPE, CandidateSpec
+from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def train_all(rounds: Rounds, loggers: LoggersSection, name: str, inline: bool) 
         name: estimate_bytes(shared.problem, own, shared.settings.n_noisy_views, rounds.n_seeds[name])
         for name, own in shared.strategies.items()
     }
-    check_memory(shared, needed, 1 if inline else rounds.width)
+    check_memory(shared.problem, shared.strategies, shared.compute, needed, 1 if inline else rounds.width)
     if inline:
         from ray_ft.backends.inline import train_inline
 
@@ -91,13 +92,18 @@ def check_loggers(loggers: LoggersSection, inline: bool) -> None:
         )
 
 
-def check_memory(shared: Shared, needed: Mapping[str, int], n_left: int) -> None:
+def check_memory(
+    problem: Problem,
+    strategies: Mapping[str, Strategy],
+    compute: ComputeSection,
+    needed: Mapping[str, int],
+    n_left: int,
+) -> None:
     """Refuse candidates of which those that train at a time would not fit into the memory of this machine.
 
     Of a cluster that is joined, and of GPUs, this machine's memory says nothing. `needed` has the bytes of a candidate
     of each strategy; `n_left` candidates may train at a time.
     """
-    compute, problem = shared.compute, shared.problem
     on_gpu = compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
     if on_gpu or (compute.address is not None and n_left > 1):
         return
@@ -107,7 +113,7 @@ def check_memory(shared: Shared, needed: Mapping[str, int], n_left: int) -> None
         at_a_time = "a candidate" if n_at_a_time == 1 else f"{n_at_a_time} candidates at a time"
         raise ConfigError(
             f"{at_a_time} must fit into memory, got {largest}, of {len(problem.keys):,} members with "
-            f"{shared.strategies[largest].n_trained:,} trained parameters each, on {len(problem.samples):,} samples: "
+            f"{strategies[largest].n_trained:,} trained parameters each, on {len(problem.samples):,} samples: "
             f"{excess}; lower cv.seeds, cv.repeats or training.n_noisy_views, train less, or raise "
             "compute.cpus_per_candidate, so that fewer candidates train at a time"
         )

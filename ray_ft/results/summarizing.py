@@ -27,6 +27,22 @@ LITTLE = 0.01  # of the score, or of the spread of folds: a spread of seeds belo
 CHANNEL_SHARE, SAMPLE_SHARE = 0.9, 1 / 3  # of the loss: one channel, or sample, then decides the metric
 
 
+def summarize_strategies(
+    run: RunFolder,
+    plan: Plan,
+    verdicts: Verdicts,
+    scores: Scores,
+    strategies: Mapping[str, Strategy],
+    splits: Splits,
+    rope: float,
+) -> dict[str, StrategySummary]:
+    """Put together what is known of the strategies; `rope` is the relative difference that is none."""
+    return {
+        name: summarize_strategy(run, plan, verdicts, score, strategies[name], splits, rope)
+        for name, score in scores.items()
+    }
+
+
 def summarize_strategy(
     run: RunFolder,
     plan: Plan,
@@ -36,7 +52,7 @@ def summarize_strategy(
     splits: Splits,
     rope: float,
 ) -> StrategySummary:
-    """Put together what is known of a strategy; `rope` is the relative difference that is none."""
+    """Put together what is known of one."""
     specs = [spec for spec in plan if spec.strategy == strategy.name]
     own = {spec.name: verdicts[spec.name] for spec in specs}
     states = Counter(verdict.state for verdict in own.values())
