@@ -72,14 +72,14 @@ def test_the_best_is_found_and_bracketed_wherever_the_range_test_points(best: in
 def test_the_first_round_is_the_recipe_and_three_rates_about_that_of_the_range_test() -> None:
     recipe = {"lr": [1e-6, 1e-4], "epochs": [2, 6]}
     proposer = BestProposer("s", StrategyConfig.model_validate({"train": ["*"]} | recipe), 8, 0, ROPE)
-    proposer.tell_range(1e-2, 0.5)
+    proposer.tell_range(1e-2, 0.25)
     first, *ladder = proposer.ask()
     assert (first.origin, first.lr, first.n_epochs) == (RECIPE, pytest.approx(1e-5), 4)
     assert [spec.lr for spec in ladder] == pytest.approx([3e-3, 9e-3, 1e-3])
-    assert {spec.n_epochs for spec in ladder} == {8}, "twice those of a step that runs the whole network"
+    assert {spec.n_epochs for spec in ladder} == {16}, "twice those of a step that runs the whole network"
 
 
-@pytest.mark.parametrize(("work", "n_epochs"), [(1.0, 4), (0.5, 8), (0.01, 32), (0.0, 32)])
+@pytest.mark.parametrize(("work", "n_epochs"), [(1.0, 8), (0.25, 16), (0.01, 32), (0.0, 32)])
 def test_cheaper_steps_begin_with_longer_schedules(work: float, n_epochs: int) -> None:
     proposer = BestProposer("s", StrategyConfig.model_validate({"train": ["*"]}), 8, 0, ROPE)
     proposer.tell_range(1e-2, work)
@@ -155,7 +155,7 @@ RISING = attempt(1e-3, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
 
 def test_a_best_that_still_improves_at_its_end_is_not_settled_until_twice_the_epochs_are_no_better() -> None:
     standing = assess([RISING, *BRACKETS], ROPE)
-    assert standing.at_end
+    assert standing.held_back
     assert standing.because == (
         "still improving after 5 epochs: 73% of the progress fell in the second half of the summed learning rate",
     )
@@ -183,7 +183,7 @@ def test_a_strategy_that_never_learns_is_no_candidate_for_more_epochs() -> None:
 
 
 def test_nothing_completed_is_not_settled() -> None:
-    assert assess([], ROPE) == Standing(None, ("no candidate completed",), None, False, None)
+    assert assess([], ROPE) == Standing(None, ("no candidate completed",), None, False, False, None)
 
 
 @given(

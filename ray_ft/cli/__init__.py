@@ -182,8 +182,9 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
 
 def say_starting() -> None:
     """Say that something happens while the heavy packages load."""
+    typer.echo("starting …", nl=not sys.stderr.isatty(), err=True)
     if sys.stderr.isatty():
-        typer.echo("starting …\r", nl=False, err=True)
+        typer.echo("\r", nl=False, err=True)
 
 
 app.add_typer(ensembles)

@@ -41,7 +41,7 @@ CONFIG_OPTIONS: dict[str, tuple[Any, str]] = {  # by the key of the config that 
         "part of its training part (cv.protocol, crossfit by default).",
     ),
     "cv.strategies": (str, "Strategies to compare, comma-separated (cv.strategies, all by default)."),
-    "search.candidates": (int, "Number of candidates of each strategy (search.candidates; 8, or 2 by the guide)."),
+    "search.candidates": (int, "Number of candidates of each strategy (search.candidates; 6, or 2 by the guide)."),
     "search.minutes": (float, "Minutes of the search, an equal share for each strategy (search.minutes)."),
     "search.method": (
         str,

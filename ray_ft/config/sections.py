@@ -23,7 +23,7 @@ from ray_ft.objectives import METRICS, list_baselines
 
 AS_WRITTEN = "as_written"  # the strategy that `training.freeze_encoder` and `freeze_decoder` describe
 DEFAULT_LAYOUT: DomainName = "diffraction"  # of the network that needs no factory
-N_CANDIDATES = {"best": 8, "guide": 2}  # of a strategy, unless the config says so
+N_CANDIDATES = {"best": 6, "guide": 2}  # of a strategy, unless the config says so
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders
 
 
@@ -209,7 +209,7 @@ class SearchSection(Section):
     method: Literal["best", "guide"] = "best"
     """best: look for the best of each strategy, also beyond its ranges. guide: draw from the ranges as written."""
     candidates: int | None = Field(default=None, ge=1, le=999)
-    """Number of candidates of each strategy. Without it, 8, or 2 where the method is guide."""
+    """Number of candidates of each strategy. Without it, 6, or 2 where the method is guide."""
     minutes: Positive | None = None
     """Minutes of the search, an equal share for each strategy. Without it, the candidates alone count."""
     seeds: Literal["one", "all"] = "one"

@@ -14,7 +14,7 @@ from ray_ft.results.records import load_provenance, load_splits
 from ray_ft.runs.folder import RunFolder, hold
 from ray_ft.runs.provenance import describe_environment
 
-FORMAT = 2  # of a run folder; one of an older format is read, and not gone on with
+FORMAT = 3  # of a run folder; one of an older format is read, and not gone on with
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 The first round has the recipe, the middle of the ranges that the config gives, and three learning rates about that of
 the range test. While the best learning rate is the lowest or the highest that was tried, the next round goes beyond
-it; while the best epoch is the last, the next round has twice the epochs. What is left of the budget goes to points
-that a Gaussian process of Optuna's expects to be better.
+it; while its best is held back by its epochs, the next round has twice as many. What is left of the budget goes to
+points around the best that Optuna proposes.
 
 References:
     Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, for the range test. We begin at a
@@ -35,7 +35,8 @@ STEP = 3.0  # factor between learning rates
 AROUND = 10.0  # factor either side of the best learning rate, within which Optuna looks
 LADDER = (1.0, STEP, 1 / STEP)
 ROUND = 2  # candidates of a round after the first
-EPOCHS = 4  # of the first schedules of a strategy whose step runs the whole network
+ENOUGH = 6  # candidates, from which on a best at its end is tried longer though little is expected of it
+EPOCHS = 8  # of the first schedules of a strategy whose step runs the whole network
 SMALLEST = 1e-300  # loss, as its logarithm is what Optuna is told
 MOST_FIRST, MOST = 32, 1024  # epochs of the first schedules, and of any
 LR, LONGER, OPTUNA = "lr", "epochs", "optuna"  # why a candidate was proposed
@@ -60,7 +61,7 @@ class BestProposer:
     rope: float
     attempts: list[Attempt] = field(default_factory=list)
     middle: float = 1e-3  # the learning rate where the search begins
-    n_epochs: int = 2 * EPOCHS  # of the first schedules
+    n_epochs: int = EPOCHS  # of the first schedules
 
     @property
     def width(self) -> int:
@@ -84,7 +85,7 @@ class BestProposer:
     def tell_range(self, lr: float, work: float) -> None:
         """Take note of where the training loss was lowest, and of the share of the network that a step runs."""
         self.middle = lr * BELOW
-        self.n_epochs = min(MOST_FIRST, max(EPOCHS, round(EPOCHS / max(work, EPOCHS / MOST_FIRST))))
+        self.n_epochs = round(EPOCHS / math.sqrt(max(work, (EPOCHS / MOST_FIRST) ** 2)))
 
     def ask(self) -> tuple[CandidateSpec, ...]:
         if not is_random(self.strategy):
@@ -146,7 +147,8 @@ class BestProposer:
             yield LR, self.build(max(rates) * STEP, self.n_epochs, best)
         if standing.at_edge == "lowest":
             yield LR, self.build(min(rates) / STEP, self.n_epochs, best)
-        if standing.at_end and isinstance(best, GradientHyperparameters) and best.epochs < MOST:
+        longer = standing.held_back or (standing.at_end and len(self.attempts) >= ENOUGH)
+        if longer and isinstance(best, GradientHyperparameters) and best.epochs < MOST:
             yield LONGER, self.build(best.lr, 2 * best.epochs, best)
 
     def was_tried(self, point: Hyperparameters) -> bool:
@@ -204,7 +206,9 @@ class BestProposer:
         entropy = np.random.SeedSequence(name_stream(self.seed, "optuna/", self.name, index))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.GPSampler(seed=int(entropy.generate_state(1)[0]), n_startup_trials=1)
+            sampler = optuna.samplers.TPESampler(
+                seed=int(entropy.generate_state(1)[0]), n_startup_trials=1, multivariate=True
+            )
         study = optuna.create_study(sampler=sampler)
         values = [math.log(max(own.lowest, SMALLEST)) for own in self.attempts if own.lowest is not None]
         for own in self.attempts:

@@ -61,7 +61,8 @@ class Standing:
     best: Attempt | None  # of the lowest mean; None where none completed
     because: tuple[str, ...]  # why it is not settled
     at_edge: Edge | None  # whether some fold's best lr is the lowest or highest that was tried
-    at_end: bool  # whether some fold's best epoch is at the end of its schedule and nothing longer was tried
+    at_end: bool  # whether some fold's best epoch is at the end of its schedule, and nothing longer was tried
+    held_back: bool  # whether much of the progress was made late, besides
     second_half_share: float | None  # of the best's progress
 
     @property
@@ -73,11 +74,11 @@ def assess(attempts: Sequence[Attempt], rope: float) -> Standing:
     """Judge what was tried of a strategy; `rope` is the relative difference that is none."""
     complete = [attempt for attempt in attempts if attempt.state == "completed"]
     if not complete:
-        return Standing(None, ("no candidate completed",), None, False, None)
+        return Standing(None, ("no candidate completed",), None, False, False, None)
     best = min(complete, key=lambda attempt: attempt.lowest or 0.0)
     share = measure_second_half(best)
     if share is None:  # a closed form chooses its penalty itself
-        return Standing(best, (), None, False, None)
+        return Standing(best, (), None, False, False, None)
     chosen = np.stack([attempt.guide.min(0) for attempt in complete]).argmin(0)
     by_fold = [complete[index] for index in chosen.ravel()]
     edges = Counter(edge for own in by_fold if (edge := find_edge(own, attempts)))
@@ -86,7 +87,7 @@ def assess(attempts: Sequence[Attempt], rope: float) -> Standing:
     held_back = any(ends) and share >= HALF_SHARE
     because = (*say_edges(edges, by_fold, attempts), *([say_end(best, share)] if held_back else ()))
     edge = edges.most_common(1)[0][0] if edges else None
-    return Standing(best, because, edge, any(ends), share)
+    return Standing(best, because, edge, any(ends), held_back, share)
 
 
 def find_edge(own: Attempt, attempts: Sequence[Attempt]) -> Edge | None:
