@@ -12,7 +12,7 @@ References:
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ ENOUGH = 6  # candidates, from which on a best at its end is tried longer though
 EPOCHS = 8  # of the first schedules of a strategy whose step runs the whole network
 SMALLEST = 1e-300  # loss, as its logarithm is what Optuna is told
 MOST_FIRST, MOST = 32, 1024  # epochs of the first schedules, and of any
+Point = tuple[str, Hyperparameters]  # with why it is proposed
 LR, LONGER, OPTUNA = "lr", "epochs", "optuna"  # why a candidate was proposed
 
 
@@ -88,17 +89,14 @@ class BestProposer:
         self.n_epochs = round(EPOCHS / math.sqrt(max(work, (EPOCHS / MOST_FIRST) ** 2)))
 
     def ask(self) -> tuple[CandidateSpec, ...]:
-        if not is_random(self.strategy):
-            points = [] if self.attempts else [(RECIPE, draw_stage(self.stage))]
-        elif not self.attempts:
-            points = list(self.list_first())
-        else:
-            points = list(self.list_next(assess(self.attempts, self.rope)))
-        n_left = self.n_candidates - len(self.attempts)
-        first = len(self.attempts)
+        """Return the next round, or what a smaller budget has left of it: the plan does not depend on the budget."""
+        n, first = len(self.attempts), list(self.list_first())
+        begin = 0 if n < len(first) else n - (n - len(first)) % ROUND
+        points = list(self.list_next(self.attempts[:begin])) if begin else first
+        points = points[n - begin :] or (list(self.list_next(self.attempts)) if n else [])
         return tuple(
-            CandidateSpec(self.name, first + i, (*self.earlier_stages(), hyper), origin)
-            for i, (origin, hyper) in enumerate(points[: max(0, n_left)])
+            CandidateSpec(self.name, n + i, (*self.earlier_stages(), hyper), origin)
+            for i, (origin, hyper) in enumerate(points[: max(0, self.n_candidates - n)])
         )
 
     def tell(self, attempt: Attempt) -> None:
@@ -114,45 +112,42 @@ class BestProposer:
             return None
         return draw_stage(self.stage)
 
-    def list_first(self) -> Iterator[tuple[str, Hyperparameters]]:
+    def list_first(self) -> Iterator[Point]:
         seen = set()
         if self.recipe is not None:
             seen.add(self.recipe)
             yield RECIPE, self.recipe
-        for factor in LADDER:
+        for factor in LADDER if self.stage.hyperparameters is GradientHyperparameters else ():
             point = self.build(self.middle * factor, self.n_epochs)
             if point not in seen:
                 seen.add(point)
                 yield LR, point
 
-    def list_next(self, standing: Standing) -> Iterator[tuple[str, Hyperparameters]]:
+    def list_next(self, known: Sequence[Attempt]) -> Iterator[Point]:
         """What the rules ask for, then what Optuna proposes, until a round is full; none where nothing can vary."""
-        wanted = [point for point in self.list_extensions(standing) if not self.was_tried(point[1])][:ROUND]
-        yield from wanted
-        if standing.best is None:
+        if not is_random(self.strategy):
             return
-        for i in range(ROUND - len(wanted)):
-            point = self.ask_optuna(standing.best, len(self.attempts) + len(wanted) + i)
-            if point is not None and not self.was_tried(point):
+        standing, tried = assess(known, self.rope), [attempt.spec.stages[-1] for attempt in known]
+        wanted = [point for point in self.list_extensions(known, standing) if point[1] not in tried][:ROUND]
+        yield from wanted
+        for i in range(len(wanted), ROUND if standing.best else 0):
+            point = self.ask_optuna(known, standing.best, len(known) + i)  # type: ignore[arg-type]  # there is one
+            if point is not None and point not in tried:
                 yield OPTUNA, point
 
-    def list_extensions(self, standing: Standing) -> Iterator[tuple[str, Hyperparameters]]:
+    def list_extensions(self, known: Sequence[Attempt], standing: Standing) -> Iterator[Point]:
+        rates = [attempt.spec.lr for attempt in known if attempt.spec.lr is not None]
         if standing.best is None:  # all failed: the learning rates were too high
-            rates = [attempt.spec.lr for attempt in self.attempts if attempt.spec.lr is not None]
-            yield from ((LR, self.build(min(rates) / STEP**i, self.n_epochs)) for i in (1, 2))
+            yield from ((LR, self.build(min(rates) / STEP**i, self.n_epochs)) for i in (1, 2) if rates)
             return
         best = standing.best.spec.stages[-1]
-        rates = [attempt.spec.lr for attempt in self.attempts if attempt.spec.lr is not None]
         if standing.at_edge == "highest":
             yield LR, self.build(max(rates) * STEP, self.n_epochs, best)
         if standing.at_edge == "lowest":
             yield LR, self.build(min(rates) / STEP, self.n_epochs, best)
-        longer = standing.held_back or (standing.at_end and len(self.attempts) >= ENOUGH)
+        longer = standing.held_back or (standing.at_end and len(known) >= ENOUGH)
         if longer and isinstance(best, GradientHyperparameters) and best.epochs < MOST:
             yield LONGER, self.build(best.lr, 2 * best.epochs, best)
-
-    def was_tried(self, point: Hyperparameters) -> bool:
-        return any(attempt.spec.stages[-1] == point for attempt in self.attempts)
 
     def is_single(self, name: str) -> bool:
         """Whether the config fixes a hyperparameter to one value."""
@@ -171,12 +166,12 @@ class BestProposer:
                 values[name] = min(max(wanted, own.low), own.high) if own is not None and own.fixed else wanted
         return build_hyperparameters(self.stage, values)
 
-    def ask_optuna(self, best: Attempt, index: int) -> Hyperparameters | None:
+    def ask_optuna(self, known: Sequence[Attempt], best: Attempt, index: int) -> Hyperparameters | None:
         """Ask Optuna for a point with the epochs of the best; None where nothing is left to vary."""
         space = self.list_space(best)
         if not space:
             return None
-        drawn = self.recall_study(space, index).ask(dict(space)).params
+        drawn = self.recall_study(known, space, index).ask(dict(space)).params
         hyper = best.spec.stages[-1]
         values = {name: getattr(hyper, name) for name, _ in list_declared(self.stage.hyperparameters)} | drawn
         return build_hyperparameters(self.stage, values)
@@ -198,7 +193,7 @@ class BestProposer:
                 space[name] = FloatDistribution(*bounds, log=declared.log)
         return space
 
-    def recall_study(self, space: "Mapping[str, Distribution]", index: int) -> "Study":
+    def recall_study(self, known: Sequence[Attempt], space: "Mapping[str, Distribution]", index: int) -> "Study":
         """Make a study of what was tried there; a candidate that failed counts as a little worse than the worst."""
         import optuna
 
@@ -210,8 +205,8 @@ class BestProposer:
                 seed=int(entropy.generate_state(1)[0]), n_startup_trials=1, multivariate=True
             )
         study = optuna.create_study(sampler=sampler)
-        values = [math.log(max(own.lowest, SMALLEST)) for own in self.attempts if own.lowest is not None]
-        for own in self.attempts:
+        values = [math.log(max(own.lowest, SMALLEST)) for own in known if own.lowest is not None]
+        for own in known:
             value = max(values) + 1 if own.lowest is None else math.log(max(own.lowest, SMALLEST))
             params = {name: getattr(own.spec.stages[-1], name) for name in space}
             if all(kind.low <= params[name] <= kind.high for name, kind in space.items()):
