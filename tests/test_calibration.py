@@ -13,13 +13,18 @@ from scipy import stats
 from sklearn.linear_model import Ridge
 from torch import nn
 
+from ray_ft.config import StrategyConfig, scale_lr
 from ray_ft.data.folds import Splits, deal_folds, deal_inner
-from ray_ft.statistics.comparison import compare_pair
-from ray_ft.statistics.scores import Curves, build_curves, choose, score_choice
+from ray_ft.search.best import BestProposer
+from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.settling import Attempt
+from ray_ft.statistics.comparison import compare_all, compare_pair
+from ray_ft.statistics.scores import Curves, StrategyScore, build_curves, choose, score_choice
 from ray_ft.statistics.selection import correct_selection
 
 pytestmark = pytest.mark.slow
 N_SAMPLES, N_FOLDS = 100, 5
+STEPS = 5  # of an epoch of the networks that are searched
 
 
 @dataclass(frozen=True)
@@ -185,3 +190,91 @@ def test_scores_are_not_optimistic_as_best_epochs_are(protocol: str) -> None:
 
 def describe(biases: Sequence[float]) -> str:
     return f"{np.mean(biases):+.4f} ± {np.std(biases) / np.sqrt(len(biases)):.4f}"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A strategy that was searched on a data set, its score, and the error of the same members on fresh samples."""
+
+    score: StrategyScore
+    truth: float
+    best_epoch_bias: float
+
+
+class Trainer:
+    """Trains small networks on half of the inputs; both halves are worth the same."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, fresh: tuple[torch.Tensor, torch.Tensor], seed: int) -> None:
+        self.x, self.y, self.fresh, self.seed = x, y, fresh, seed
+        self.splits = deal_folds(np.arange(len(x)), N_FOLDS, 1, seed)
+        trained = [torch.from_numpy(np.isin(np.arange(len(x)), self.splits.training(0, k))) for k in range(N_FOLDS)]
+        self.weights = torch.stack(trained).float()
+
+    def train(self, spec: CandidateSpec, seed: int) -> tuple[Curves, np.ndarray]:
+        """Return the curves of one seed's members, and their errors on fresh samples (epoch, fold)."""
+        hyper = spec.stages[-1]
+        learners = Learners(N_FOLDS, torch.Generator().manual_seed(1000 * self.seed + seed))
+        optimizer = torch.optim.Adam(learners.parameters(), lr=hyper.lr, weight_decay=hyper.weight_decay)
+        losses, truths = [self.measure(learners, self.x, self.y)], [self.measure(learners, *self.fresh)]
+        for epoch in range(hyper.epochs):
+            for step in range(STEPS):
+                optimizer.param_groups[0]["lr"] = hyper.lr * scale_lr(epoch * STEPS + step, hyper.epochs * STEPS, 0)
+                optimizer.zero_grad()
+                errors = (learners(self.x) - self.y) ** 2
+                (errors * self.weights / self.weights.sum(1, keepdim=True)).sum().backward()
+                optimizer.step()
+            losses.append(self.measure(learners, self.x, self.y))
+            truths.append(self.measure(learners, *self.fresh))
+        by_fold = np.stack(losses)[:, :, None].astype(np.float64)
+        return to_curves(by_fold, self.splits, False), np.stack(truths).mean(-1)
+
+    def measure(self, learners: Learners, x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
+        with torch.no_grad():
+            return ((learners(x) - y) ** 2).numpy()
+
+
+def search_and_score(trainer: Trainer) -> Searched:
+    """As a run does: candidates by one seed, then the other seed where each fold has chosen."""
+    proposer = BestProposer("s", StrategyConfig.model_validate({"train": ["*"]}), 6, trainer.seed, 0.01)
+    proposer.tell_range(0.1, 0.25)
+    curves, truths, specs = {}, {}, {}
+    while asked := proposer.ask():
+        for spec in asked:
+            curves[spec.index], truths[spec.index] = trainer.train(spec, 0)
+            specs[spec.index] = spec
+            proposer.tell(Attempt(spec, "completed", curves[spec.index].guide))
+    choice = choose(curves)
+    later = {index: trainer.train(specs[index], 1) for index in np.unique(choice.candidate)}
+    values, own = np.empty((1, N_FOLDS, 1)), []
+    for k in range(N_FOLDS):
+        index, epoch = int(choice.candidate[0, k]), choice.epoch[0, k]
+        values[0, k] = later[index][0].held_out[epoch, 0, k]
+        own += [truths[index][epoch, k], later[index][1][epoch, k]]
+    best = min(curves, key=lambda index: curves[index].held_out.min(0).mean())
+    at_best = np.take_along_axis(truths[best], curves[best].held_out[:, 0, :, 0].argmin(0)[None], 0).mean()
+    score = score_choice(choice, curves, values)
+    return Searched(score, float(np.mean(own)), score.best_epoch_mean - float(at_best))
+
+
+def test_with_the_search_inside_equal_strategies_are_rarely_told_apart_and_scores_are_honest() -> None:
+    torch.set_num_threads(1)
+    p_values, biases, best_epochs = [], [], []
+    for seed in range(300):
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(n: int, generator: torch.Generator = generator) -> tuple[torch.Tensor, torch.Tensor]:
+            x = torch.randn(n, 12, generator=generator)
+            parts = [torch.sin(2 * x[:, i]) + x[:, i + 1] * x[:, i + 2] for i in (0, 6)]
+            return x, sum(parts) + torch.randn(n, generator=generator)
+
+        (x, y), (fresh_x, fresh_y) = draw(N_SAMPLES), draw(2000)
+        halves = slice(0, 6), slice(6, 12)
+        a, b = (search_and_score(Trainer(x[:, own], y, (fresh_x[:, own], fresh_y), seed)) for own in halves)
+        (pair,) = compare_all({"a": a.score.values.mean(-1), "b": b.score.values.mean(-1)}, 0.01, 1 / (N_FOLDS - 1))
+        p_values.append(pair.p_adjusted)
+        biases += [own.score.mean - own.truth for own in (a, b)]
+        best_epochs += [own.best_epoch_bias for own in (a, b)]
+    rate = float(np.mean(np.array(p_values) < 0.05))
+    print(f"\nrejects {rate:.1%}; bias of the score {describe(biases)}, of best epochs {describe(best_epochs)}")
+    assert rate <= 0.08
+    assert abs(np.mean(biases)) <= abs(np.mean(best_epochs)) / 4
