@@ -114,6 +114,15 @@ def test_a_larger_budget_goes_on_as_if_it_had_been_so_large_from_the_start(small
     assert [attempt.spec for attempt in few.attempts] == [attempt.spec for attempt in many.attempts]
 
 
+def test_a_closed_form_is_one_candidate_and_settled() -> None:
+    proposer = BestProposer("s", StrategyConfig.model_validate({"train": ["*"], "fit": "ridge"}), 8, 0, ROPE)
+    assert proposer.range_test is None
+    (spec,) = proposer.ask()
+    proposer.tell(Attempt(spec, "completed", np.array([1.0, 0.5])[:, None, None] * np.ones((1, 1, 3))))
+    assert proposer.ask() == ()
+    assert assess(proposer.attempts, ROPE).settled
+
+
 def test_all_diverge_until_a_rate_is_low_enough() -> None:
     proposer = search(Learner(1e-7), 12, 1.0)
     assert [attempt.state for attempt in proposer.attempts[:3]] == ["failed"] * 3

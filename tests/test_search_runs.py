@@ -21,15 +21,17 @@ from ray_ft.results.summary import Summary
 from ray_ft.runs.folder import RunFolder
 
 KEYS = {
-    "cv.strategies": ["top", "mine"],
+    "cv.strategies": ["top", "mine", "closed"],
     "search.method": "best",
     "cv.candidates": 6,
     "strategies.mine": {"train": ["head.3.*"]},
+    "strategies.closed": {"fit": "ridge", "train": ["head.3.*"]},
 }
 
 
 COMMAND = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--inline"]
 COMMAND += [word for key, value in KEYS.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+LATER = ("top-001", "mine-003", "top-005", "top-005-r0-f1-*")
 CHOICES = {"stop_epochs", "chosen_candidates", "candidates", "settled", "unsettled_because", "n_candidates", "best"}
 
 
@@ -68,7 +70,11 @@ def assert_same(found: Summary, expected: Summary) -> None:
 def test_a_search_is_told_in_the_summary(whole: Summary, whole_run: Path) -> None:
     content = json.loads((whole_run / "summary.json").read_text())
     assert content["search"] == {"method": "best", "candidates": 6, "minutes": None}
+    closed = whole.strategies["closed"]
+    assert (closed.n_candidates, closed.settled, closed.lr_tried, closed.n_members) == (1, True, None, 6)
     for name, own in whole.strategies.items():
+        if name == "closed":
+            continue
         assert own.n_candidates == len(own.verdicts) == 6
         low, high = own.lr_tried
         assert low <= own.best["lr"] <= high
@@ -111,11 +117,14 @@ def test_a_run_that_was_cut_off_in_any_phase_gives_the_same_table(
     assert_same(cross_validate(config, tmp_path / "cut", inline=True), whole)
 
 
-@pytest.mark.parametrize("path", ["candidates/top-range", "candidates/mine-003"])
+@pytest.mark.parametrize(
+    "path",
+    ["candidates/top-range", *(pytest.param(f"candidates/{name}", marks=pytest.mark.slow) for name in LATER)],
+)
 def test_a_process_that_is_killed_in_the_search_goes_on(path: str, whole: Summary, toy_folder: Path) -> None:
     command = [*COMMAND, "--out", "killed"]
     process = subprocess.Popen(command, cwd=toy_folder, stdout=subprocess.DEVNULL)
-    while not (toy_folder / "killed" / path).exists():
+    while not list((toy_folder / "killed").glob(path)):
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -138,15 +147,11 @@ def test_time_that_is_spent_ends_the_search_and_more_goes_on(config: Config, tmp
     search = config.search.model_copy(update={"minutes": 1e-6})
     short = cross_validate(config.model_copy(update={"search": search}), tmp_path / "run", inline=True)
     counts = {name: own.n_candidates for name, own in short.strategies.items()}
-    assert counts == {"top": 4, "mine": 3}, "the first round is always carried out"
+    assert counts == {"top": 4, "mine": 3, "closed": 1}, "the first round is always carried out"
     assert cross_validate(config, tmp_path / "run", inline=True).strategies["top"].n_candidates == 6
 
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("n_cpus", [1, 2])
-def test_ray_gives_the_table_of_the_inline_run(
-    n_cpus: int, config: Config, whole: Summary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: n_cpus)
+def test_ray_with_two_workers_gives_the_table_of_the_inline_run(config: Config, whole: Summary, tmp_path: Path) -> None:
     assert_same(cross_validate(config, tmp_path / "ray"), whole)

@@ -73,9 +73,13 @@ class BestProposer:
         return self.strategy.stages[-1]
 
     @property
+    def is_gradient(self) -> bool:
+        return self.stage.hyperparameters is GradientHyperparameters
+
+    @property
     def range_test(self) -> CandidateSpec | None:
         """A candidate to test the range of learning rates with, unless there is nothing to choose."""
-        if self.stage.hyperparameters is not GradientHyperparameters or self.is_single("lr") or not self.leaves_recipe:
+        if not self.is_gradient or self.is_single("lr") or not self.leaves_recipe:
             return None
         return CandidateSpec(self.name, 0, (self.build(self.middle, self.n_epochs),))
 
@@ -108,7 +112,8 @@ class BestProposer:
     @property
     def recipe(self) -> Hyperparameters | None:
         """The middle of the ranges that are given; None where one that it needs is not."""
-        if self.stage.bounds("lr") is None or self.stage.bounds("epochs") is None:
+        needed = ("lr", "epochs") if self.is_gradient else ()
+        if any(self.stage.bounds(name) is None for name in needed):
             return None
         return draw_stage(self.stage)
 
@@ -117,7 +122,7 @@ class BestProposer:
         if self.recipe is not None:
             seen.add(self.recipe)
             yield RECIPE, self.recipe
-        for factor in LADDER if self.stage.hyperparameters is GradientHyperparameters else ():
+        for factor in LADDER if self.is_gradient else ():
             point = self.build(self.middle * factor, self.n_epochs)
             if point not in seen:
                 seen.add(point)
