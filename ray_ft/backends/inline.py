@@ -11,7 +11,7 @@ from ray_ft.backends.rounds import Rounds, Shared
 from ray_ft.errors import StorageError
 from ray_ft.fitting.candidate import Report, run_members, write_failure, write_range
 from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
-from ray_ft.fitting.range_test import test_range
+from ray_ft.fitting.range_test import run_range_test
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.search.plan import Assignment
 
@@ -69,7 +69,7 @@ class InlineTrainer:
             self.prepared[name] = prepare_strategy(*given, device, n_threads)
         prepared = self.prepared[name]
         if own.is_range_test:
-            found = test_range(problem, prepared, own.spec, settings, device)
+            found = run_range_test(problem, prepared, own.spec, settings, device)
             write_range(shared.run, own, problem.splits.hash, found)
             return
         fitter = start_fitter(problem, prepared, own.spec, own.keys, settings, device, n_threads)

@@ -10,12 +10,11 @@ from typing import Any
 import ray
 from ray import tune
 
-from ray_ft.backends.placement import Allocation, find_device
-from ray_ft.backends.workers import open_fitter, receive
+from ray_ft.backends.placement import Allocation
+from ray_ft.backends.workers import find_range, open_fitter
 from ray_ft.errors import StorageError
 from ray_ft.fitting.candidate import run_members, write_range
 from ray_ft.fitting.fitter import FitSettings
-from ray_ft.fitting.range_test import test_range
 from ray_ft.results.records import load_means, load_result
 from ray_ft.runs.folder import CandidateFolder, RunFolder, keep_files
 from ray_ft.search.plan import Assignment
@@ -46,7 +45,7 @@ def train_trial(
                 return
             strategy, every = prepared[own.spec.strategy], settings.checkpoint_every
             if own.is_range_test:
-                found = test_range(problem, receive(strategy), own.spec, settings, find_device())
+                found = find_range(problem, own, strategy, settings, allocation)
                 write_range(folder, own, problem.splits.hash, found)
                 tune.report({"node": node})  # of a trial that reports nothing, Tune prints that it has ended
                 return

@@ -19,6 +19,7 @@ from ray_ft.backends.placement import Allocation, find_device
 from ray_ft.backends.rounds import Shared
 from ray_ft.fitting.fitter import FitSettings, Fitter, JoinedFitter
 from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
+from ray_ft.fitting.range_test import RangeTest, run_range_test
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.models import Pretrained
 from ray_ft.search.plan import Assignment, CandidateSpec
@@ -88,19 +89,47 @@ def open_fitter(
     if allocation.n_workers == 1:
         yield start(problem, own.keys)
         return
+    n_workers = min(allocation.n_workers, len(own.keys))
+    with start_workers(start, problem, [own.keys[i::n_workers] for i in range(n_workers)], allocation) as workers:
+        yield JoinedFitter(partial(ask_all, workers))
+
+
+def find_range(
+    problem: Problem, own: Assignment, reference: Any, settings: FitSettings, allocation: Allocation
+) -> RangeTest:
+    """Test the range of a strategy in this process or, where its placement group holds the devices, in one of those."""
+    test = partial(find_range_here, own.spec, reference, settings)
+    if allocation.n_workers == 1:
+        return test(problem, ())
+    with start_workers(test, problem, [()], allocation) as workers:
+        found: RangeTest = ask_all(workers, lambda own: own)[0]
+        return found
+
+
+@contextlib.contextmanager
+def start_workers(
+    start: Callable[..., Any], problem: Problem, parts: Sequence[Keys], allocation: Allocation
+) -> Iterator[list[Any]]:
+    """Start a process in the placement group for each part of the keys; they end with this."""
     shared = ray.put(problem)
     group = ray.util.get_current_placement_group()
     assert group is not None, "Ray Tune made it, as `Allocation.request` asks for"
     workers = []
-    for i in range(min(allocation.n_workers, len(own.keys))):
+    for i, keys in enumerate(parts):
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i)
         options = {"num_cpus": allocation.cpus, "num_gpus": allocation.gpus, "scheduling_strategy": place}
-        workers.append(start_actor(Worker, options, start, shared, own.keys[i :: allocation.n_workers]))
+        workers.append(start_actor(Worker, options, start, shared, keys))
     try:
-        yield JoinedFitter(partial(ask_all, workers))
+        yield workers
     finally:
         for worker in workers:
             ray.kill(worker)  # the process that leads them may go on to the next candidate
+
+
+def find_range_here(
+    spec: CandidateSpec, reference: Any, settings: FitSettings, problem: Problem, _: Keys
+) -> RangeTest:
+    return run_range_test(problem, receive(reference), spec, settings, find_device())
 
 
 def start_here(
@@ -110,17 +139,17 @@ def start_here(
 
 
 class Worker:
-    """A fitter in a process of its own; it is started there, so that what it needs is fetched there."""
+    """What is started in a process of its own, where what it needs is fetched: a fitter, or what a test found."""
 
-    def __init__(self, start: Callable[..., Fitter], problem: Problem, keys: Keys) -> None:
-        self.fitter = start(problem, keys)
+    def __init__(self, start: Callable[..., Any], problem: Problem, keys: Keys) -> None:
+        self.own = start(problem, keys)
 
-    def answer(self, question: Callable[[Fitter], Any]) -> Any:
-        return question(self.fitter)
+    def answer(self, question: Callable[[Any], Any]) -> Any:
+        return question(self.own)
 
 
-def ask_all(workers: Sequence[Any], question: Callable[[Fitter], Any]) -> list[Any]:
-    """Put a question to the fitters of all workers, what it carries once for all of them."""
+def ask_all(workers: Sequence[Any], question: Callable[[Any], Any]) -> list[Any]:
+    """Put a question to what all workers hold; what it carries is sent once for all of them."""
     shared = ray.put(question)
     answers: list[Any] = fetch([worker.answer.remote(shared) for worker in workers])
     return answers

@@ -37,7 +37,7 @@ class RangeTest:
     work: float
 
 
-def test_range(
+def run_range_test(
     problem: Problem,
     prepared: PreparedStrategy,
     spec: CandidateSpec,
