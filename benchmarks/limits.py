@@ -67,7 +67,7 @@ def time_halving(n: int, n_epochs: int = 20) -> float:
     from ray_ft.search.plan import CandidateSpec
 
     plan = [CandidateSpec("s", i, ()) for i in range(n)]
-    halving = SuccessiveHalving(lambda spec: ("s", 5, n_epochs), 2.0)
+    halving = SuccessiveHalving(lambda spec: ("s", 5, n_epochs, 0), 2.0)
     losses = np.random.default_rng(0).random((n_epochs, n))
     halving.add(plan)
     started = time.monotonic()

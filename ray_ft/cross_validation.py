@@ -4,6 +4,7 @@ A config and what it names become a problem (samples, folds, objective), a pretr
 asks for candidates, a backend trains them. What they leave is reduced to scores, comparisons and an ensemble.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ from ray_ft.runs.folder import RunFolder, keep_files, open_folder
 from ray_ft.runs.journal import Journal, count_lost
 from ray_ft.runs.provenance import describe_environment
 from ray_ft.search.best import BestProposer
-from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.plan import RECIPE, CandidateSpec
 from ray_ft.search.problem import Problem
 from ray_ft.search.proposer import Proposer, RandomProposer, is_random
 from ray_ft.search.strategies import Strategy, match_strategies
@@ -101,6 +102,17 @@ class Prepared:
         search = self.config.search
         return SearchSummary(method=search.method, candidates=self.config.n_candidates, minutes=search.minutes)
 
+    def describe_budget(self) -> str:
+        """Say how many candidates and members there will be."""
+        n, n_members = len(self.first_round), len(self.problem.keys)
+        if self.config.search.method == "guide":
+            return f"{n} candidates × {n_members} members = {n * n_members} members in all"
+        return (
+            "these are known before anything is trained; others follow a range test. In all, "
+            f"{self.config.n_candidates} candidates of each strategy are searched by one seed (search.seeds), and "
+            f"{n_members} members trained where the folds have chosen"
+        )
+
     @property
     def proposers(self) -> dict[str, Proposer]:
         """What searches each strategy."""
@@ -111,8 +123,13 @@ class Prepared:
 
     @property
     def first_round(self) -> tuple[CandidateSpec, ...]:
-        """The candidates of all strategies that are tried first, where no range test comes before."""
-        return tuple(spec for proposer in self.proposers.values() for spec in proposer.ask())
+        """The candidates that are known before anything is trained: recipes, and others where no range test is made."""
+        return tuple(
+            spec
+            for proposer in self.proposers.values()
+            for spec in proposer.ask()
+            if proposer.range_test is None or spec.origin == RECIPE
+        )
 
     @property
     def n_searched(self) -> dict[str, int]:
@@ -241,12 +258,12 @@ def reduce(
     verdicts: Mapping[str, Verdict],
     started: float,
     inline: bool = True,
-    wall_s: float | None = None,
+    before: Summary | None = None,
 ) -> Summary:
-    """Score the strategies, build the ensemble of the lowest, and write the summary, with its time if that is given."""
+    """Score the strategies, build the ensemble of the lowest, and write the summary; what it took is that of before."""
     config, problem, strategies = prepared.config, prepared.problem, prepared.strategies
     cv, samples, splits, objective = config.cv, problem.samples, problem.splits, problem.objective
-    scores = score_strategies(run, plan, verdicts, splits)
+    scores = score_strategies(run, plan, verdicts, splits, problem.n_seeds)
     lowest = pick_lowest(scores)
     if lowest is None:
         raise RunError(describe_defeat(run, verdicts))
@@ -268,16 +285,17 @@ def reduce(
     blind = load_blind(run, objective)
     summary = Summary(
         name=config.name, metric=cv.metric, protocol=cv.protocol, n_samples=len(samples), n_folds=cv.folds,
-        n_seeds=cv.seeds, n_repeats=cv.repeats, n_params=sum(total for _, total in strategies[lowest].parts.values()),
+        n_seeds=cv.seeds, n_repeats=cv.repeats, n_params=strategies[lowest].n_params,
         test_share=splits.test_share, rope=cv.rope, splits_hash=splits.hash,
-        data_hash=hash_arrays(samples.inputs, samples.targets), search=prepared.budget, strategies=summaries,
-        baselines=baselines, winner=None if warning else lowest, lowest=lowest, deals=deals, comparisons=comparisons,
+        data_hash=hash_arrays(samples.inputs, samples.targets), search=before.search if before else prepared.budget,
+        strategies=summaries, baselines=baselines, winner=None if warning else lowest, lowest=lowest, deals=deals,
+        comparisons=comparisons,
         selection=correct_selection(losses, samples.groups, cv.seed), ensemble=ensemble,
         notes=[
             *([warning] if warning else []), *samples.notes, *note_deals(deals),
             *note_dominance(objective, blind, losses[lowest]), *find_notes(run, plan, scores, strategies),
         ],
-        wall_s=time.monotonic() - started if wall_s is None else wall_s, n_epochs_again=n_again,
+        wall_s=before.wall_s if before else time.monotonic() - started, n_epochs_again=n_again,
         n_interruptions=n_interruptions,
     )  # fmt: skip
     write_summary(run, summary)
@@ -310,9 +328,8 @@ def rebuild_ensemble(root: Path, **choice: Any) -> EnsembleSummary:
     prepared = prepare(reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()}))
     if "level" in choice:
         check_level(1 - choice["level"], len(prepared.problem.samples))
-    try:
-        trained_s = Summary.load(root).wall_s
-    except RunFolderError:  # it has none yet, or that of another release
-        trained_s = None
+    before = None
+    with contextlib.suppress(RunFolderError):  # it has none yet, or that of another release
+        before = Summary.load(root)
     with open_run(run, prepared.identity), keep_files(run.place):
-        return reduce(prepared, run, plan, verdicts, time.monotonic(), wall_s=trained_s).ensemble
+        return reduce(prepared, run, plan, verdicts, time.monotonic(), before=before).ensemble

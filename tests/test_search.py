@@ -99,7 +99,8 @@ def test_where_all_is_fixed_there_is_one_candidate() -> None:
     keys = {"lr": 1e-3, "epochs": 6, "batch_size": 8, "weight_decay": 0.0}
     proposer = search(Learner(1e-3), 8, 1e-2, **keys)
     assert [attempt.spec.origin for attempt in proposer.attempts] == [RECIPE]
-    assert assess(proposer.attempts, ROPE).because[0] == "a single learning rate was tried, 0.001"
+    because = assess(proposer.attempts, ROPE).because
+    assert because[0] == "no learning rates apart from one another were tried, but 0.001 alone"
 
 
 @pytest.mark.parametrize("keys", [{}, {"lr": [1e-4, 1e-3], "epochs": [4, 8]}])
@@ -143,11 +144,12 @@ BEST = attempt(1e-3, [1.0, 0.3, 0.25, 0.2, 0.2, 0.21])
     [
         ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [1, 0.9])], ()),
         ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [], 5, state="failed", diverged=True)], ()),
-        ([attempt(1e-4, [1, 0.9], 5, state="stopped"), attempt(1e-2, [1, 0.9], 5, state="stopped")], ()),
+        ([attempt(1e-4, [1, 0.9, 0.9, 0.9], 5, state="stopped"), attempt(1e-2, [1] * 4, 5, state="stopped")], ()),
+        ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [1, 0.9], 5, state="stopped")], ("highest",)),
         ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [], 5, state="failed")], ("highest",)),
         ([attempt(1e-4, [1, 0.9]), attempt(1.2e-3, [1, 0.9])], ("highest",)),
         ([attempt(1e-2, [1, 0.9])], ("lowest",)),
-        ([], ("a single",)),
+        ([], ("no learning rates apart",)),
     ],
 )
 def test_a_learning_rate_is_bracketed_by_worse_ones_on_both_sides(others: list, because: tuple[str, ...]) -> None:

@@ -1,5 +1,6 @@
 """Verdicts of successive halving do not depend on the order of arrival."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -8,10 +9,14 @@ from ray_ft.search.plan import CandidateSpec
 
 PLAN = [CandidateSpec("s", i, ()) for i in range(4)]
 N_EPOCHS = 9
+PROTECTED: dict[int, int] = {}
 
 
 def judge_in_order(curves: list[list[float]], order: list[int]) -> dict[str, int | None]:
-    halving, heard = SuccessiveHalving(lambda spec: ("s", 2, N_EPOCHS), 2.0), [0] * len(PLAN)
+    halving, heard = (
+        SuccessiveHalving(lambda spec: ("s", 2, N_EPOCHS, PROTECTED.get(spec.index, 0)), 2.0),
+        [0] * len(PLAN),
+    )
     halving.add(PLAN)
     for i in [*order, *(i for i in range(4) for _ in range(N_EPOCHS))]:
         name = PLAN[i].name
@@ -34,3 +39,11 @@ def test_the_worse_of_two_is_stopped_at_the_first_rung_even_if_it_arrives_first(
     curves = [[0.1] * N_EPOCHS, [0.9] * N_EPOCHS, [0.05] * N_EPOCHS, [0.8] * N_EPOCHS]
     stopped = judge_in_order(curves, [1] * N_EPOCHS)
     assert stopped == {"s-000": None, "s-001": 2, "s-002": None, "s-003": 2}
+
+
+def test_what_is_protected_is_stopped_at_the_first_rung_after_it_is_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rungs are at epochs 2, 4 and 8."""
+    monkeypatch.setitem(PROTECTED, 1, 3)
+    curves = [[0.1] * N_EPOCHS, [0.9] * N_EPOCHS, [0.05] * N_EPOCHS, [0.8] * N_EPOCHS]
+    stopped = judge_in_order(curves, [])
+    assert stopped == {"s-000": None, "s-001": 4, "s-002": None, "s-003": 2}

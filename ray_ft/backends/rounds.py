@@ -15,7 +15,7 @@ import numpy as np
 from ray_ft.backends.progress import Display
 from ray_ft.config import ComputeSection
 from ray_ft.errors import RunError, RunFolderError
-from ray_ft.files.writing import write_record
+from ray_ft.files.writing import write_record, write_text
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.models import Pretrained
 from ray_ft.results.records import (
@@ -152,8 +152,9 @@ class Rounds:
         lane.batches = iter(())
 
     def conclude(self) -> tuple[tuple[CandidateSpec, ...], dict[str, Verdict]]:
-        """Write how all candidates ended; return them and that."""
+        """Write how all candidates ended; return them and that. What a larger budget has planned is planned again."""
         plan = self.list_plan()
+        write_record(self.shared.run.plan, {"candidates": [spec.as_dict() for spec in plan]})
         verdicts = {spec.name: self.verdicts[spec.name] for spec in plan}
         write_record(self.shared.run.verdicts, {name: verdict.as_dict() for name, verdict in verdicts.items()})
         return plan, verdicts
@@ -208,9 +209,12 @@ class Rounds:
             ]
             yield batch
             results = {own: load_result(run, own.name) or {} for own in batch}
-            failed = {own.spec.name: result for own, result in results.items() if result.get("state") == "failed"}
-            for candidate, result in failed.items():
-                self.verdicts[candidate] = Verdict("failed", 0, result["reason"], self.seconds.get(candidate, 0.0))
+            failed = {own: result["reason"] for own, result in results.items() if result.get("state") == "failed"}
+            for own, reason in failed.items():
+                candidate = own.spec.name
+                text = f"{own.name}: {reason}; see {run.candidate(own.name).error}\n"
+                write_text(run.candidate(candidate).error, text)
+                self.verdicts[candidate] = Verdict("failed", 0, reason, self.seconds.get(candidate, 0.0))
             if not failed:
                 return
 

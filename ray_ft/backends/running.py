@@ -12,6 +12,7 @@ from ray_ft.config import ComputeSection, LoggersSection, SearchSection
 from ray_ft.errors import ConfigError
 from ray_ft.files.memory import describe_excess
 from ray_ft.fitting.memory_need import estimate_bytes
+from ray_ft.search.best import OPTUNA
 from ray_ft.search.plan import RECIPE, CandidateSpec
 from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
@@ -40,7 +41,8 @@ def start_halving(
     """Make what stops candidates of a strategy against each other.
 
     By the guide these are all of a strategy. Else they are those of schedules of one length, as a longer one learns
-    later; the recipe is compared with none, so that it can be shown beside what was found.
+    later; the recipe is compared with none, so that it can be shown beside what was found. What is to bracket the best
+    is not stopped in the first half of its schedule: a learning rate that is right in the end may look worse at first.
     """
     set_up_ray(address)
     from ray_ft.backends.successive_halving import Group, SuccessiveHalving  # after the settings, which Ray reads
@@ -48,10 +50,11 @@ def start_halving(
     def find_group(spec: CandidateSpec) -> Group | None:
         if search.method == "guide":
             own = strategies[spec.strategy]
-            return spec.strategy, search.grace_epochs or max(1, -(-own.longest // 4)), own.longest
+            return spec.strategy, search.grace_epochs or max(1, -(-own.longest // 4)), own.longest, 0
         if spec.origin == RECIPE:
             return None
-        return f"{spec.strategy}/{spec.n_epochs}", search.grace_epochs or 1, spec.n_epochs
+        half = 0 if spec.origin == OPTUNA else -(-spec.n_epochs // 2)
+        return f"{spec.strategy}/{spec.n_epochs}", search.grace_epochs or 1, spec.n_epochs, half
 
     return SuccessiveHalving(find_group, search.reduction_factor)
 

@@ -16,14 +16,14 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from ray_ft.search.plan import CandidateSpec
 
-Group = tuple[str, int, int]  # its name, the first rung, the longest schedule
+# Its name, the first rung, the longest schedule, and the epoch before which this candidate is not stopped.
+Group = tuple[str, int, int, int]
 
 
 class SuccessiveHalving:
     """Decides which candidates are stopped, one stock ASHAScheduler a group; what is in no group runs to its end.
 
-    `group_of` gives the group of a candidate, with its first rung and its longest schedule in epochs. The best
-    `1 / reduction_factor` at a rung go on.
+    `group_of` gives the group of a candidate. The best `1 / reduction_factor` at a rung go on.
     """
 
     def __init__(self, group_of: Callable[[CandidateSpec], Group | None], reduction_factor: float) -> None:
@@ -35,10 +35,10 @@ class SuccessiveHalving:
         """Take candidates in, behind those that are there."""
         for spec in specs:
             if group := self.group_of(spec):
-                name, grace, longest = group
+                name, grace, longest, protected = group
                 halving = self._halvings.setdefault(name, GroupHalving(grace, longest, self.reduction_factor))
                 self._halving_of[spec.name] = halving
-                halving.add(spec.name)
+                halving.add(spec.name, protected)
 
     def record(self, name: str, epoch: int, mean: float, final: bool) -> None:
         """Take a candidate's mean loss after an epoch; `final` where it is its last."""
@@ -67,6 +67,7 @@ class GroupHalving:
         longest = max(grace, longest) + 1  # at `max_t` the scheduler would stop what has only finished
         self.scheduler: Any = ASHAScheduler("epoch", "loss", "min", longest, grace, reduction_factor)
         self.names: list[str] = []
+        self.protected: dict[str, int] = {}  # the epoch before which a candidate is not stopped
         self.position: dict[str, int] = {}
         self.n_past = dict.fromkeys(list_rungs(grace, longest, reduction_factor), 0)  # of the first, all are past it
         self.curves: dict[str, dict[int, float]] = {}
@@ -75,7 +76,8 @@ class GroupHalving:
         self.stopped: dict[str, int] = {}
         self.trials: dict[str, Any] = {}
 
-    def add(self, name: str) -> None:
+    def add(self, name: str, protected: int = 0) -> None:
+        self.protected[name] = protected
         self.position[name] = len(self.names)
         self.names.append(name)
         self.curves[name], self.judged[name] = {}, 0
@@ -99,7 +101,8 @@ class GroupHalving:
             result = {"epoch": epoch, "loss": self.curves[name][epoch]}
             action = self.scheduler.on_trial_result(None, self.trials[name], result)
             self.judged[name] = epoch
-            if action == TrialScheduler.STOP and self.last.get(name) != epoch:  # at its end nothing is left to stop
+            due = epoch >= self.protected[name] and self.last.get(name) != epoch  # at its end nothing is left to stop
+            if action == TrialScheduler.STOP and due:
                 self.stopped[name] = epoch
 
     def is_past(self, name: str, epoch: int) -> bool:

@@ -126,9 +126,7 @@ def start_workers(
             ray.kill(worker)  # the process that leads them may go on to the next candidate
 
 
-def find_range_here(
-    spec: CandidateSpec, reference: Any, settings: FitSettings, problem: Problem, _: Keys
-) -> RangeTest:
+def find_range_here(spec: CandidateSpec, reference: Any, settings: FitSettings, problem: Problem, _: Keys) -> RangeTest:
     return run_range_test(problem, receive(reference), spec, settings, find_device())
 
 

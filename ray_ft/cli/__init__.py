@@ -156,7 +156,7 @@ def plan(config: "Config") -> None:
         f"{splits.n_repeats} repeats, {problem.n_seeds} seeds; splits {splits.hash}"
     )
     parts = {name: strategy.parts for name, strategy in prepared.strategies.items()}
-    show(render_plan(prepared.first_round, parts, len(problem.keys), shape))
+    show(render_plan(prepared.first_round, parts, shape, prepared.describe_budget()))
     n_noisy, n_seeds = config.training.n_noisy_views, prepared.n_searched
     needed = max(estimate_bytes(problem, own, n_noisy, n_seeds[name]) for name, own in prepared.strategies.items())
     free = write_bytes(find_available())

@@ -158,7 +158,7 @@ def gather_columns(reduction: Reduction, strategy: str) -> OutOfFold:
     for place in np.ndindex(chosen.epoch.shape):
         held_out, repeat = problem.splits.held_out(*place), place[0]
         parts = [predictions[name][repeat][:, held_out] for name in list_folders(reduction, strategy, place)]
-        columns[:, repeat, held_out] = np.concatenate(parts)[: problem.n_seeds]
+        columns[:, repeat, held_out] = np.concatenate(parts)
     return columns
 
 

@@ -184,9 +184,9 @@ def build_forecasts(curve: LearningCurve, unit: Unit) -> Table | Text:
 
 
 def render_plan(
-    plan: Sequence[CandidateSpec], parts: Mapping[str, Mapping[str, tuple[int, int]]], n_members: int, shape: str
+    plan: Sequence[CandidateSpec], parts: Mapping[str, Mapping[str, tuple[int, int]]], shape: str, budget: str
 ) -> Group:
-    """Draw what a config would train: by strategy and part of the network, then every candidate."""
+    """Draw what a config would train: by strategy and part of the network, then the first candidates."""
     by_part = start_table("trained parameters", *parts, "all")
     for part in next(iter(parts.values())):
         learning = [f"{counts[part][0]:,}" if counts[part][0] else "frozen" for counts in parts.values()]
@@ -199,5 +199,4 @@ def render_plan(
     for spec in plan:
         for row in describe_candidate(spec, columns):
             candidates.add_row(spec.name, *row)
-    count = f"{len(plan)} candidates × {n_members} members = {len(plan) * n_members} members in all"
-    return join_lines(Text(shape, style="bold"), "", by_part, "", candidates, "", count)
+    return join_lines(Text(shape, style="bold"), "", by_part, "", candidates, "", budget)

@@ -10,6 +10,8 @@ from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.summary import StrategySummary, Summary
 from ray_ft.statistics.comparison import Comparison
 
+NOTHING = 1e-3  # of a score, below which an optimism is none
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -162,7 +164,10 @@ def say_corrected(summary: Summary, unit: Unit) -> Iterator[str]:
 
 def say_changes(summary: Summary, unit: Unit) -> list[str]:
     """What could change the answer, as far as the run itself shows."""
-    unsettled = [f"{line}; a larger budget goes on (--candidates, --minutes)" for line in say_unsettled(summary)]
+    unsettled = [
+        f"{line}; a larger budget (--candidates) goes on, within what the config fixes"
+        for line in say_unsettled(summary)
+    ]
     training = (*say_spread(summary, unit), *say_failures(summary))
     return [*say_method(summary), *unsettled, *say_undecided(summary), *training]
 
@@ -216,5 +221,6 @@ def describe_stops(row: StrategySummary) -> str:
 
 
 def describe_optimism(row: StrategySummary, unit: Unit) -> str:
-    """What the best-epoch value leaves out; nothing was left out where no fold stopped before the end."""
-    return unit.write(row.optimism) if row.stops_early else "never stopped"
+    """What the best-epoch value leaves out; nothing where no fold stopped early, nor chose another candidate."""
+    acted = row.stops_early or abs(row.optimism or 0.0) > NOTHING * (row.score_mean or 0.0)
+    return unit.write(row.optimism) if acted else "never stopped"

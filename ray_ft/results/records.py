@@ -64,7 +64,7 @@ class Ending(BaseModel):
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a candidate ended, after which epoch, why, and the seconds that this call spent on it."""
+    """How a candidate ended, after which epoch, why, and the seconds that its search took, over all calls."""
 
     state: Literal["completed", "stopped", "failed"]
     epoch: int
@@ -237,27 +237,26 @@ def load_curves(run: RunFolder, plan: Plan, verdicts: Verdicts, strategy: str, s
     return {index: build_curves(history.losses, history.inner, splits) for index, history in histories.items()}
 
 
-def score_strategies(run: RunFolder, plan: Plan, verdicts: Verdicts, splits: Splits) -> Scores:
+def score_strategies(run: RunFolder, plan: Plan, verdicts: Verdicts, splits: Splits, n_seeds: int) -> Scores:
     """Score each strategy by its completed candidates; None where it has none, so no folds x seeds."""
     scores: dict[str, StrategyScore | None] = {}
     for strategy in dict.fromkeys(spec.strategy for spec in plan):
         curves = load_curves(run, plan, verdicts, strategy, splits)
         scores[strategy] = None
         if curves:
-            choice = choose(curves)
-            scores[strategy] = score_choice(choice, curves, load_later(run, strategy, choice, splits))
+            choice, n_searched = choose(curves), next(iter(curves.values())).held_out.shape[-1]
+            later = load_later(run, strategy, choice, splits) if n_searched < n_seeds else None
+            scores[strategy] = score_choice(choice, curves, later)
     return scores
 
 
 def load_later(
     run: RunFolder, strategy: str, choice: Choice, splits: Splits
-) -> Float[np.ndarray, "repeat fold later_seed"] | None:
-    """Read the held-out means of the seeds that trained where a fold has chosen; None where all were searched."""
-    names = {place: name_later(strategy, choice, place) for place in np.ndindex(choice.epoch.shape)}
-    if not all(run.candidate(name).result.exists() for name in names.values()):
-        return None
-    means = {place: load_later_losses(run, name, splits, place).mean(-1) for place, name in names.items()}
-    return np.reshape(list(means.values()), (*choice.epoch.shape, -1))
+) -> Float[np.ndarray, "repeat fold later_seed"]:
+    """Read the held-out means of the seeds that trained only where a fold has chosen."""
+    places = list(np.ndindex(choice.epoch.shape))
+    means = [load_later_losses(run, name_later(strategy, choice, at), splits, at).mean(-1) for at in places]
+    return np.reshape(means, (*choice.epoch.shape, -1))
 
 
 def name_later(strategy: str, choice: Choice, place: Place) -> str:
@@ -272,7 +271,7 @@ def load_later_losses(
     if history is None:
         raise RunFolderError(
             f"a completed candidate has a loss for every fold and seed, got {run.candidate(name).root}, where they are "
-            "missing or damaged; remove it and repeat the cv command"
+            f"missing or damaged; remove it and {run.summary.name}, and repeat the cv command"
         )
     found: np.ndarray = history.losses[-1, place[0]][:, splits.held_out(*place)]
     return found

@@ -168,6 +168,7 @@ def find_notes(run: RunFolder, plan: Plan, scores: Scores, strategies: Mapping[s
     for name, score in scores.items():
         notes += [f"{name}: {note}" for note in collect(run, [s for s in plan if s.strategy == name], "note")]
         random = strategies[name].n_trained > 0  # a closed form gives each seed the same
+        random = random and score is not None and bool(score.epoch.any())  # and so does what was not trained
         if random and score is not None and score.values.shape[-1] > 1 and differ_by(score.values) < SAME:
             notes.append(f"{name}: all seeds gave the same results, so they count as one; what in training is random?")
         elif random and score is not None and score.spread.seeds is not None:
@@ -182,7 +183,7 @@ def note_seeds(name: str, score: StrategyScore) -> list[str]:
         return []
     n_members, n_worth = score.values.size, score.epoch.size
     return [
-        f"{name}: seeds changed next to nothing (a spread of {seeds:.2g}, of {folds:.2g} by folds): "
+        f"{name}: seeds changed next to nothing (a spread of {write_share(seeds / score.mean, 1)} of the score): "
         f"{n_members} members are worth {n_worth}, and --seeds 1 is enough"
     ]
 

@@ -33,10 +33,10 @@ class StrategySummary(BaseModel, frozen=True):
             None with one seed.
         best_epoch_mean: Mean over samples of each curve's own minimum: what most tools print, too low.
         scores: By repeat, fold and seed.
-        stop_epochs: By repeat and fold, from 1, as the candidates that were chosen.
+        stop_epochs: By repeat and fold; epoch 0 is the pretrained network. As the candidates that were chosen.
         parts: Trained and all parameters by part of the network.
         candidates: How many completed, were stopped, failed.
-        seconds: Spent on its candidates.
+        seconds: That its candidates took while they were searched, over all calls.
         optimism: By how much the best-epoch value is below the score, of the seeds that were searched.
         stops_early: Whether some fold stopped before its candidate's last epoch.
         settled: Whether it has had its best chance: what was tried brackets its best learning rate and length.

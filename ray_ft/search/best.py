@@ -137,7 +137,8 @@ class BestProposer:
         yield from wanted
         for i in range(len(wanted), ROUND if standing.best else 0):
             point = self.ask_optuna(known, standing.best, len(known) + i)  # type: ignore[arg-type]  # there is one
-            if point is not None and point not in tried:
+            if point is not None and point not in [*tried, *(other for _, other in wanted)]:
+                wanted.append((OPTUNA, point))
                 yield OPTUNA, point
 
     def list_extensions(self, known: Sequence[Attempt], standing: Standing) -> Iterator[Point]:

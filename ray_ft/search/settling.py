@@ -50,6 +50,11 @@ class Attempt:
         return None if self.state == "failed" or not len(self.guide) else float(self.mean.min())
 
     @property
+    def counts(self) -> bool:
+        """Whether it shows what its learning rate is worth: it ran for half of its schedule, or it diverged."""
+        return self.diverged or (self.state != "failed" and 2 * (len(self.guide) - 1) >= self.spec.n_epochs)
+
+    @property
     def best_epochs(self) -> Int[np.ndarray, "repeat fold"]:
         return np.asarray(self.guide.argmin(0))
 
@@ -91,12 +96,12 @@ def assess(attempts: Sequence[Attempt], rope: float) -> Standing:
 
 
 def find_edge(own: Attempt, attempts: Sequence[Attempt]) -> Edge | None:
-    """Whether no lower, or no higher, learning rate than this one was tried."""
+    """Whether no lower, or no higher, learning rate than this one has shown what it is worth."""
     lr = own.spec.lr or 0.0
-    tried = [(other.spec.lr or 0.0, other) for other in attempts]
-    if not any(it >= APART * lr and (other.state != "failed" or other.diverged) for it, other in tried):
+    tried = [(other.spec.lr or 0.0, other) for other in attempts if other.counts]
+    if not any(it >= APART * lr for it, _ in tried):
         return "highest"
-    if not any(it <= lr / APART and other.state != "failed" for it, other in tried):
+    if not any(it <= lr / APART and not other.diverged for it, other in tried):
         return "lowest"
     return None
 
@@ -107,8 +112,8 @@ def has_longer(own: Attempt, attempts: Sequence[Attempt], rope: float) -> bool:
     return any(
         other.spec.n_epochs >= 2 * own.spec.n_epochs
         and lr / NEARBY <= (other.spec.lr or 0.0) <= lr * NEARBY
-        and other.lowest is not None
-        and other.lowest >= lowest - rope * abs(lowest)
+        and other.state == "completed"
+        and (other.lowest or 0.0) >= lowest - rope * abs(lowest)
         for other in attempts
     )
 
@@ -122,17 +127,19 @@ def measure_second_half(own: Attempt) -> float | None:
              for step in range((len(own.mean) - 1) * N_SUBSTEPS)]  # fmt: skip
     summed = np.concatenate([[0.0], np.cumsum(steps)])[::N_SUBSTEPS]
     start, lowest = float(own.mean[0]), float(own.mean.min())
-    half = float(np.interp(summed[-1] / 2, summed, own.mean))
-    return max(0.0, half - lowest) / (start - lowest) if start > lowest else 0.0
+    half = min(float(np.interp(summed[-1] / 2, summed, own.mean)), float(own.mean[summed <= summed[-1] / 2].min()))
+    return (half - lowest) / (start - lowest) if start > lowest else 0.0
 
 
 def say_edges(edges: Mapping[Edge, int], by_fold: Sequence[Attempt], attempts: Sequence[Attempt]) -> Iterator[str]:
     rates = [attempt.spec.lr for attempt in attempts if attempt.spec.lr is not None]
     if edges and max(rates) < APART * min(rates):
-        yield f"a single learning rate was tried, {max(rates):.2g}"
+        tried = f"{rates[0]:.2g}" if min(rates) == max(rates) else f"{min(rates):.2g} to {max(rates):.2g}"
+        yield f"no learning rates apart from one another were tried, but {tried} alone"
         return
     for edge, n in edges.items():
-        lr = max(rates) if edge == "highest" else min(rates)
+        own = [it.spec.lr or 0.0 for it in by_fold if find_edge(it, attempts) == edge]
+        lr = max(own) if edge == "highest" else min(own)
         yield f"best at the {edge} learning rate tried, {lr:.2g}, in {n} of {len(by_fold)} folds"
 
 

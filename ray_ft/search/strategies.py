@@ -35,6 +35,10 @@ class Strategy:
         return sum(learning for learning, _ in self.parts.values())
 
     @property
+    def n_params(self) -> int:
+        return sum(total for _, total in self.parts.values())
+
+    @property
     def longest(self) -> int:
         return sum(stage.longest for stage in self.stages)
 
