@@ -166,7 +166,8 @@ def test_a_best_that_still_improves_at_its_end_is_not_settled_until_twice_the_ep
     standing = assess([RISING, *BRACKETS], ROPE)
     assert standing.held_back
     assert standing.because == (
-        "still improving after 5 epochs: 73% of the progress fell in the second half of the summed learning rate",
+        "still improving after 5 epochs: 73% of the progress, 73% of the loss that is left, fell in the second half of "
+        "the summed learning rate",
     )
     better = attempt(1e-3, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
     assert not assess([RISING, better, *BRACKETS], ROPE).settled
@@ -179,7 +180,7 @@ def test_progress_is_measured_over_the_summed_learning_rate() -> None:
     n = 20
     summed = np.concatenate([[0.0], np.cumsum([scale_lr(s, n * 50, 0) for s in range(n * 50)])[49::50]])
     own = attempt(1e-3, (1 - 0.5 * summed / summed[-1]).tolist())
-    assert measure_second_half(own) == pytest.approx(0.5, abs=0.01)
+    assert measure_second_half(own) == pytest.approx((0.5, 0.5), abs=0.01)
     late = (own.mean[n // 2] - own.mean[-1]) / (own.mean[0] - own.mean[-1])
     assert late < 0.2, "by epochs it looks flat"
 
@@ -188,7 +189,7 @@ def test_a_strategy_that_never_learns_is_no_candidate_for_more_epochs() -> None:
     worse = attempt(1e-3, [1.0, 1.1, 1.2])
     standing = assess([worse, *BRACKETS], ROPE)
     assert standing.second_half_share is not None
-    assert measure_second_half(worse) == 0.0
+    assert measure_second_half(worse) == (0.0, 0.0)
 
 
 def test_nothing_completed_is_not_settled() -> None:

@@ -78,9 +78,9 @@ def range_of(kind: Any) -> Any:
 def widen(value: object) -> object:
     """Read `value`, `[low, high]` or `{low: .., high: .., fixed: true}`."""
     if isinstance(value, Mapping):
-        if value.keys() != {"low", "high", "fixed"}:
-            raise ValueError(f"a range has the keys low, high and fixed, got {', '.join(map(str, value)) or 'none'}")
-        return value["low"], value["high"], value["fixed"]
+        if not {"low", "high"} <= value.keys() <= {"low", "high", "fixed"}:
+            raise ValueError(f"a range has low and high, and may be fixed, got {', '.join(map(str, value)) or 'none'}")
+        return value["low"], value["high"], value.get("fixed", False)
     if isinstance(value, Range):
         return tuple(value)
     if not isinstance(value, list | tuple):

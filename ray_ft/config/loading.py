@@ -52,7 +52,7 @@ def validate(raw: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        problems = [shorten(line, MAX_LINE) for line in describe_problems(error)]
+        problems = list(dict.fromkeys(shorten(line, MAX_LINE) for line in describe_problems(error)))
         if len(problems) > MAX_PROBLEMS:
             problems[MAX_PROBLEMS:] = [f"and {len(problems) - MAX_PROBLEMS} more"]
         lines = "\n".join(f"  {line}" for line in problems)

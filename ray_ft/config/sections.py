@@ -209,9 +209,9 @@ class SearchSection(Section):
     method: Literal["best", "guide"] = "best"
     """best: look for the best of each strategy, also beyond its ranges. guide: draw from the ranges as written."""
     candidates: int | None = Field(default=None, ge=1, le=999)
-    """Number of candidates of each strategy. Without it, 6, or 2 where the method is guide."""
+    """Number of candidates of each strategy. Without it, as many as `minutes` allow, else 6, or 2 by the guide."""
     minutes: Positive | None = None
-    """Minutes of the search, an equal share for each strategy. Without it, the candidates alone count."""
+    """Minutes of the search, an equal share for each strategy; no round begins after them. Without it, none counts."""
     seeds: Literal["one", "all"] = "one"
     """Seeds of a candidate while it is searched. With one, the others follow where it is chosen."""
     grace_epochs: Count | None = None
@@ -340,7 +340,8 @@ class Config(Section):
     @property
     def n_candidates(self) -> int:
         """Candidates that each strategy gets."""
-        return self.cv.candidates or self.search.candidates or N_CANDIDATES[self.search.method]
+        default = 999 if self.search.minutes else N_CANDIDATES[self.search.method]  # then time alone ends the search
+        return self.cv.candidates or self.search.candidates or default
 
     @property
     def selected(self) -> dict[str, StrategyConfig]:

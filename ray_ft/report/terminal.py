@@ -94,7 +94,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
     ]
     pairs, ensemble = summary.of(summary.lowest), summary.ensemble
     return [
-        "* mean over folds × seeds of each one's best epoch: what most tools print; optimism is what it leaves out",
+        "* each fold's own best epoch, by the seeds that were searched: most tools print it; optimism is what it omits",
         *(f"! {line}" for line in words.say_unsettled(summary)),
         *words.say_method(summary),
         *(f"note: {note}" for note in summary.all_notes),

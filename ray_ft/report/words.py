@@ -97,7 +97,7 @@ def say_pair(pair: Comparison, unit: Unit) -> str:
     return (
         f"{opening}: {unit.write(pair.difference, '+')} {unit.interval(pair.interval, '+')}{say_ratio(pair)}, "
         f"p {pair.p_adjusted:.2g}; better, equal, worse with {chances}"
-        + (f"; {say_repeats(pair)}" if pair.verdict == "no evidence of a difference" else "")
+        + (f"; {say_remedy(pair)}" if pair.verdict == "no evidence of a difference" else "")
     )
 
 
@@ -126,6 +126,11 @@ def say_ratio(pair: Comparison) -> str:
     if pair.ratio is None or pair.ratio_interval is None:
         return ""
     return f", ratio {pair.ratio:.3g} [{pair.ratio_interval[0]:.3g}, {pair.ratio_interval[1]:.3g}]"
+
+
+def say_remedy(pair: Comparison) -> str:
+    """What might settle a pair of which nothing is known: first of all, the search of those that are not settled."""
+    return f"{' and '.join(map(label, pair.unsettled))} not settled" if pair.unsettled else say_repeats(pair)
 
 
 def say_repeats(pair: Comparison) -> str:
@@ -175,7 +180,7 @@ def say_changes(summary: Summary, unit: Unit) -> list[str]:
 def say_undecided(summary: Summary) -> Iterator[str]:
     for pair in summary.of(summary.lowest):
         if pair.verdict == "no evidence of a difference":
-            yield f"{label(pair.second)} may be as good as {pair.first}, or better: {say_repeats(pair)}"
+            yield f"{label(pair.second)} may be as good as {pair.first}, or better: {say_remedy(pair)}"
 
 
 def describe_spread(row: StrategySummary, unit: Unit) -> str:

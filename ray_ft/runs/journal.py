@@ -63,13 +63,13 @@ def read_log(path: Path) -> Iterator[Mapping[str, Any]]:
 def count_lost(path: Path) -> tuple[int, int, int]:
     """Count the epochs that were trained, those of them that were there before, and the interruptions.
 
-    Interruptions are processes that died and calls that went on with a run.
+    Interruptions are processes that died and calls that went on with a run that had not ended.
     """
     counts: Counter[str] = Counter()
     for event in read_log(path):
         counts[str(event["event"])] += 1
         counts["again"] += bool(event.get("again"))
-    return counts["epoch"], counts["again"], counts["retry"] + max(0, counts["start"] - 1)
+    return counts["epoch"], counts["again"], counts["retry"] + max(0, counts["start"] - 1 - counts["end"])
 
 
 def sum_seconds(path: Path) -> dict[str, float]:

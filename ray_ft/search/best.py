@@ -111,11 +111,10 @@ class BestProposer:
 
     @property
     def recipe(self) -> Hyperparameters | None:
-        """The middle of the ranges that are given; None where one that it needs is not."""
-        needed = ("lr", "epochs") if self.is_gradient else ()
-        if any(self.stage.bounds(name) is None for name in needed):
+        """The middle of the ranges that are given; None where that of a learning rate is not."""
+        if self.is_gradient and self.stage.bounds("lr") is None:
             return None
-        return draw_stage(self.stage)
+        return draw_stage(self.stage, n_epochs=self.n_epochs)
 
     def list_first(self) -> Iterator[Point]:
         seen = set()

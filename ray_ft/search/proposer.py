@@ -88,13 +88,17 @@ def draw_stages(strategy: StrategyConfig, index: int, entropy: list[int]) -> tup
     return tuple(draw_stage(stage, rng) for stage in strategy.stages)
 
 
-def draw_stage(stage: StageConfig, rng: np.random.Generator | None = None) -> Hyperparameters:
-    """Take a point drawn from the ranges, or the middle of each."""
+def draw_stage(
+    stage: StageConfig, rng: np.random.Generator | None = None, n_epochs: int | None = None
+) -> Hyperparameters:
+    """Take a point drawn from the ranges, or the middle of each; `n_epochs` where they have no range."""
     values: dict[str, object] = {}
     for name, declared in list_declared(stage.hyperparameters):
         bounds = stage.bounds(name)
         if bounds is None or bounds[0] == bounds[1]:
             values[name] = getattr(stage, name) if bounds is None else bounds[0]
+            if name == "epochs" and bounds is None:
+                values[name] = n_epochs
             continue
         low, high = np.log(bounds) if declared.log else bounds
         drawn = low + (0.5 if rng is None else rng.random()) * (high - low)

@@ -20,7 +20,7 @@ from ray_ft.search.plan import CandidateSpec
 APART = 2.0  # factor from which on another learning rate is another: one next to the best brackets nothing
 NEARBY = 4.0  # factor within which a longer candidate has the learning rate of a shorter one
 LATE = 0.9  # share of the epochs from which on a best epoch is at their end
-HALF_SHARE = 0.1  # of the progress in the second half of the summed learning rate, from which on much is left
+HALF_SHARE = 0.1  # of the progress, or of the loss that is left, from which on much is still to come
 N_SUBSTEPS = 50  # of an epoch, to sum the learning rate
 Edge = Literal["lowest", "highest"]
 
@@ -81,18 +81,18 @@ def assess(attempts: Sequence[Attempt], rope: float) -> Standing:
     if not complete:
         return Standing(None, ("no candidate completed",), None, False, False, None)
     best = min(complete, key=lambda attempt: attempt.lowest or 0.0)
-    share = measure_second_half(best)
-    if share is None:  # a closed form chooses its penalty itself
+    progress = measure_second_half(best)
+    if progress is None:  # a closed form chooses its penalty itself
         return Standing(best, (), None, False, False, None)
     chosen = np.stack([attempt.guide.min(0) for attempt in complete]).argmin(0)
     by_fold = [complete[index] for index in chosen.ravel()]
     edges = Counter(edge for own in by_fold if (edge := find_edge(own, attempts)))
     late = [own.best_epochs.ravel()[i] > LATE * own.spec.n_epochs for i, own in enumerate(by_fold)]
     ends = [is_late and not has_longer(own, attempts, rope) for is_late, own in zip(late, by_fold, strict=True)]
-    held_back = any(ends) and share >= HALF_SHARE
-    because = (*say_edges(edges, by_fold, attempts), *([say_end(best, share)] if held_back else ()))
+    held_back = any(ends) and max(progress) >= HALF_SHARE
+    because = (*say_edges(edges, by_fold, attempts), *([say_end(best, *progress)] if held_back else ()))
     edge = edges.most_common(1)[0][0] if edges else None
-    return Standing(best, because, edge, any(ends), held_back, share)
+    return Standing(best, because, edge, any(ends), held_back, progress[0])
 
 
 def find_edge(own: Attempt, attempts: Sequence[Attempt]) -> Edge | None:
@@ -118,8 +118,13 @@ def has_longer(own: Attempt, attempts: Sequence[Attempt], rope: float) -> bool:
     )
 
 
-def measure_second_half(own: Attempt) -> float | None:
-    """Share of the progress that fell in the second half of the summed learning rate; None without one."""
+def measure_second_half(own: Attempt) -> tuple[float, float] | None:
+    """What fell in the second half of the summed learning rate; None without one.
+
+    Returns:
+        It as a share of all progress, and of the lowest loss, that is what is left: from a start that is far off, a
+        small share of all progress may be most of what matters.
+    """
     hyper = own.spec.stages[-1]
     if not isinstance(hyper, GradientHyperparameters):
         return None
@@ -128,7 +133,9 @@ def measure_second_half(own: Attempt) -> float | None:
     summed = np.concatenate([[0.0], np.cumsum(steps)])[::N_SUBSTEPS]
     start, lowest = float(own.mean[0]), float(own.mean.min())
     half = min(float(np.interp(summed[-1] / 2, summed, own.mean)), float(own.mean[summed <= summed[-1] / 2].min()))
-    return (half - lowest) / (start - lowest) if start > lowest else 0.0
+    if not start > lowest:
+        return 0.0, 0.0
+    return (half - lowest) / (start - lowest), (half - lowest) / abs(lowest) if lowest else 0.0
 
 
 def say_edges(edges: Mapping[Edge, int], by_fold: Sequence[Attempt], attempts: Sequence[Attempt]) -> Iterator[str]:
@@ -143,8 +150,8 @@ def say_edges(edges: Mapping[Edge, int], by_fold: Sequence[Attempt], attempts: S
         yield f"best at the {edge} learning rate tried, {lr:.2g}, in {n} of {len(by_fold)} folds"
 
 
-def say_end(best: Attempt, share: float) -> str:
+def say_end(best: Attempt, share: float, of_lowest: float) -> str:
     return (
-        f"still improving after {best.spec.n_epochs} epochs: {share:.0%} of the progress fell in the second half of "
-        "the summed learning rate"
+        f"still improving after {best.spec.n_epochs} epochs: {share:.0%} of the progress, {of_lowest:.0%} of the loss "
+        "that is left, fell in the second half of the summed learning rate"
     )
