@@ -10,7 +10,7 @@ References:
     the same samples overlap less, not more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,11 +105,7 @@ def fit_curves(summaries: Sequence[Summary], more: Sequence[int], seed: int) -> 
         by_fold = np.stack([weigh_folds(means, deals.merged_sizes).ravel() for means in merged])
         spread = [row.score_std or 0.0 for row in rows]
         curves[name] = fit_curve(sizes, by_fold, spread, largest.test_share, asked, seed)
-        if all(isinstance(row, StrategySummary) and ends_with_schedule(name, row) for row in rows):
-            notes.append(
-                f"{name} was best at the end of its schedule in every fold: smaller training parts took fewer steps "
-                "too, so its curve may be too steep; raise its epochs"
-            )
+        notes += note_search(name, sizes, rows)
     return LearningCurve(metric=largest.metric, sizes=sizes, curves=curves, notes=notes)
 
 
@@ -120,6 +116,18 @@ def find_gap(name: str, sizes: Sequence[float], rows: Sequence[StrategySummary |
         return f"{name} has no score at {describe_sizes(holes)}, so no curve"
     zeros = [size for size, row in zip(sizes, rows, strict=True) if row.score_mean == 0]
     return f"{name} has a score of 0 at {describe_sizes(zeros)}, so no power law fits" if zeros else None
+
+
+def note_search(name: str, sizes: Sequence[float], rows: Sequence[StrategySummary | BaselineSummary]) -> Iterator[str]:
+    """Say where a strategy has not had its best chance: its curve is then that of a budget."""
+    strategies = [row for row in rows if isinstance(row, StrategySummary)]
+    if open_at := [size for size, row in zip(sizes, strategies, strict=False) if not row.settled]:
+        yield f"{name} is not settled at {describe_sizes(open_at)} samples, so a larger budget may move its curve"
+    if strategies and all(ends_with_schedule(name, row) for row in strategies):
+        yield (
+            f"{name} was best at the end of its schedule in every fold: smaller training parts took fewer steps "
+            "too, so its curve may be too steep"
+        )
 
 
 def ends_with_schedule(name: str, strategy: StrategySummary) -> bool:
