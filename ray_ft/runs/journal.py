@@ -66,10 +66,14 @@ def count_lost(path: Path) -> tuple[int, int, int]:
     Interruptions are processes that died and calls that went on with a run that had not ended.
     """
     counts: Counter[str] = Counter()
+    is_open = False
     for event in read_log(path):
         counts[str(event["event"])] += 1
         counts["again"] += bool(event.get("again"))
-    return counts["epoch"], counts["again"], counts["retry"] + max(0, counts["start"] - 1 - counts["end"])
+        if event["event"] in ("start", "end"):
+            counts["cut off"] += is_open and event["event"] == "start"
+            is_open = event["event"] == "start"
+    return counts["epoch"], counts["again"], counts["retry"] + counts["cut off"]
 
 
 def sum_seconds(path: Path) -> dict[str, float]:
