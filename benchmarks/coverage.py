@@ -109,6 +109,7 @@ def cover_demo(options: argparse.Namespace) -> None:
                 "data.targets": f"{files['rest']}::spectra",
                 "cv.strategies": options.strategies.split(","),
                 "cv.candidates": 1,
+                "search.method": "guide",
             }
             ray_ft.cross_validate(ray_ft.load_config(None, values), f"{folder}/run{part}")
             ensemble = ray_ft.Ensemble.load(f"{folder}/run{part}")

@@ -16,12 +16,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", required=True, help="the revision to compare with")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--options", default="", help='of the command in this tree, such as "--search guide"')
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder) / "before"
         run_git("worktree", "add", "--detach", str(before), options.before)
         try:
-            rounds = alternate(lambda: run_demo(ROOT), lambda: run_demo(before), options.rounds)
+            rounds = alternate(
+                lambda: run_demo(ROOT, *options.options.split()), lambda: run_demo(before), options.rounds
+            )
         finally:
             run_git("worktree", "remove", "--force", str(before))
     result = compare("demo", rounds)
@@ -32,9 +35,9 @@ def run_git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-def run_demo(tree: Path) -> Timing:
+def run_demo(tree: Path, *options: str) -> Timing:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "ray_ft", "cv", "--folds", "5", "--out", f"{folder}/run"]
+        command = [sys.executable, "-m", "ray_ft", "cv", "--folds", "5", "--out", f"{folder}/run", *options]
         return time_command(command, {"PYTHONPATH": str(tree)}, cwd=tree)
 
 

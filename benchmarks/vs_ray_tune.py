@@ -93,6 +93,7 @@ def describe_ours(folder: Path, row: str, settings: dict, precision: str) -> dic
         "model": {"checkpoint": str(folder / "network.safetensors")},
         "data": {"inputs": f"{data}::x", "targets": f"{data}::y", "symmetry": ["rot180"]},
         "cv": {"folds": settings["folds"], "seeds": settings["n_seeds"], "candidates": 1, "strategies": [f"{row}_row"]},
+        "search": {"method": "guide"},  # all seeds of the one candidate at once, as the other side trains
         "training": {"precision": precision},
         "strategies": {f"{row}_row": strategy},
     }
