@@ -61,7 +61,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Tests that start Ray, which takes all cores, run one after the other in one process; the others beside them.
 
-    Groups of pytest-xdist 3.8 would say so, but have no effect with pytest 9.2 (pytest-xdist's issue 1386).
+    Groups of pytest-xdist 3.8 would say so, but have no effect with pytest 9.2:
+    https://github.com/pytest-dev/pytest-xdist/issues/1386.
     """
     return RayTogether(config, log)
 

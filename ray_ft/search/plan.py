@@ -72,10 +72,6 @@ class Assignment:
         return 1 if self.is_range_test else self.spec.n_epochs if self.until is None else self.until
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        return tuple(dict.fromkeys(key.place for key in self.keys))
-
-    @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(sorted({key.seed for key in self.keys}))
 
