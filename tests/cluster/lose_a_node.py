@@ -53,7 +53,7 @@ class Histories:
             try:
                 at = path.stat().st_mtime
                 if not entries or at > entries[-1][0]:
-                    entries.append((at, len(read_arrays(path)["losses"])))
+                    entries.append((at, len(read_arrays(path)["losses"]) - 1))  # the first is of epoch 0
             except OSError:
                 continue  # replaced in between
 
