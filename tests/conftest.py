@@ -21,6 +21,7 @@ from ray_ft.cli import main
 from ray_ft.config import Config, load_config
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray then stays on the loopback address that it is given
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # else its processes wait for the tests beside them
 settings.register_profile("untimed", deadline=None)  # a first call may import for seconds
 settings.load_profile("untimed")
 

@@ -99,7 +99,7 @@ def test_a_run_and_the_commands_that_it_suggests(toy_folder: Path, ray_ft: Comma
     suggested = first.stdout.partition("next:\n")[2].splitlines()
     assert [line.split()[:2] for line in suggested] == [["ray-ft", "predict"], ["ray-ft", "ensemble"]]
     for line in suggested:  # as a user would copy it
-        followed = ray_ft(*shlex.split(line)[1:])
+        followed = ray_ft_here(*shlex.split(line)[1:])
         assert followed.returncode == 0, followed.stderr
     with np.load("runs/toy-predictions.npz") as archive:
         assert archive["mean"].shape == archive["std"].shape == (30, 3)

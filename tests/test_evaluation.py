@@ -41,12 +41,10 @@ def test_numbers_are_those_of_the_predictions(run: Path) -> None:
     assert (at_level.coverage, at_level.band_coverage) == (found.coverage, found.band_coverage)
 
 
-def test_the_command_prints_one_json_object_and_draws(
-    run: Path, ray_ft: Callable[..., Any], ray_ft_here: Callable[..., Any]
-) -> None:
+def test_the_command_prints_one_json_object_and_draws(run: Path, ray_ft_here: Callable[..., Any]) -> None:
     draw_fresh()
     words = ["evaluate", "run", "--inputs", "fresh_x.npy", "--targets", "fresh_y.npy"]
-    result = ray_ft(*words, "--json", "--plot", "calibration.png")
+    result = ray_ft_here(*words, "--json", "--plot", "calibration.png")
     assert result.returncode == 0, result.stderr
     content = json.loads(result.stdout)
     assert {"mse", "coverage", "nominal", "width"} <= content.keys()

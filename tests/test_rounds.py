@@ -112,17 +112,17 @@ def assert_same(found: Summary, expected: Summary, names: Sequence[str] = ("top"
 
 
 ON_A_CLUSTER = """
-import pytest
 import ray
 from ray.cluster_utils import Cluster
-from test_rounds import run_halver, use_halver
+from ray_ft.config import load_config
+from ray_ft.cross_validation import cross_validate
 
 node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args=node)
 try:
     cluster.add_node(**node)
-    use_halver(pytest.MonkeyPatch())
-    run_halver("run", address=cluster.address)
+    values = {"compute.address": cluster.address, "compute.workers_per_candidate": 2}
+    cross_validate(load_config("toy.yaml", {"cv.strategies": ["top"], "cv.candidates": 1} | values), "run")
     ray.init(cluster.address, log_to_driver=False)
     actors = ray._private.state.actors().values()  # those that have ended too
     print(*{actor["Address"]["NodeID"] for actor in actors if actor["ActorClassName"] == "Worker"})
@@ -132,31 +132,18 @@ finally:
 """
 
 
-def run_halver(out: str, address: str | None = None) -> Summary:
-    """Two candidates in a first round, then one."""
-    values = {"cv.strategies": ["top"], "compute.address": address, "compute.workers_per_candidate": address and 2}
-    config = load_config("toy.yaml", values)
-    return cross_validation.cross_validate(config, out, inline=address is None)
-
-
 @pytest.mark.ray
-def test_a_cluster_goes_through_the_rounds_of_the_inline_run(
-    toy_folder: Path, proposers: list[dict[str, Halver]]
-) -> None:
-    """Both of its nodes, in one process tree, train each candidate.
-
-    The ensemble is reduced by a task there.
-    """
-    expected = run_halver("inline")
-    paths = os.pathsep.join([str(toy_folder), str(Path(__file__).parent)])
-    env = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": paths}  # else a head takes a user's token
+def test_both_nodes_of_a_cluster_train_a_candidate_to_what_it_is_inline(toy_folder: Path) -> None:
+    """The ensemble is reduced by a task there."""
+    config = load_config("toy.yaml", {"cv.strategies": ["top"], "cv.candidates": 1})
+    expected = cross_validation.cross_validate(config, "inline", inline=True)
+    env = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(toy_folder)}  # else a head takes a user's token
     command = [sys.executable, "-W", "ignore", "-c", ON_A_CLUSTER]
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert len(result.stdout.splitlines()[-1].split()) == 2, "a candidate had workers on both nodes"
+    assert len(result.stdout.splitlines()[-1].split()) == 2, "the candidate had workers on both nodes"
     found = Summary.load("run")
     assert table(found) | {"ensemble": None} == table(expected) | {"ensemble": None}
     assert found.ensemble.score == pytest.approx(expected.ensemble.score, rel=1e-6)
     cards = [json.loads((toy_folder / name / "ensemble/card.json").read_text()) for name in ("inline", "run")]
     assert cards[0]["files"]["members.safetensors"] == cards[1]["files"]["members.safetensors"]
-    assert read_plan(toy_folder / "run") == read_plan(toy_folder / "inline")

@@ -42,22 +42,24 @@ def test_a_run_repeated_is_found_identical(toy_folder: Path) -> None:
     assert "a/top and b/top are identical on every fold" in found.notes[2]
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"cv__seed": 1}, "the splits"),
-        ({"cv__metric": "mae"}, "the metric"),
-        ({"cv__protocol": "nested"}, "the protocol"),
-        ({"cv__train_size": 10}, "the size of the training parts"),
-        ({"data__targets": "x.npy", "model__params": {"outputs": 6}}, "the data"),
-    ],
-)
-def test_other_data_or_splits_are_refused_with_the_reason(toy_folder: Path, options: dict, text: str) -> None:
+OTHERS: dict[str, dict[str, object]] = {
+    "the splits": {"cv__seed": 1},
+    "the metric": {"cv__metric": "mae"},
+    "the protocol": {"cv__protocol": "nested"},
+    "the size of the training parts": {"cv__train_size": 10},
+    "the data": {"data__targets": "x.npy", "model__params": {"outputs": 6}},
+}
+
+
+def test_other_data_or_splits_are_refused_with_the_reason(toy_folder: Path) -> None:
     module = toy_folder / "toy_network.py"
     module.write_text(module.read_text().replace("nn.Linear(width, 3)", "nn.Linear(width, outputs)"))
     module.write_text(module.read_text().replace("width=8", "width=8, outputs=3"))
-    with pytest.raises(RunFolderError, match=rf"a and b differ in {text} \("):
-        ray_ft.compare([run(toy_folder, "a"), run(toy_folder, "b", **options)])
+    own = run(toy_folder, "own", cv__strategies=["last"])
+    for i, (text, options) in enumerate(OTHERS.items()):
+        other = run(toy_folder, f"other{i}", cv__strategies=["last"], **options)
+        with pytest.raises(RunFolderError, match=rf"own and other{i} differ in {text} \("):
+            ray_ft.compare([own, other])
 
 
 def test_runs_must_be_several_and_finished(toy_folder: Path) -> None:

@@ -76,9 +76,7 @@ def test_a_batch_that_the_pool_does_not_hold_is_refused(n: int) -> None:
         choose_batch(np.ones((12, 3)), np.ones(12), n)
 
 
-def test_a_pool_is_chosen_from_by_an_ensemble(
-    run: Path, ray_ft: Callable[..., Any], ray_ft_here: Callable[..., Any]
-) -> None:
+def test_a_pool_is_chosen_from_by_an_ensemble(run: Path, ray_ft_here: Callable[..., Any]) -> None:
     pool = np.random.default_rng(1).normal(size=(70, 6)).astype(np.float32)
     ensemble = Ensemble.load(run)
     found = suggest_samples(ensemble, pool, 5)
@@ -87,7 +85,7 @@ def test_a_pool_is_chosen_from_by_an_ensemble(
     np.testing.assert_allclose(found.disagreement, np.sqrt((spread**2).mean(1)), rtol=1e-4)
     assert found.indices[0] == found.disagreement.argmax()
     np.save("pool.npy", pool)
-    result = ray_ft("suggest", "pool.npy", "--n", "5", "--run", "run")
+    result = ray_ft_here("suggest", "pool.npy", "--n", "5", "--run", "run")
     assert result.returncode == 0, result.stderr
     assert " ".join(map(str, found.indices)) in result.stdout
     rows = Path("suggestion.csv").read_text().splitlines()
@@ -98,7 +96,7 @@ def test_a_pool_is_chosen_from_by_an_ensemble(
     assert "at most the pool's 70, got 71" in many.stderr
 
 
-def test_what_is_measured_already_is_skipped(demo_run: Path, tmp_path: Path, ray_ft: Callable[..., Any]) -> None:
+def test_what_is_measured_already_is_skipped(demo_run: Path, tmp_path: Path, ray_ft_here: Callable[..., Any]) -> None:
     """Files of a user's: training samples and their images in the pool, among structures that are new."""
     with np.load(demo_run.parent / "few.npz") as archive:
         measured = np.unpackbits(archive["structure"], axis=-1)
@@ -108,12 +106,12 @@ def test_what_is_measured_already_is_skipped(demo_run: Path, tmp_path: Path, ray
     almost[0, 3, 3] ^= 1  # another structure, if by a pixel
     np.save(tmp_path / "pool.npy", np.concatenate([measured[:10], new, turned, almost]))
     command = ("suggest", f"{tmp_path}/pool.npy", "--run", str(demo_run), "--out", f"{tmp_path}/next", "--n")
-    result = ray_ft(*command, "6")
+    result = ray_ft_here(*command, "6")
     assert result.returncode == 0, result.stderr
     assert "note: 14 of" in result.stdout
     rows = (tmp_path / "next.csv").read_text().splitlines()[1:]
     assert {int(row.split(",")[1]) for row in rows} == {10, 11, 12, 13, 14, 19}
-    many = ray_ft(*command, "7", "--force")
+    many = ray_ft_here(*command, "7", "--force")
     assert "not measured yet, 6 of" in many.stderr
 
 

@@ -61,15 +61,20 @@ LOGGED = """
         log.write(pathlib.Path("/proc/self/cmdline").read_text() + "\\n")
 """
 WILD = {"train": ["*"], "lr": 1e30, "epochs": 3}  # it diverges
-ON_RAY = {"cv.strategies": ["top", "last", "wild"], "strategies.wild": WILD}
+ON_RAY = {
+    "cv.strategies": ["top", "last", "wild"],
+    "strategies.wild": WILD,
+    "search.method": "best",
+    "cv.candidates": 6,
+}
 
 
 def run_on_ray(folder: Path, *loggers: str) -> None:
     """Finish a run of ON_RAY with loggers; `builds` there names the processes that have built the network."""
     write_toy(folder)
     break_toy(folder, "        super().__init__()", LOGGED)
-    values = [f"strategies.wild={json.dumps(WILD)}", *loggers]
-    command = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", "run", "--strategies", "top,last,wild"]
+    values = [*(f"{key}={json.dumps(value)}" for key, value in ON_RAY.items()), *loggers]
+    command = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", "run"]
     command += [word for value in values for word in ("--set", value)]
     env = os.environ | {"WANDB_MODE": "offline"}
     result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)

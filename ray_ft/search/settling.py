@@ -8,7 +8,7 @@ measured over the summed learning rate: by epochs a cosine schedule looks flat a
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -128,14 +128,19 @@ def measure_second_half(own: Attempt) -> tuple[float, float] | None:
     hyper = own.spec.stages[-1]
     if not isinstance(hyper, GradientHyperparameters):
         return None
-    steps = [scale_lr(step, hyper.epochs * N_SUBSTEPS, hyper.warmup_epochs * N_SUBSTEPS)
-             for step in range((len(own.mean) - 1) * N_SUBSTEPS)]  # fmt: skip
-    summed = np.concatenate([[0.0], np.cumsum(steps)])[::N_SUBSTEPS]
+    summed = sum_schedule(hyper.epochs, hyper.warmup_epochs)[: len(own.mean)]
     start, lowest = float(own.mean[0]), float(own.mean.min())
     half = min(float(np.interp(summed[-1] / 2, summed, own.mean)), float(own.mean[summed <= summed[-1] / 2].min()))
     if not start > lowest:
         return 0.0, 0.0
     return (half - lowest) / (start - lowest), (half - lowest) / abs(lowest) if lowest else 0.0
+
+
+@lru_cache
+def sum_schedule(n_epochs: int, n_warmup: int) -> Float[np.ndarray, " epoch"]:
+    """The summed learning rate after each epoch, from 0 on, in units of its highest."""
+    steps = [scale_lr(step, n_epochs * N_SUBSTEPS, n_warmup * N_SUBSTEPS) for step in range(n_epochs * N_SUBSTEPS)]
+    return np.concatenate([[0.0], np.cumsum(steps)])[::N_SUBSTEPS]
 
 
 def say_edges(edges: Mapping[Edge, int], by_fold: Sequence[Attempt], attempts: Sequence[Attempt]) -> Iterator[str]:
