@@ -127,11 +127,17 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_demo(folder: Path) -> None:
     with np.load(Path(package.__file__).parent / "demo" / "measured.npz") as archive:
         np.savez(folder / "few.npz", structure=archive["structure"][:30], spectra=archive["spectra"][:30])
-    command = [sys.executable, "-m", "ray_ft", "cv", "--inline", "--out", "run", "--strategies", "spec_bias,head"]
-    command += ["--candidates", "1", "--folds", "3", "--set", "training.epochs=2", "--set", "training.lr=0.003"]
-    command += ["--set", "data.inputs=few.npz::structure", "--set", "data.targets=few.npz::spectra"]
-    command += ["--set", "ensemble.symmetric=true"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    values = {
+        "cv.strategies": ["spec_bias", "head"],
+        "cv.candidates": 1,
+        "cv.folds": 3,
+        "training.epochs": 2,
+        "training.lr": 0.003,
+        "data.inputs": f"{folder}/few.npz::structure",
+        "data.targets": f"{folder}/few.npz::spectra",
+        "ensemble.symmetric": True,
+    }
+    package.cross_validate(load_config(None, values), folder / "run", inline=True)
 
 
 @pytest.fixture
