@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 from hypothesis import settings
-from toy import run_on_ray, write_toy
+from toy import enter_toy, run_on_ray, write_toy
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -31,14 +30,6 @@ def toy_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the toy's module, data and config."""
     enter_toy(tmp_path, monkeypatch)
     return tmp_path
-
-
-def enter_toy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_toy(folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(sys.modules, "toy_network", raising=False)  # another test's, out of another folder
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -107,8 +98,8 @@ def run_toy(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def ray_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run by Ray that was logged to TensorBoard and MLflow, made once."""
-    loggers = "loggers.tensorboard=true", "loggers.mlflow=sqlite:///mlflow.db"
-    return make_once(tmp_path_factory, "ray", lambda folder: run_on_ray(folder, *loggers))
+    loggers = {"tensorboard": True, "mlflow": "sqlite:///mlflow.db"}
+    return make_once(tmp_path_factory, "ray", lambda folder: run_on_ray(folder, **loggers))
 
 
 @pytest.fixture

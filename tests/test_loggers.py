@@ -27,7 +27,7 @@ from ray_ft.search.plan import assign_search
 
 @pytest.fixture(scope="module")
 def logged_by_wandb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_on_ray(folder := tmp_path_factory.mktemp("wandb"), "loggers.wandb=toys")
+    run_on_ray(folder := tmp_path_factory.mktemp("wandb"), wandb="toys")
     return folder
 
 

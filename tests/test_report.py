@@ -11,11 +11,11 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from conftest import enter_toy, make_once
+from conftest import make_once
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from rich.console import Console
-from toy import WILD
+from toy import WILD, enter_toy
 
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate, rebuild_ensemble

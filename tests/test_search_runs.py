@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import enter_toy, make_once
+from conftest import make_once
+from toy import enter_toy
 
 from ray_ft.backends.progress import Display
 from ray_ft.config import Config, load_config

@@ -1,13 +1,17 @@
 """The toy: a network of a user's own, data and a config, written into a folder."""
 
-import json
-import os
-import subprocess
+import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+import torch
+from rich.console import Console
 
+from ray_ft.config import load_config
+from ray_ft.cross_validation import cross_validate
 from ray_ft.results.summary import Summary
 
 TOY_MODULE = """
@@ -69,17 +73,25 @@ ON_RAY = {
 }
 
 
-def run_on_ray(folder: Path, *loggers: str) -> None:
+def run_on_ray(folder: Path, **loggers: Any) -> None:
     """Finish a run of ON_RAY with loggers; `builds` there names the processes that have built the network."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        enter_toy(folder, patch)
+        patch.setenv("WANDB_MODE", "offline")
+        break_toy(folder, "        super().__init__()", LOGGED)
+        values = ON_RAY | {f"loggers.{name}": value for name, value in loggers.items()}
+        cross_validate(load_config("toy.yaml", values), "run", console=Console(file=said))
+    assert "failed and logs nothing more" not in said.getvalue(), said.getvalue()
+
+
+def enter_toy(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Work in a folder that the toy is written to."""
     write_toy(folder)
-    break_toy(folder, "        super().__init__()", LOGGED)
-    values = [*(f"{key}={json.dumps(value)}" for key, value in ON_RAY.items()), *loggers]
-    command = [sys.executable, "-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", "run"]
-    command += [word for value in values for word in ("--set", value)]
-    env = os.environ | {"WANDB_MODE": "offline"}
-    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "failed and logs nothing more" not in result.stdout, result.stdout
+    patch.chdir(folder)
+    patch.syspath_prepend(str(folder))
+    patch.delitem(sys.modules, "toy_network", raising=False)  # another test's, out of another folder
+    torch.set_num_threads(1)
 
 
 def table(summary: Summary) -> dict[str, object]:
