@@ -242,7 +242,7 @@ def search(
         training.grad_clip, training.n_noisy_views, training.precision, compute.packing, training.checkpoint_every
     )
     cost = {name: strategy.n_trained for name, strategy in strategies.items()}  # of an epoch, roughly
-    with Display(console, len(problem.keys), problem.objective.metric, cost) as display:
+    with Display(console, problem.objective.metric, cost) as display:
         halving = start_halving(strategies, config.search, compute.address)
         shared = Shared(problem, prepared.pretrained, run, strategies, settings, compute, halving, display, journal)
         limit_s = minutes and 60 * minutes / len(strategies)

@@ -6,6 +6,7 @@ Smaller training parts are subsets of larger ones, and the held-out folds stay t
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from ray_ft.config import Config
@@ -23,7 +24,7 @@ MORE = (25, 50, 100)
 def learning_curve(
     config: Config,
     out: str | Path,
-    sizes: Sequence[int | float],
+    sizes: Sequence[int | float] | None = None,
     more: Sequence[int | float] = MORE,
     inline: bool = False,
     console: Console | None = None,
@@ -33,7 +34,7 @@ def learning_curve(
     Args:
         config: What to run; its `cv.train_size` is set by each size.
         out: The folder.
-        sizes: Three or more, at most the smallest training part.
+        sizes: Three or more, at most the smallest training part; the quarters of it where left out.
         more: Forecasts are for the largest size and so many samples more.
         inline: Train in this process, without Ray.
         console: Where to show progress.
@@ -44,6 +45,7 @@ def learning_curve(
         RunError: No strategy has a score at some size.
     """
     rule = "different whole numbers from 1 on"
+    sizes = divide_training(config) if sizes is None else sizes
     ordered = sort_counts(sizes, 3, f"the sizes of a learning curve (--sizes) must be three or more {rule}")
     ahead = sort_counts(more, 0, f"the further samples to forecast for (--more) must be {rule}")
     if is_uri(out):
@@ -59,6 +61,13 @@ def learning_curve(
     write_text(folder.table, found.table().to_csv(index=False, lineterminator="\n"))
     write_text(folder.result, found.model_dump_json(indent=2) + "\n")
     return found
+
+
+def divide_training(config: Config) -> list[int]:
+    """A quarter, a half, three quarters and all of the smallest training part."""
+    splits = prepare(config).problem.splits
+    smallest = min(len(splits.training(*place)) for place in np.ndindex(splits.n_repeats, splits.n_folds))
+    return sorted({max(1, smallest * quarters // 4) for quarters in (1, 2, 3, 4)})
 
 
 def sort_counts(counts: Sequence[int | float], least: int, rule: str) -> list[int]:

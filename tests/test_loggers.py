@@ -99,7 +99,7 @@ def test_tensorboard_has_a_curve_a_candidate(ray_run: Path) -> None:
 def share(prepared: Prepared, run: RunFolder, console: Console) -> Shared:
     """What the candidates of a run share, its display with all of them in it."""
     config, strategies = prepared.config, prepared.strategies
-    display = Display(console, 1, "mse", dict.fromkeys(strategies, 1))
+    display = Display(console, "mse", dict.fromkeys(strategies, 1))
     display.add([assign_search(spec, prepared.problem, 2) for spec in prepared.first_round])
     halving, journal = start_halving(strategies, config.search, None), Journal(run.log)
     given = (prepared.problem, prepared.pretrained, run, strategies, FitSettings(), config.compute)

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from ray_ft.backends.progress import Display
 from ray_ft.config import StrategyConfig
-from ray_ft.search.plan import Assignment
-from ray_ft.search.problem import list_members
+from ray_ft.search.plan import Assignment, assign_range_test
+from ray_ft.search.problem import MemberKey, list_members
 from ray_ft.search.proposer import RandomProposer
 
 STRATEGY = StrategyConfig.model_validate({"train": ["*"], "lr": 1e-3, "epochs": 10})
@@ -20,7 +20,7 @@ PLAN = [
 
 def test_lines_name_candidate_epoch_and_best() -> None:
     text = io.StringIO()
-    with Display(Console(file=text, width=200), 15, "mse", {"head": 1, "full": 100}) as display:
+    with Display(Console(file=text, width=200), "mse", {"head": 1, "full": 100}) as display:
         display.add(PLAN)
         display.show_epoch("head-000", 3, 0.5)
         display.show_epoch("head-000", 4, 0.75)
@@ -28,8 +28,25 @@ def test_lines_name_candidate_epoch_and_best() -> None:
     assert text.getvalue() == "[1/2 candidates, 0 s] head-000 completed after 4 epochs, best mse so far 0.5\n"
 
 
+def test_what_is_no_candidate_is_not_counted_as_one_nor_as_the_best() -> None:
+    text = io.StringIO()
+    (spec, *_) = (own.spec for own in PLAN)
+    later = Assignment(spec, "head-000-r0-f1-e4", (MemberKey(0, 1, 1),), until=4)
+    with Display(Console(file=text, width=200), "mse", {"head": 1, "full": 100}) as display:
+        display.add([assign_range_test(spec), PLAN[0], later])
+        display.show_end("head-range", "completed")
+        display.show_epoch("head-000", 1, 0.5)
+        display.show_epoch(later.name, 4, 0.1)
+        display.show_end(later.name, "completed")
+    first, last = text.getvalue().splitlines()
+    assert first == "[0/1 candidates, 0 s] head: range test completed"
+    assert (
+        last == "[0/1 candidates, 0 s] head-000: further seeds of fold 2 completed after 4 epochs, best mse so far 0.5"
+    )
+
+
 def test_the_time_left_weighs_epochs_by_their_cost() -> None:
-    display = Display(Console(quiet=True), 15, "mse", {"head": 1, "full": 4})
+    display = Display(Console(quiet=True), "mse", {"head": 1, "full": 4})
     display.add(PLAN)
     display.show_epoch("full-000", 5, 0.5)
     assert display.estimate_left(60.0) == 60 * (4 * 5 + 10) / 20

@@ -15,8 +15,8 @@ LINE_EVERY_S = 10.0
 class Display:
     """Shows how far each strategy is; `cost` of its epochs, in any unit, is for the estimate of the time left."""
 
-    def __init__(self, console: Console, n_members: int, metric: str, cost: Mapping[str, int]) -> None:
-        self.console, self.n_members, self.metric, self.cost = console, n_members, metric, cost
+    def __init__(self, console: Console, metric: str, cost: Mapping[str, int]) -> None:
+        self.console, self.metric, self.cost = console, metric, cost
         self.entered: dict[str, Assignment] = {}
         self.epochs: dict[str, int] = {}
         self.states: dict[str, str] = {}
@@ -39,25 +39,33 @@ class Display:
         self.epochs = dict.fromkeys(self.entered, 0) | self.epochs
 
     def show_epoch(self, name: str, epoch: int, mean: float) -> None:
-        """Take note of a candidate's epoch and its mean held-out loss."""
-        strategy = self.entered[name].spec.strategy
+        """Take note of an assignment's epoch and its mean held-out loss."""
+        own = self.entered[name]
         self.epochs[name] = max(epoch, self.epochs[name])
-        self.best[strategy] = min(mean, self.best.get(strategy, mean))
+        if own.is_search:  # the others train single folds, whose means are no score
+            self.best[own.spec.strategy] = min(mean, self.best.get(own.spec.strategy, mean))
         if time.monotonic() - self.printed > LINE_EVERY_S:
-            self.print_line(f"{name} epoch {epoch}/{self.entered[name].n_epochs}")
+            self.print_line(own, f"epoch {epoch}/{own.n_epochs}")
 
     def show_end(self, name: str, state: str) -> None:
-        """Take note of how a candidate ended."""
+        """Take note of how an assignment ended."""
         self.states[name] = state
-        self.print_line(f"{name} {state} after {self.epochs[name]} epochs")
+        own = self.entered[name]
+        self.print_line(own, state if own.is_range_test else f"{state} after {self.epochs[name]} epochs")
 
-    def print_line(self, event: str) -> None:
+    def print_line(self, own: Assignment, event: str) -> None:
         if not self.console.is_terminal:
             self.printed = time.monotonic()
-            best = self.best.get(self.entered[event.split()[0]].spec.strategy)
+            best = self.best.get(own.spec.strategy)
             shown = "" if best is None else f", best {self.metric} so far {best:.3g}"
-            text = f"[{len(self.states)}/{len(self.entered)} candidates, {self.describe_time()}] {event}{shown}"
+            done, n = self.count_candidates()
+            text = f"[{done}/{n} candidates, {self.describe_time()}] {describe(own)} {event}{shown}"
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def count_candidates(self, strategy: str | None = None) -> tuple[int, int]:
+        """How many of those that are planned so far have ended, and how many these are."""
+        names = [name for name, own in self.entered.items() if own.is_search and strategy in (None, own.spec.strategy)]
+        return sum(name in self.states for name in names), len(names)
 
     def describe_time(self) -> str:
         elapsed = time.monotonic() - self.started
@@ -73,12 +81,20 @@ class Display:
 
     def render(self) -> Table:
         table = Table(title=f"training, {self.describe_time()}", title_justify="left", box=None, pad_edge=False)
-        for column in ("strategy", "candidates", "folds x seeds", "epochs", f"best {self.metric} so far"):
-            table.add_column(column, justify="left" if column == "strategy" else "right")
+        for column in ("strategy", "candidates", "epochs", f"best {self.metric} so far", "now"):
+            table.add_column(column, justify="left" if column in ("strategy", "now") else "right")
         for strategy in dict.fromkeys(own.spec.strategy for own in self.entered.values()):
-            names = [name for name, own in self.entered.items() if own.spec.strategy == strategy]
-            ended = f"{sum(name in self.states for name in names)}/{len(names)}"
-            epochs = f"{sum(self.epochs[name] for name in names)}/{sum(self.entered[name].n_epochs for name in names)}"
+            owns = {name: own for name, own in self.entered.items() if own.spec.strategy == strategy}
+            done, n = self.count_candidates(strategy)
+            epochs = f"{sum(self.epochs[name] for name in owns)}/{sum(own.n_epochs for own in owns.values())}"
             best = f"{self.best[strategy]:.3g}" if strategy in self.best else ""
-            table.add_row(strategy, ended, f"{self.n_members} each", epochs, best)
+            left = [own for name, own in owns.items() if name not in self.states]
+            table.add_row(strategy, f"{done}/{n}", epochs, best, describe(left[0]) if left else "done so far")
         return table
+
+
+def describe(own: Assignment) -> str:
+    """Name what is trained in words."""
+    if own.is_range_test:
+        return f"{own.spec.strategy}: range test"
+    return own.name if own.is_search else f"{own.spec.name}: further seeds of fold {own.keys[0].fold + 1}"

@@ -60,6 +60,10 @@ def cv(
     with resumable(), open_folder(out or Path("runs") / config.name) as run:
         summary = cross_validate(config, run, inline, Console(highlight=False), report=True)
         show(render_summary(summary, run))
+        if config.n_candidates < summary.search.candidates:
+            typer.echo(
+                f"\nnote: this run has searched {summary.search.candidates} candidates of each strategy, and all count"
+            )
 
 
 @app.command()
@@ -103,7 +107,7 @@ def compare(
 @configured
 def learning_curve(
     config: "Config",
-    sizes: Annotated[str, Option(help=SIZES)] = "20,40,60,80",
+    sizes: Annotated[str | None, Option(help=SIZES, show_default="the quarters of the smallest")] = None,
     more: Annotated[str, Option(help="Numbers of further samples to forecast for, comma-separated.")] = "25,50,100",
     out: Annotated[str | None, Option("--out", "-o", help=CURVE_OUT)] = None,
     address: AddressOption = None,
@@ -114,7 +118,7 @@ def learning_curve(
     The strategies are cross-validated on training parts of several sizes, and a power law is fitted to their scores.
     The same command goes on with a curve that was stopped.
     """
-    counts = read_counts("--sizes", sizes), read_counts("--more", more)
+    counts = None if sizes is None else read_counts("--sizes", sizes), read_counts("--more", more)
     say_starting()
     from rich.console import Console
 

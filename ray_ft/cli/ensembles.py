@@ -21,10 +21,11 @@ from ray_ft.cli.options import (
 )
 from ray_ft.cli.outputs import check_output
 from ray_ft.cli.show import resumable, show
-from ray_ft.errors import ConfigError, DataError
+from ray_ft.errors import ConfigError, DataError, RunFolderError
 
 if TYPE_CHECKING:
     from ray_ft.prediction.streams import Streamed
+    from ray_ft.results.summary import EnsembleSummary
 
 TAKEN = "Strategies whose members are taken, comma-separated. Without it, those of the run's config, or the winner's."
 METHOD = "How members are weighed: uniform, greedy, stacked, or auto: uniform unless another is better beyond noise."
@@ -71,9 +72,20 @@ def ensemble(
     names = None if strategies is None else read_names("--strategies", strategies)
     choice = {"strategies": names, "method": method, "symmetric": symmetric, "level": level, "units": units}
     choice["license"] = license
+    before = find_ensemble(run)
     summary = rebuild_ensemble(run, **{key: value for key, value in choice.items() if value is not None})
     write_report(run)  # which shows the ensemble
-    show(render_ensemble(summary))
+    show(render_ensemble(summary, before))
+
+
+def find_ensemble(run: Path) -> "EnsembleSummary | None":
+    """The ensemble that a run has."""
+    from ray_ft.results.summary import Summary
+
+    try:
+        return Summary.load(run).ensemble
+    except RunFolderError:  # building it says what is wrong
+        return None
 
 
 @ensembles.command()

@@ -102,6 +102,16 @@ def describe_flags(shipped: dict[str, Any], freeze_encoder: bool, freeze_decoder
     return base | {"description": "what the freeze flags leave", "train": ("*",), "freeze": freeze}
 
 
+KINDS = {
+    "model_type": "it should be a section of keys",
+    "dict_type": "it should be a section of keys",
+    "tuple_type": "it should be a list",
+    "list_type": "it should be a list",
+    "string_type": "it should be text",
+    "int_type": "it should be a whole number",
+}
+
+
 def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -> Iterator[str]:
     """Say what is wrong with each key that a model refused."""
     places = [problem["loc"] for problem in error.errors()]
@@ -120,8 +130,9 @@ def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -
         elif problem["type"] == "value_error":
             yield from (f"{key}: {line}" if key else line for line in str(problem["ctx"]["error"]).split("\n"))
         else:
-            message = problem["msg"].replace("Input should", "it should")
-            yield f"{key}: {message}, got {show_value(problem['input'])}"
+            message = KINDS.get(problem["type"]) or problem["msg"].replace("Input should", "it should")
+            given = "null" if problem["input"] is None else show_value(problem["input"])
+            yield f"{key}: {message}, got {given}"
 
 
 def name_place(location: tuple[Any, ...]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Samples: inputs and targets read, checked, and moved by the symmetry into views."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,12 @@ def load_samples(
     orbits = label_orbits(x, domain.list_views(domain.operations))
     joined = join_groups([orbits] if group_column is None else [orbits, group_column])
     binned = None if strata is None else bin_strata(strata, stratify or "", n_folds)
-    return Samples(x, y, joined, binned, (*notes, *describe_images(orbits)), domain)
+    return Samples(x, y, joined, binned, (*notes, *describe_images(orbits), *describe_targets(y)), domain)
+
+
+def describe_targets(targets: Shaped[np.ndarray, "sample *target"]) -> Iterator[str]:
+    if (targets == targets[0]).all():
+        yield "all samples have the same targets, so there is nothing to learn from them; check data.targets"
 
 
 def read_column(source: str, n: int) -> Shaped[np.ndarray, " sample"]:

@@ -23,8 +23,8 @@ from ray_ft.results.summary import EnsembleSummary
 LABELS = {"single": "best member alone"}
 
 
-def render_ensemble(summary: EnsembleSummary) -> Group:
-    """Draw what an ensemble scores beside what it could have been."""
+def render_ensemble(summary: EnsembleSummary, before: EnsembleSummary | None = None) -> Group:
+    """Draw what an ensemble scores beside what it could have been, and beside a better one whose place it takes."""
     unit = choose_unit([*summary.scores.values()])
     table = start_table("blind members of " + ", ".join(summary.strategies), f"score{unit.suffix}")
     for method, score in sorted(summary.scores.items(), key=lambda item: item[1]):
@@ -45,6 +45,9 @@ def render_ensemble(summary: EnsembleSummary) -> Group:
         f"ensemble  {summary.n_members} members in {summary.path}, {summary.method}; score {unit.write(summary.score)}"
         f"{unit.suffix} by the {summary.n_blind} of them that never saw a sample"
     )
+    if before is not None and before.score < summary.score:
+        kind = f"--strategies {','.join(before.strategies)} --method {before.method}"
+        lines.append(f"note: the ensemble before it was better, {unit.write(before.score)}; {kind} builds that again")
     return join_lines(title, "", table, "", *lines)
 
 

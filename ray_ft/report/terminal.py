@@ -96,6 +96,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
     return [
         "* each fold's own best epoch, by the seeds that were searched: most tools print it; optimism is what it omits",
         *(f"! {line}" for line in words.say_unsettled(summary)),
+        *(f"  {line}" for line in words.say_way_on(summary)),
         *words.say_method(summary),
         *(f"note: {note}" for note in summary.all_notes),
         *failures,

@@ -117,6 +117,16 @@ def say_unsettled(summary: Summary) -> Iterator[str]:
             yield f"{name} is not settled: {'; '.join(row.unsettled_because)}"
 
 
+def say_way_on(summary: Summary) -> Iterator[str]:
+    """How what is not settled may be."""
+    if summary.search.method != "guide" and not all(row.settled for row in summary.strategies.values()):
+        more = 2 * max(row.n_candidates for row in summary.strategies.values())
+        yield (
+            f"the same command with a larger budget, such as --candidates {more}, goes on from here, within what the "
+            "config fixes"
+        )
+
+
 def say_method(summary: Summary) -> Iterator[str]:
     if summary.search.method == "guide":
         yield "the ranges were drawn from as written, so this ranks recipes; --search best ranks strategies"
@@ -169,11 +179,8 @@ def say_corrected(summary: Summary, unit: Unit) -> Iterator[str]:
 
 def say_changes(summary: Summary, unit: Unit) -> list[str]:
     """What could change the answer, as far as the run itself shows."""
-    unsettled = [
-        f"{line}; a larger budget (--candidates) goes on, within what the config fixes"
-        for line in say_unsettled(summary)
-    ]
-    training = (*say_spread(summary, unit), *say_failures(summary))
+    unsettled = *say_unsettled(summary), *say_way_on(summary)
+    training = *say_spread(summary, unit), *say_failures(summary)
     return [*say_method(summary), *unsettled, *say_undecided(summary), *training]
 
 
