@@ -157,5 +157,8 @@ def test_a_rebuilt_ensemble_is_in_the_report(run: Path, ray_ft_here: Command) ->
     assert result.returncode == 0, result.stderr
     assert "24 members in run/ensemble, stacked; score" in result.stdout
     assert "24 members of\ntop, last (stacked weights)" in Path("run/report.html").read_text()
+    worse = ray_ft_here("ensemble", "run", "--strategies", "last").stdout
+    assert "note: the ensemble before it was better" in worse
+    assert "--strategies top,last --method stacked builds that again" in worse
     refused = ray_ft_here("ensemble", "run", "--level", "0.99")
     assert (refused.returncode, "need at least 99 samples" in refused.stderr) == (2, True)

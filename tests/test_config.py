@@ -22,13 +22,14 @@ def test_every_key_says_what_it_is(section: str) -> None:
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
-    path = write(tmp_path, "cv: {folds: 1, sedes: 3}\ncompute: {packing: both}\n")
+    path = write(tmp_path, "cv: {folds: 1, sedes: 3}\ncompute: {packing: both}\nsearch:\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     text = str(caught.value)
     assert "cv.folds: it should be greater than or equal to 2, got 1" in text
     assert "cv.sedes: unknown key; did you mean seeds?" in text
     assert "compute.packing: it should be 'auto', 'packed' or 'looped', got 'both'" in text
+    assert "search: it should be a section of keys, got null" in text
 
 
 def test_a_value_under_training_holds_for_every_strategy(tmp_path: Path) -> None:

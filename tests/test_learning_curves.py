@@ -13,6 +13,7 @@ from rich.console import Console
 import ray_ft
 from ray_ft.config import Config, load_config
 from ray_ft.errors import ConfigError, RunFolderError, UserError
+from ray_ft.learning_curves import divide_training
 from ray_ft.report.page import write_curve_figure
 from ray_ft.report.terminal import render_curve
 from ray_ft.results.learning_curve import fit_curve, fit_curves, fit_power_law
@@ -58,6 +59,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         low, high = curve.forecasts[1].interval
         covered += low <= beyond <= high
     assert covered >= 53, "95 % of 60 are 57; the fit is not linear"
+
+
+def test_sizes_that_are_left_out_are_the_quarters_of_the_smallest_training_part(toy_config: Config) -> None:
+    assert divide_training(toy_config) == [5, 10, 15, 20]
 
 
 def test_a_curve_on_the_toy_goes_on_and_is_a_table(toy_config: Config, tmp_path: Path) -> None:
