@@ -14,7 +14,7 @@ PROTECTED: dict[int, int] = {}
 
 def judge_in_order(curves: list[list[float]], order: list[int]) -> dict[str, int | None]:
     halving, heard = (
-        SuccessiveHalving(lambda spec, _: ("s", 2, N_EPOCHS, PROTECTED.get(spec.index, 0)), 2.0),
+        SuccessiveHalving(lambda spec: ("s", 2, N_EPOCHS, PROTECTED.get(spec.index, 0)), 2.0),
         [0] * len(PLAN),
     )
     halving.add(PLAN)

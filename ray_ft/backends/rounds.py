@@ -28,7 +28,7 @@ from ray_ft.results.records import (
 )
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import Journal, sum_seconds
-from ray_ft.search.plan import RECIPE, Assignment, CandidateSpec, assign_finish, assign_range_test, assign_search
+from ray_ft.search.plan import Assignment, CandidateSpec, assign_finish, assign_range_test, assign_search
 from ray_ft.search.problem import Problem
 from ray_ft.search.proposer import Proposer
 from ray_ft.search.strategies import Strategy
@@ -172,8 +172,7 @@ class Rounds:
                 proposer.tell_range(result["lr"], result["work"])
         while not self.is_out_of_time(name) and (asked := proposer.ask()):
             specs = self.record(name, asked)
-            in_order = sorted(specs, key=lambda spec: spec.origin == RECIPE)  # judged by what is searched beside it
-            yield [assign_search(spec, shared.problem, self.n_seeds[name]) for spec in in_order]
+            yield [assign_search(spec, shared.problem, self.n_seeds[name]) for spec in specs]
             for spec in specs:
                 self.verdicts[spec.name] = self.read_verdict(spec)
                 proposer.tell(load_attempt(shared.run, spec, self.verdicts[spec.name], shared.problem.splits))
@@ -222,7 +221,7 @@ class Rounds:
     def enter(self, batch: Batch) -> None:
         """Tell of what comes, and of what an earlier call has seen of it."""
         shared = self.shared
-        shared.halving.add([own.spec for own in batch if own.is_search])
+        shared.halving.add(own.spec for own in batch if own.is_search)
         shared.display.add(batch)
         for own in batch:
             means, result = load_means(shared.run, own, shared.problem.splits), load_result(shared.run, own.name)

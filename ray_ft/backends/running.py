@@ -1,8 +1,7 @@
 """Which backend: candidates trained by Ray Tune, or one after the other in this process, under the same verdicts."""
 
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,25 +41,20 @@ def start_halving(
     """Make what stops candidates of a strategy against each other.
 
     By the guide these are all of a strategy. Else they are those of schedules of one length, as a longer one learns
-    later. What is to bracket the best is not stopped in the first half of its schedule: a learning rate that is right
-    in the end may look worse at first. The recipe, whatever its length, is compared with what begins beside it, from a
-    quarter of their length on.
+    later; the recipe is compared with none, so that it can be shown beside what was found. What is to bracket the best
+    is not stopped in the first half of its schedule: a learning rate that is right in the end may look worse at first.
     """
     set_up_ray(address)
     from ray_ft.backends.successive_halving import Group, SuccessiveHalving  # after the settings, which Ray reads
 
-    def find_group(spec: CandidateSpec, beside: Sequence[CandidateSpec]) -> Group | None:
+    def find_group(spec: CandidateSpec) -> Group | None:
         if search.method == "guide":
             own = strategies[spec.strategy]
             return spec.strategy, search.grace_epochs or max(1, -(-own.longest // 4)), own.longest, 0
-        lengths = [other.n_epochs for other in beside if other.origin != RECIPE]
-        if not lengths:
+        if spec.origin == RECIPE:
             return None
-        length = lengths[0] if spec.origin == RECIPE else spec.n_epochs
-        shares = {RECIPE: 0.25, OPTUNA: 0.0}
-        protected = math.ceil(shares.get(spec.origin, 0.5) * length)
-        longest = max(other.n_epochs for other in beside)
-        return f"{spec.strategy}/{length}", search.grace_epochs or 1, longest, protected
+        half = 0 if spec.origin == OPTUNA else -(-spec.n_epochs // 2)
+        return f"{spec.strategy}/{spec.n_epochs}", search.grace_epochs or 1, spec.n_epochs, half
 
     return SuccessiveHalving(find_group, search.reduction_factor)
 

@@ -8,7 +8,7 @@ References:
     Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020. We depart from it in the order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,21 +23,18 @@ Group = tuple[str, int, int, int]
 class SuccessiveHalving:
     """Decides which candidates are stopped, one stock ASHAScheduler a group; what is in no group runs to its end.
 
-    `group_of` gives the group of a candidate, from it and those that are taken in with it. The best
-    `1 / reduction_factor` at a rung go on.
+    `group_of` gives the group of a candidate. The best `1 / reduction_factor` at a rung go on.
     """
 
-    def __init__(
-        self, group_of: Callable[[CandidateSpec, Sequence[CandidateSpec]], Group | None], reduction_factor: float
-    ) -> None:
+    def __init__(self, group_of: Callable[[CandidateSpec], Group | None], reduction_factor: float) -> None:
         self.group_of, self.reduction_factor = group_of, reduction_factor
         self._halvings: dict[str, GroupHalving] = {}
         self._halving_of: dict[str, GroupHalving] = {}
 
-    def add(self, specs: Sequence[CandidateSpec]) -> None:
+    def add(self, specs: Iterable[CandidateSpec]) -> None:
         """Take candidates in, behind those that are there."""
         for spec in specs:
-            if group := self.group_of(spec, specs):
+            if group := self.group_of(spec):
                 name, grace, longest, protected = group
                 halving = self._halvings.setdefault(name, GroupHalving(grace, longest, self.reduction_factor))
                 self._halving_of[spec.name] = halving

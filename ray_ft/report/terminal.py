@@ -67,7 +67,7 @@ def build_search_table(summary: Summary, unit: Unit) -> Table:
         lr, epochs = row.best.get("lr"), row.best.get("epochs", "")
         table.add_row(
             Text(name), str(row.n_candidates), words.describe_rates(row), "" if lr is None else f"{lr:.1e}",
-            str(epochs), words.describe_recipe(row, unit), late,
+            str(epochs), "" if row.guide_score is None else unit.write(row.guide_score), late,
             "yes" if row.settled else "no !", f"{row.seconds:.0f} s",
         )  # fmt: skip
     return table

@@ -223,14 +223,6 @@ def describe_rates(row: StrategySummary) -> str:
     return low if low == high else f"{low} – {high}"
 
 
-def describe_recipe(row: StrategySummary, unit: Unit) -> str:
-    """The recipe's score, and where it was stopped."""
-    if row.guide_score is None:
-        return ""
-    score = unit.write(row.guide_score)
-    return score if row.guide_stopped is None else f"{score} (stopped after {row.guide_stopped})"
-
-
 def describe_stops(row: StrategySummary) -> str:
     """The epochs at which folds stopped, marked where the strategy is not settled."""
     stops = [epoch for repeat in row.stop_epochs for epoch in repeat]

@@ -12,14 +12,14 @@ from ray_ft.data.folds import Deals, Splits
 from ray_ft.errors import write_share
 from ray_ft.files.writing import write_record, write_text
 from ray_ft.objectives import Objective
-from ray_ft.results.records import Plan, Verdicts, load_attempts, load_history, load_result
+from ray_ft.results.records import Plan, Verdicts, load_attempts, load_curves, load_result
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
 from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import RECIPE, name_candidate
 from ray_ft.search.settling import Attempt, assess
 from ray_ft.search.strategies import Strategy
 from ray_ft.statistics.comparison import Comparisons, Means, compare_all
-from ray_ft.statistics.scores import Choice, Scores, StrategyScore, average_samples, build_curves, choose, score_choice
+from ray_ft.statistics.scores import Choice, Scores, StrategyScore, average_samples, choose, score_choice
 from ray_ft.statistics.selection import Losses
 
 SAME = 1e-4  # relative differences below this are rounding
@@ -76,7 +76,7 @@ def summarize_strategy(
         optimism=score.optimism if score else None,
         stops_early=score is not None and stops_early(score, strategy.name, own),
         n_candidates=len(specs),
-        **describe_recipe(run, specs, verdicts, splits),
+        guide_score=score_recipe(run, specs, verdicts, strategy.name, splits),
         **describe_search(load_attempts(run, plan, verdicts, strategy.name, splits), rope),
     )
 
@@ -99,21 +99,11 @@ def describe_search(attempts: Sequence[Attempt], rope: float) -> dict[str, Any]:
     }
 
 
-def describe_recipe(run: RunFolder, specs: Plan, verdicts: Verdicts, splits: Splits) -> dict[str, Any]:
-    """Score a recipe by itself, at epochs that the other folds choose, by the seeds of its search.
-
-    One that was stopped, as it fell behind, is scored by the epochs before that.
-    """
-    recipe = next((spec for spec in specs if spec.index == 0 and spec.origin == RECIPE), None)
-    verdict = verdicts[recipe.name] if recipe else None
-    history = load_history(run, recipe.name, splits) if recipe else None
-    if verdict is None or history is None or verdict.state == "failed":
-        return {"guide_score": None, "guide_stopped": None}
-    counted = slice(0, verdict.epoch + 1)
-    inner = None if history.inner is None else history.inner[counted]
-    curves = {0: build_curves(history.losses[counted], inner, splits)}
-    stopped = verdict.epoch if verdict.state == "stopped" else None
-    return {"guide_score": score_choice(choose(curves), curves).mean, "guide_stopped": stopped}
+def score_recipe(run: RunFolder, specs: Plan, verdicts: Verdicts, strategy: str, splits: Splits) -> float | None:
+    """Score the recipe of a strategy by itself, at epochs that the other folds choose, by the seeds of its search."""
+    recipe = [spec for spec in specs if spec.index == 0 and spec.origin == RECIPE]
+    curves = load_curves(run, recipe, verdicts, strategy, splits)
+    return score_choice(choose(curves), curves).mean if curves else None
 
 
 def summarize_baseline(values: Means, splits: Splits) -> BaselineSummary:

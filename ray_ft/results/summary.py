@@ -46,8 +46,7 @@ class StrategySummary(BaseModel, frozen=True):
         best: Hyperparameters of the candidate of the lowest mean.
         second_half_share: Share of that candidate's progress in the second half of the summed learning rate.
         guide_score: Score of the recipe, the middle of the ranges that the config gives, at its own best epochs; None
-            where there is none, or it failed.
-        guide_stopped: The epoch after which the recipe was stopped, as it fell behind; None where it was not.
+            where there is none, or it was not completed.
     """
 
     score_mean: float | None
@@ -74,7 +73,6 @@ class StrategySummary(BaseModel, frozen=True):
     best: dict[str, Any]
     second_half_share: float | None
     guide_score: float | None
-    guide_stopped: int | None = None
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's way
     @property

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from ray_ft.config import GradientHyperparameters, scale_lr
 from ray_ft.search.plan import CandidateSpec
 
-APART = 1.5  # factor from which on another learning rate is another: one next to the best brackets nothing
+APART = 2.0  # factor from which on another learning rate is another: one next to the best brackets nothing
 NEARBY = 4.0  # factor within which a longer candidate has the learning rate of a shorter one
 LATE = 0.9  # share of the epochs from which on a best epoch is at their end
 HALF_SHARE = 0.1  # of the progress, or of the loss that is left, from which on much is still to come
