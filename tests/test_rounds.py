@@ -24,8 +24,8 @@ class Halver(RandomProposer):
 
     def ask(self) -> tuple[CandidateSpec, ...]:
         if not self.attempts:
-            return super().ask()
-        if len(self.attempts) > self.n_candidates:
+            return super().ask()[:2]
+        if len(self.attempts) > 2:
             return ()
         best = min(self.attempts, key=lambda attempt: attempt.lowest or float("inf")).spec
         return (replace(best, index=len(self.attempts), stages=(replace(best.stages[0], lr=best.stages[0].lr / 2),)),)

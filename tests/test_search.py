@@ -64,7 +64,7 @@ def test_the_best_is_found_and_bracketed_wherever_the_range_test_points(best: in
     learner = Learner(10**best)
     proposer = search(learner, 16, 10 ** (best + miss), fit="gradient", batch_size=8, weight_decay=0.0)
     standing = assess(proposer.attempts, ROPE)
-    assert standing.at_edge is None
+    assert not standing.edges
     assert standing.best.lowest <= 1.1 * learner.lowest
     assert len(proposer.attempts) == 16
 
@@ -145,9 +145,10 @@ BEST = attempt(1e-3, [1.0, 0.3, 0.25, 0.2, 0.2, 0.21])
         ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [1, 0.9])], ()),
         ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [], 5, state="failed", diverged=True)], ()),
         ([attempt(1e-4, [1, 0.9, 0.9, 0.9], 5, state="stopped"), attempt(1e-2, [1] * 4, 5, state="stopped")], ()),
-        ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [1, 0.9], 5, state="stopped")], ("highest",)),
-        ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [], 5, state="failed")], ("highest",)),
-        ([attempt(1e-4, [1, 0.9]), attempt(1.2e-3, [1, 0.9])], ("highest",)),
+        ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [1, 0.9], 5, state="stopped")], ("no higher",)),
+        ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [], 5, state="failed")], ("no higher",)),
+        ([attempt(1e-4, [1, 0.9]), attempt(1.2e-3, [1, 0.9])], ("no higher",)),
+        ([attempt(1e-4, [1, 0.9]), attempt(1.1e-2, [1, 0.9])], ("no higher",)),
         ([attempt(1e-2, [1, 0.9])], ("lowest",)),
         ([], ("no learning rates apart",)),
     ],
@@ -158,6 +159,17 @@ def test_a_learning_rate_is_bracketed_by_worse_ones_on_both_sides(others: list, 
     assert all(word in line for word, line in zip(because, found, strict=True))
 
 
+def test_where_training_does_no_good_a_rate_that_does_no_harm_brackets_it() -> None:
+    harm = [attempt(lr, [1.0, 1.2, 1.3]) for lr in (1e-3, 3e-3, 3e-4)]
+    assert [(edge.side, edge.lr) for edge in assess(harm, ROPE).edges] == [("lowest", 3e-4)]
+    assert assess([*harm, attempt(1e-4, [1.0, 1.005, 1.2])], ROPE).settled
+
+
+def test_twice_the_epochs_at_another_rate_are_no_proof() -> None:
+    longer = attempt(3e-4, [1.0, 0.9, 0.8, 0.7, 0.6, 0.55, 0.52, 0.51, 0.51, 0.51, 0.51])
+    assert assess([RISING, longer, *BRACKETS], ROPE).held_back is RISING
+
+
 BRACKETS = [attempt(1e-4, [1, 0.9]), attempt(1e-2, [1, 0.9])]
 RISING = attempt(1e-3, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
 
@@ -166,8 +178,8 @@ def test_a_best_that_still_improves_at_its_end_is_not_settled_until_twice_the_ep
     standing = assess([RISING, *BRACKETS], ROPE)
     assert standing.held_back
     assert standing.because == (
-        "still improving after 5 epochs: 73% of the progress, 73% of the loss that is left, fell in the second half of "
-        "the summed learning rate",
+        "still improving after 5 epochs in 3 of 3 folds: 73% of the progress, 73% of the loss that is left, fell in "
+        "the second half of the summed learning rate",
     )
     better = attempt(1e-3, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
     assert not assess([RISING, better, *BRACKETS], ROPE).settled
@@ -193,7 +205,7 @@ def test_a_strategy_that_never_learns_is_no_candidate_for_more_epochs() -> None:
 
 
 def test_nothing_completed_is_not_settled() -> None:
-    assert assess([], ROPE) == Standing(None, ("no candidate completed",), None, False, False, None)
+    assert assess([], ROPE) == Standing(None, ("no candidate completed",))
 
 
 @given(

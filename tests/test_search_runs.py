@@ -146,4 +146,7 @@ def test_time_that_is_spent_ends_the_search_and_more_goes_on(config: Config, tmp
     short = cross_validate(config.model_copy(update={"search": search}), tmp_path / "run", inline=True)
     counts = {name: own.n_candidates for name, own in short.strategies.items()}
     assert counts == {"top": 4, "mine": 3, "closed": 1}, "the first round is always carried out"
+    few = config.model_copy(update={"cv": config.cv.model_copy(update={"candidates": 2})})
+    again = cross_validate(few, tmp_path / "run", inline=True)
+    assert {name: own.n_candidates for name, own in again.strategies.items()} == counts, "what was trained counts"
     assert cross_validate(config, tmp_path / "run", inline=True).strategies["top"].n_candidates == 6

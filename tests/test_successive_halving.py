@@ -47,3 +47,25 @@ def test_what_is_protected_is_stopped_at_the_first_rung_after_it_is_no_longer(mo
     curves = [[0.1] * N_EPOCHS, [0.9] * N_EPOCHS, [0.05] * N_EPOCHS, [0.8] * N_EPOCHS]
     stopped = judge_in_order(curves, [])
     assert stopped == {"s-000": None, "s-001": 4, "s-002": None, "s-003": 2}
+
+
+def test_one_that_fails_after_its_rung_is_stopped_there_whether_it_ran_ahead_or_not() -> None:
+    def judge(ahead: bool) -> int | None:
+        halving = SuccessiveHalving(lambda spec: ("s", 2, N_EPOCHS, 0), 2.0)
+        first, second = (spec.name for spec in PLAN[:2])
+        halving.add(PLAN[:2])
+
+        def fail() -> None:
+            for epoch in (1, 2):
+                halving.record(second, epoch, 0.9, final=False)
+            halving.finish(second)  # it fails in the epoch after
+
+        if ahead:
+            fail()
+        for epoch in range(1, N_EPOCHS + 1):
+            halving.record(first, epoch, 0.1, final=epoch == N_EPOCHS)
+        if not ahead:
+            fail()
+        return halving.stopped_at(second)
+
+    assert judge(ahead=True) == judge(ahead=False) == 2

@@ -170,7 +170,9 @@ class Rounds:
             result = load_result(shared.run, own.name) or {}
             if result.get("state") == "completed":
                 proposer.tell_range(result["lr"], result["work"])
-        while not self.is_out_of_time(name) and (asked := proposer.ask()):
+        n_begun = self.count_begun(name)
+        proposer.n_candidates = max(proposer.n_candidates, n_begun)
+        while (len(self.plan[name]) < n_begun or not self.is_out_of_time(name)) and (asked := proposer.ask()):
             specs = self.record(name, asked)
             yield [assign_search(spec, shared.problem, self.n_seeds[name]) for spec in specs]
             for spec in specs:
@@ -178,13 +180,24 @@ class Rounds:
                 proposer.tell(load_attempt(shared.run, spec, self.verdicts[spec.name], shared.problem.splits))
         yield from self.complete(name)
 
+    def count_begun(self, name: str) -> int:
+        """How many an earlier call has begun, perhaps with a larger budget: they count whatever the budget is now."""
+        run = self.shared.run
+        begun = (
+            load_result(run, own.name) or run.candidate(own.name).history.exists() for own in self.list_recorded(name)
+        )
+        return max((i for i, is_begun in enumerate(begun, start=1) if is_begun), default=0)
+
     def is_out_of_time(self, name: str) -> bool:
         spent = sum(self.seconds.get(spec.name, 0.0) for spec in self.plan[name])
         return self.limit_s is not None and bool(self.plan[name]) and spent >= self.limit_s
 
+    def list_recorded(self, name: str) -> list[CandidateSpec]:
+        return [spec for spec in self.recorded if spec.strategy == name]
+
     def record(self, name: str, asked: Sequence[CandidateSpec]) -> Sequence[CandidateSpec]:
         """Write a round of a strategy into the plan, or take it from there."""
-        known = [spec for spec in self.recorded if spec.strategy == name][len(self.plan[name]) :]
+        known = self.list_recorded(name)[len(self.plan[name]) :]
         specs = known[: len(asked)] or list(asked)
         self.plan[name] += specs
         if not known:

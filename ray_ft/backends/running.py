@@ -1,5 +1,6 @@
 """Which backend: candidates trained by Ray Tune, or one after the other in this process, under the same verdicts."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -42,7 +43,8 @@ def start_halving(
 
     By the guide these are all of a strategy. Else they are those of schedules of one length, as a longer one learns
     later; the recipe is compared with none, so that it can be shown beside what was found. What is to bracket the best
-    is not stopped in the first half of its schedule: a learning rate that is right in the end may look worse at first.
+    is not stopped in the first half of its schedule, and what Optuna proposes not in the first quarter: a learning rate
+    that is right in the end may look worse at first.
     """
     set_up_ray(address)
     from ray_ft.backends.successive_halving import Group, SuccessiveHalving  # after the settings, which Ray reads
@@ -53,8 +55,8 @@ def start_halving(
             return spec.strategy, search.grace_epochs or max(1, -(-own.longest // 4)), own.longest, 0
         if spec.origin == RECIPE:
             return None
-        half = 0 if spec.origin == OPTUNA else -(-spec.n_epochs // 2)
-        return f"{spec.strategy}/{spec.n_epochs}", search.grace_epochs or 1, spec.n_epochs, half
+        protected = math.ceil(spec.n_epochs * (0.25 if spec.origin == OPTUNA else 0.5))
+        return f"{spec.strategy}/{spec.n_epochs}", search.grace_epochs or 1, spec.n_epochs, protected
 
     return SuccessiveHalving(find_group, search.reduction_factor)
 

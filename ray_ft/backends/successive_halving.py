@@ -45,7 +45,7 @@ class SuccessiveHalving:
         if halving := self._halving_of.get(name):
             halving.curves[name].setdefault(epoch, mean)
             if final:
-                halving.last[name] = epoch
+                halving.last[name] = halving.complete[name] = epoch
             halving.advance(name)
 
     def finish(self, name: str) -> None:
@@ -73,6 +73,7 @@ class GroupHalving:
         self.curves: dict[str, dict[int, float]] = {}
         self.judged: dict[str, int] = {}  # the last epoch that the scheduler has seen
         self.last: dict[str, int] = {}
+        self.complete: dict[str, int] = {}  # the last epoch of those that came to their end, and did not fail there
         self.stopped: dict[str, int] = {}
         self.trials: dict[str, Any] = {}
 
@@ -101,7 +102,8 @@ class GroupHalving:
             result = {"epoch": epoch, "loss": self.curves[name][epoch]}
             action = self.scheduler.on_trial_result(None, self.trials[name], result)
             self.judged[name] = epoch
-            due = epoch >= self.protected[name] and self.last.get(name) != epoch  # at its end nothing is left to stop
+            ended = self.complete.get(name) == epoch  # nothing is left to stop
+            due = epoch >= self.protected[name] and not ended
             if action == TrialScheduler.STOP and due:
                 self.stopped[name] = epoch
 

@@ -60,10 +60,8 @@ def cv(
     with resumable(), open_folder(out or Path("runs") / config.name) as run:
         summary = cross_validate(config, run, inline, Console(highlight=False), report=True)
         show(render_summary(summary, run))
-        if config.n_candidates < summary.search.candidates:
-            typer.echo(
-                f"\nnote: this run has searched {summary.search.candidates} candidates of each strategy, and all count"
-            )
+        if config.n_candidates < (done := max(own.n_candidates for own in summary.strategies.values())):
+            typer.echo(f"\nnote: {done} candidates of a strategy were searched before, and all of them count")
 
 
 @app.command()

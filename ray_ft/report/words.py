@@ -120,11 +120,9 @@ def say_unsettled(summary: Summary) -> Iterator[str]:
 def say_way_on(summary: Summary) -> Iterator[str]:
     """How what is not settled may be."""
     if summary.search.method != "guide" and not all(row.settled for row in summary.strategies.values()):
-        more = 2 * max(row.n_candidates for row in summary.strategies.values())
-        yield (
-            f"the same command with a larger budget, such as --candidates {more}, goes on from here, within what the "
-            "config fixes"
-        )
+        minutes, n = summary.search.minutes, max(row.n_candidates for row in summary.strategies.values())
+        more = f"--candidates {2 * n}" if minutes is None else f"--minutes {2 * minutes:g}"
+        yield f"the same command with a larger budget, such as {more}, goes on from here, within what the config fixes"
 
 
 def say_method(summary: Summary) -> Iterator[str]:
@@ -157,7 +155,8 @@ def say_repeats(pair: Comparison) -> str:
 def say_crown(summary: Summary) -> str:
     """Who wins, if anyone, and whether it is known to be better than what costs no training."""
     if summary.winner is None:
-        beaten = f"none: no strategy beats {label(summary.best_baseline)}, so do not use this model"
+        far = ", as far as they were searched," if any(say_way_on(summary)) else ""
+        beaten = f"none: no strategy{far} beats {label(summary.best_baseline)}, so do not use this model"
         return f"{beaten}; {summary.lowest} is the lowest of them"
     surely = summary.against_baseline.verdict == "better"
     beside = "" if surely else f", but not known to be better than {label(summary.best_baseline)}"

@@ -35,6 +35,7 @@ STEP = 3.0  # factor between learning rates
 AROUND = 10.0  # factor either side of the best learning rate, within which Optuna looks
 LADDER = (1.0, STEP, 1 / STEP)
 ROUND = 2  # candidates of a round after the first
+N_ASKED = 8  # times that Optuna is asked for them, as it may repeat itself
 ENOUGH = 6  # candidates, from which on a best at its end is tried longer though little is expected of it
 EPOCHS = 8  # of the first schedules of a strategy whose step runs the whole network
 SMALLEST = 1e-300  # loss, as its logarithm is what Optuna is told
@@ -66,7 +67,7 @@ class BestProposer:
 
     @property
     def width(self) -> int:
-        return min(self.n_candidates, len(LADDER))
+        return min(self.n_candidates, len(list(self.list_first())))
 
     @property
     def stage(self) -> StageConfig:
@@ -132,13 +133,18 @@ class BestProposer:
         if not is_random(self.strategy):
             return
         standing, tried = assess(known, self.rope), [attempt.spec.stages[-1] for attempt in known]
-        wanted = [point for point in self.list_extensions(known, standing) if point[1] not in tried][:ROUND]
+        extensions = {hyper: (why, hyper) for why, hyper in self.list_extensions(known, standing) if hyper not in tried}
+        wanted = list(extensions.values())[:ROUND]
         yield from wanted
-        for i in range(len(wanted), ROUND if standing.best else 0):
-            point = self.ask_optuna(known, standing.best, len(known) + i)  # type: ignore[arg-type]  # there is one
-            if point is not None and point not in [*tried, *(other for _, other in wanted)]:
+        tried += extensions
+        for stream in range(N_ASKED):
+            if standing.best is None or len(wanted) == ROUND:
+                return
+            point = self.ask_optuna(known, standing.best, len(known), stream)
+            if point is not None and point not in tried:
+                tried.append(point)
                 wanted.append((OPTUNA, point))
-                yield OPTUNA, point
+                yield wanted[-1]
 
     def list_extensions(self, known: Sequence[Attempt], standing: Standing) -> Iterator[Point]:
         rates = [attempt.spec.lr for attempt in known if attempt.spec.lr is not None]
@@ -146,13 +152,12 @@ class BestProposer:
             yield from ((LR, self.build(min(rates) / STEP**i, self.n_epochs)) for i in (1, 2) if rates)
             return
         best = standing.best.spec.stages[-1]
-        if standing.at_edge == "highest":
-            yield LR, self.build(max(rates) * STEP, self.n_epochs, best)
-        if standing.at_edge == "lowest":
-            yield LR, self.build(min(rates) / STEP, self.n_epochs, best)
-        longer = standing.held_back or (standing.at_end and len(known) >= ENOUGH)
-        if longer and isinstance(best, GradientHyperparameters) and best.epochs < MOST:
-            yield LONGER, self.build(best.lr, 2 * best.epochs, best)
+        for edge in standing.edges:
+            yield LR, self.build(edge.lr * STEP if edge.side == "highest" else edge.lr / STEP, best.n_epochs, best)
+        longer = standing.held_back or (standing.at_end if len(known) >= ENOUGH else None)
+        hyper = longer.spec.stages[-1] if longer else None
+        if isinstance(hyper, GradientHyperparameters) and hyper.epochs < MOST:
+            yield LONGER, self.build(hyper.lr, 2 * hyper.epochs, hyper)
 
     def is_single(self, name: str) -> bool:
         """Whether the config fixes a hyperparameter to one value."""
@@ -171,12 +176,12 @@ class BestProposer:
                 values[name] = min(max(wanted, own.low), own.high) if own is not None and own.fixed else wanted
         return build_hyperparameters(self.stage, values)
 
-    def ask_optuna(self, known: Sequence[Attempt], best: Attempt, index: int) -> Hyperparameters | None:
+    def ask_optuna(self, known: Sequence[Attempt], best: Attempt, *stream: int) -> Hyperparameters | None:
         """Ask Optuna for a point with the epochs of the best; None where nothing is left to vary."""
         space = self.list_space(best)
         if not space:
             return None
-        drawn = self.recall_study(known, space, index).ask(dict(space)).params
+        drawn = self.recall_study(known, space, stream).ask(dict(space)).params
         hyper = best.spec.stages[-1]
         values = {name: getattr(hyper, name) for name, _ in list_declared(self.stage.hyperparameters)} | drawn
         return build_hyperparameters(self.stage, values)
@@ -198,12 +203,14 @@ class BestProposer:
                 space[name] = FloatDistribution(*bounds, log=declared.log)
         return space
 
-    def recall_study(self, known: Sequence[Attempt], space: "Mapping[str, Distribution]", index: int) -> "Study":
+    def recall_study(
+        self, known: Sequence[Attempt], space: "Mapping[str, Distribution]", stream: Sequence[int]
+    ) -> "Study":
         """Make a study of what was tried there; a candidate that failed counts as a little worse than the worst."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        entropy = np.random.SeedSequence(name_stream(self.seed, "optuna/", self.name, index))
+        entropy = np.random.SeedSequence([*name_stream(self.seed, "optuna/", self.name), *stream])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(

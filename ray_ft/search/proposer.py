@@ -17,7 +17,9 @@ from ray_ft.search.settling import Attempt
 
 @runtime_checkable
 class Proposer(Protocol):
-    """Asked for rounds of a strategy's candidates, and told how each ended."""
+    """Asked for rounds of a strategy's candidates, `n_candidates` in all, and told how each ended."""
+
+    n_candidates: int
 
     @property
     def width(self) -> int:

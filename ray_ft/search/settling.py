@@ -1,6 +1,6 @@
 """Whether a strategy has had its best chance, from what was tried of it.
 
-A strategy is *settled* when the learning rate of its best candidate is bracketed, fold by fold, and its best is not
+A strategy is *settled* when, fold by fold, the learning rate of its best candidate is bracketed, and its best is not
 held back by the number of epochs. A fold's best candidate is the one that its guide says, as in the scores. Progress is
 measured over the summed learning rate: by epochs a cosine schedule looks flat at its end whatever is left to learn.
 """
@@ -16,9 +16,10 @@ from jaxtyping import Float, Int
 
 from ray_ft.config import GradientHyperparameters, scale_lr
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.problem import Place
 
-APART = 2.0  # factor from which on another learning rate is another: one next to the best brackets nothing
-NEARBY = 4.0  # factor within which a longer candidate has the learning rate of a shorter one
+APART = 1.5  # factor from which on another learning rate is another: one next to the best brackets nothing
+FAR = 10.0  # factor beyond which another brackets nothing: a better one may lie between
 LATE = 0.9  # share of the epochs from which on a best epoch is at their end
 HALF_SHARE = 0.1  # of the progress, or of the loss that is left, from which on much is still to come
 N_SUBSTEPS = 50  # of an epoch, to sum the learning rate
@@ -64,73 +65,118 @@ class Standing:
     """Where the search of a strategy stands."""
 
     best: Attempt | None  # of the lowest mean; None where none completed
-    because: tuple[str, ...]  # why it is not settled
-    at_edge: Edge | None  # whether some fold's best lr is the lowest or highest that was tried
-    at_end: bool  # whether some fold's best epoch is at the end of its schedule, and nothing longer was tried
-    held_back: bool  # whether much of the progress was made late, besides
-    second_half_share: float | None  # of the best's progress
+    because: tuple[str, ...] = ()  # why it is not settled
+    edges: tuple["OpenEdge", ...] = ()  # where learning rates are to be tried, what most folds want first
+    at_end: Attempt | None = None  # a fold's best, if its best epoch is at the end and nothing longer was tried
+    held_back: Attempt | None = None  # the same, if much of its progress was made late besides
+    second_half_share: float | None = None  # of the best's progress
 
     @property
     def settled(self) -> bool:
         return not self.because
 
 
+@dataclass(frozen=True)
+class OpenEdge:
+    """A side on which nothing brackets the best learning rate of some folds, and the outermost of these."""
+
+    side: Edge
+    lr: float
+    n_folds: int
+
+
 def assess(attempts: Sequence[Attempt], rope: float) -> Standing:
     """Judge what was tried of a strategy; `rope` is the relative difference that is none."""
     complete = [attempt for attempt in attempts if attempt.state == "completed"]
     if not complete:
-        return Standing(None, ("no candidate completed",), None, False, False, None)
+        return Standing(None, ("no candidate completed",))
     best = min(complete, key=lambda attempt: attempt.lowest or 0.0)
-    progress = measure_second_half(best)
-    if progress is None:  # a closed form chooses its penalty itself
-        return Standing(best, (), None, False, False, None)
+    if not isinstance(best.spec.stages[-1], GradientHyperparameters):  # a closed form chooses its penalty itself
+        return Standing(best)
     chosen = np.stack([attempt.guide.min(0) for attempt in complete]).argmin(0)
-    by_fold = [complete[index] for index in chosen.ravel()]
-    edges = Counter(edge for own in by_fold if (edge := find_edge(own, attempts)))
-    late = [own.best_epochs.ravel()[i] > LATE * own.spec.n_epochs for i, own in enumerate(by_fold)]
-    ends = [is_late and not has_longer(own, attempts, rope) for is_late, own in zip(late, by_fold, strict=True)]
-    held_back = any(ends) and max(progress) >= HALF_SHARE
-    because = (*say_edges(edges, by_fold, attempts), *([say_end(best, *progress)] if held_back else ()))
-    edge = edges.most_common(1)[0][0] if edges else None
-    return Standing(best, because, edge, any(ends), held_back, progress[0])
+    by_fold = {place: complete[index] for place, index in np.ndenumerate(chosen)}
+    edges = find_edges(by_fold, attempts, rope)
+    ends = {
+        at: own for at, own in by_fold.items() if is_at_end(own, at) and not is_long_enough(own, at, attempts, rope)
+    }
+    held = {at: own for at, own in ends.items() if max(measure_second_half(own, at)) >= HALF_SHARE}
+    because = *say_edges(edges, len(by_fold), attempts), *say_ends(held, len(by_fold))
+    return Standing(best, because, edges, find_commonest(ends), find_commonest(held), measure_second_half(best)[0])
+
+
+def find_commonest(by_fold: Mapping[Place, Attempt]) -> Attempt | None:
+    names = Counter(own.spec.name for own in by_fold.values())
+    return max(by_fold.values(), key=lambda own: names[own.spec.name], default=None)
+
+
+def find_edges(by_fold: Mapping[Place, Attempt], attempts: Sequence[Attempt], rope: float) -> tuple[OpenEdge, ...]:
+    """Find where the learning rates of the folds' best are not bracketed."""
+    open_at: dict[Edge, list[float]] = {"lowest": [], "highest": []}
+    counting = [own.spec.lr or 0.0 for own in attempts if own.counts]
+    for place, own in by_fold.items():
+        if own.best_epochs[place] == 0:  # its learning rate says nothing, as training does this fold no good
+            if not any(does_no_harm(other, place, rope) for other in attempts):
+                open_at["lowest"].append(min(counting))
+        elif edge := find_edge(own, attempts):
+            open_at[edge].append(own.spec.lr or 0.0)
+    outermost = {"lowest": min, "highest": max}
+    found = [OpenEdge(edge, outermost[edge](rates), len(rates)) for edge, rates in open_at.items() if rates]
+    return tuple(sorted(found, key=lambda own: -own.n_folds))
 
 
 def find_edge(own: Attempt, attempts: Sequence[Attempt]) -> Edge | None:
-    """Whether no lower, or no higher, learning rate than this one has shown what it is worth."""
+    """Whether no lower, or no higher, learning rate than this one, and not far from it, has shown what it is worth."""
     lr = own.spec.lr or 0.0
     tried = [(other.spec.lr or 0.0, other) for other in attempts if other.counts]
-    if not any(it >= APART * lr for it, _ in tried):
+    if not any(APART * lr <= it <= FAR * lr * (1 + 1e-9) for it, _ in tried):
         return "highest"
-    if not any(it <= lr / APART and not other.diverged for it, other in tried):
+    if not any(lr / FAR / (1 + 1e-9) <= it <= lr / APART and not other.diverged for it, other in tried):
         return "lowest"
     return None
 
 
-def has_longer(own: Attempt, attempts: Sequence[Attempt], rope: float) -> bool:
-    """Whether twice the epochs were tried at about this learning rate, and are not better by more than the rope."""
-    lr, lowest = own.spec.lr or 0.0, own.lowest or 0.0
-    return any(
-        other.spec.n_epochs >= 2 * own.spec.n_epochs
-        and lr / NEARBY <= (other.spec.lr or 0.0) <= lr * NEARBY
-        and other.state == "completed"
-        and (other.lowest or 0.0) >= lowest - rope * abs(lowest)
-        for other in attempts
-    )
+def does_no_harm(own: Attempt, place: Place, rope: float) -> bool:
+    """Whether training by this learning rate leaves a fold as good as the pretrained network is, after some epoch."""
+    if not own.counts or len(own.guide) < 2:
+        return False
+    start, *later = own.guide[(slice(None), *place)]
+    return bool(min(later) <= start + rope * abs(start))
 
 
-def measure_second_half(own: Attempt) -> tuple[float, float] | None:
-    """What fell in the second half of the summed learning rate; None without one.
+def is_at_end(own: Attempt, place: Place) -> bool:
+    return bool(own.best_epochs[place] > LATE * own.spec.n_epochs)
+
+
+def is_long_enough(own: Attempt, place: Place, attempts: Sequence[Attempt], rope: float) -> bool:
+    """Whether, at about its learning rate, twice the epochs are no better by more than the rope, or half of them."""
+    lr, n_epochs, lowest = own.spec.lr or 0.0, own.spec.n_epochs, find_lowest(own, place)
+    for other in attempts:
+        if other.state == "completed" and lr / APART < (other.spec.lr or 0.0) < lr * APART:
+            reached = find_lowest(other, place)
+            if other.spec.n_epochs >= 2 * n_epochs and reached >= lowest - rope * abs(lowest):
+                return True
+            if 2 * other.spec.n_epochs <= n_epochs and lowest >= reached - rope * abs(reached):
+                return True
+    return False
+
+
+def find_lowest(own: Attempt, place: Place) -> float:
+    return float(own.guide[(slice(None), *place)].min())
+
+
+def measure_second_half(own: Attempt, place: Place | None = None) -> tuple[float, float]:
+    """What fell in the second half of the summed learning rate, of a fold or of the mean.
 
     Returns:
         It as a share of all progress, and of the lowest loss, that is what is left: from a start that is far off, a
         small share of all progress may be most of what matters.
     """
     hyper = own.spec.stages[-1]
-    if not isinstance(hyper, GradientHyperparameters):
-        return None
-    summed = sum_schedule(hyper.epochs, hyper.warmup_epochs)[: len(own.mean)]
-    start, lowest = float(own.mean[0]), float(own.mean.min())
-    half = min(float(np.interp(summed[-1] / 2, summed, own.mean)), float(own.mean[summed <= summed[-1] / 2].min()))
+    assert isinstance(hyper, GradientHyperparameters), "a closed form has no learning rate"
+    curve = own.mean if place is None else own.guide[(slice(None), *place)]
+    summed = sum_schedule(hyper.epochs, hyper.warmup_epochs)[: len(curve)]
+    start, lowest = float(curve[0]), float(curve.min())
+    half = min(float(np.interp(summed[-1] / 2, summed, curve)), float(curve[summed <= summed[-1] / 2].min()))
     if not start > lowest:
         return 0.0, 0.0
     return (half - lowest) / (start - lowest), (half - lowest) / abs(lowest) if lowest else 0.0
@@ -143,20 +189,27 @@ def sum_schedule(n_epochs: int, n_warmup: int) -> Float[np.ndarray, " epoch"]:
     return np.concatenate([[0.0], np.cumsum(steps)])[::N_SUBSTEPS]
 
 
-def say_edges(edges: Mapping[Edge, int], by_fold: Sequence[Attempt], attempts: Sequence[Attempt]) -> Iterator[str]:
+def say_edges(edges: Sequence[OpenEdge], n_folds: int, attempts: Sequence[Attempt]) -> Iterator[str]:
     rates = [attempt.spec.lr for attempt in attempts if attempt.spec.lr is not None]
     if edges and max(rates) < APART * min(rates):
         tried = f"{rates[0]:.2g}" if min(rates) == max(rates) else f"{min(rates):.2g} to {max(rates):.2g}"
         yield f"no learning rates apart from one another were tried, but {tried} alone"
         return
-    for edge, n in edges.items():
-        own = [it.spec.lr or 0.0 for it in by_fold if find_edge(it, attempts) == edge]
-        lr = max(own) if edge == "highest" else min(own)
-        yield f"best at the {edge} learning rate tried, {lr:.2g}, in {n} of {len(by_fold)} folds"
+    for edge in edges:
+        folds = f"in {edge.n_folds} of {n_folds} folds"
+        if edge.lr == (min if edge.side == "lowest" else max)(rates):
+            yield f"best at the {edge.side} learning rate tried, {edge.lr:.2g}, {folds}"
+        else:
+            side = edge.side.replace("est", "er")
+            yield f"best at {edge.lr:.2g} {folds}, and no {side} learning rate near it has run half of its schedule"
 
 
-def say_end(best: Attempt, share: float, of_lowest: float) -> str:
-    return (
-        f"still improving after {best.spec.n_epochs} epochs: {share:.0%} of the progress, {of_lowest:.0%} of the loss "
-        "that is left, fell in the second half of the summed learning rate"
+def say_ends(held: Mapping[Place, Attempt], n_folds: int) -> Iterator[str]:
+    own = find_commonest(held)
+    if own is None:
+        return
+    shares = np.mean([measure_second_half(other, place) for place, other in held.items() if other is own], axis=0)
+    yield (
+        f"still improving after {own.spec.n_epochs} epochs in {len(held)} of {n_folds} folds: {shares[0]:.0%} of the "
+        f"progress, {shares[1]:.0%} of the loss that is left, fell in the second half of the summed learning rate"
     )
