@@ -109,9 +109,15 @@ class Prepared:
             return f"{n} candidates × {n_members} members = {n * n_members} members in all"
         return (
             "these are known before anything is trained; others follow a range test. In all, "
-            f"{self.config.n_candidates} candidates of each strategy are searched by one seed (search.seeds), and "
+            f"{self.describe_effort()} of each strategy are searched by one seed (search.seeds), and "
             f"{n_members} members trained where the folds have chosen"
         )
+
+    def describe_effort(self) -> str:
+        if minutes := self.config.search.minutes:
+            share = minutes / len(self.strategies)
+            return f"as many candidates as fit into {share:.2g} minutes, {self.config.n_candidates} at most,"
+        return f"{self.config.n_candidates} candidates"
 
     @property
     def proposers(self) -> dict[str, Proposer]:

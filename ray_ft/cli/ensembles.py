@@ -24,6 +24,7 @@ from ray_ft.cli.show import resumable, show
 from ray_ft.errors import ConfigError, DataError, RunFolderError
 
 if TYPE_CHECKING:
+    from ray_ft.ensemble.artefact import Card
     from ray_ft.prediction.streams import Streamed
     from ray_ft.results.summary import EnsembleSummary
 
@@ -108,6 +109,7 @@ def evaluate(
     if plot is not None:
         check_output("--plot", plot, force, source, data, inputs, targets)
     loaded = Ensemble.load(source, trust=trust)
+    warn_of(loaded.card)
     found = evaluate_ensemble(loaded, read_labelled(loaded, data, inputs, targets), level)
     if plot is not None:
         write_calibration(found, plot)
@@ -162,7 +164,14 @@ def predict(
             n_threads = threads or (os.cpu_count() or 1 if loaded.device.type == "cpu" else 1)
             write = predict_to_archive if output.suffix else predict_to_folder
             found = write(loaded, opened, output, n_threads=n_threads, **asked)
+    warn_of(loaded.card)
     typer.echo(describe_stream(found, len(loaded.card.members), output, time.monotonic() - started))
+
+
+def warn_of(card: "Card") -> None:
+    """Repeat what an ensemble says against its use, beside what others may read from the standard output."""
+    if card.warning:
+        typer.echo(f"note: {card.warning}", err=True)
 
 
 def check_kinds(device: str, output: Path, on_ray: bool) -> None:

@@ -315,7 +315,7 @@ class Config(Section):
                 stages = self.strategies[name].stages if name in self.strategies else ()
                 for key in ("lr", "epochs"):
                     if any(hasattr(stage, key) and stage.range_of(key) is None for stage in stages):
-                        yield f"strategies.{name}.{key}: missing; search.method: guide draws from it"
+                        yield f"strategies.{name}.{key}: missing; search.method: guide draws from it, best looks for it"
 
     def find_ensemble_conflicts(self) -> Iterator[str]:
         known = self.cv.strategies or tuple(self.strategies)

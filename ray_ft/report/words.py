@@ -10,6 +10,7 @@ from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.summary import StrategySummary, Summary
 from ray_ft.statistics.comparison import Comparison
 
+APART = "it is another run (--out)"
 NOTHING = 1e-3  # of a score, below which an optimism is none
 
 
@@ -122,7 +123,10 @@ def say_way_on(summary: Summary) -> Iterator[str]:
     if summary.search.method != "guide" and not all(row.settled for row in summary.strategies.values()):
         minutes, n = summary.search.minutes, max(row.n_candidates for row in summary.strategies.values())
         more = f"--candidates {2 * n}" if minutes is None else f"--minutes {2 * minutes:g}"
-        yield f"the same command with a larger budget, such as {more}, goes on from here, within what the config fixes"
+        yield (
+            f"the same command with a larger budget, such as {more}, goes on from here; where the config fixes lr or "
+            "epochs, that holds it back, so widen it there (in a folder of its own, --out)"
+        )
 
 
 def say_method(summary: Summary) -> Iterator[str]:
@@ -148,8 +152,11 @@ def say_repeats(pair: Comparison) -> str:
         return "repeats alone are unlikely to settle it, as they deal the same samples again; more samples might"
     never = "it may also never be settled"
     if most is None:
-        return f"--repeats {fewest} may settle it if the difference is as large as it may be; {never}"
-    return f"--repeats {fewest} may settle it if the difference is as large as it may be, {most} if as small; {never}"
+        return f"--repeats {fewest} may settle it if the difference is as large as it may be; {never}; {APART}"
+    return (
+        f"--repeats {fewest} may settle it if the difference is as large as it may be, {most} if as small; {never}; "
+        f"{APART}"
+    )
 
 
 def say_crown(summary: Summary) -> str:
@@ -160,7 +167,9 @@ def say_crown(summary: Summary) -> str:
         return f"{beaten}; {summary.lowest} is the lowest of them"
     surely = summary.against_baseline.verdict == "better"
     beside = "" if surely else f", but not known to be better than {label(summary.best_baseline)}"
-    return f"{summary.winner} (lowest mean score, below the best baseline{beside})"
+    unsettled = [name for name, row in summary.strategies.items() if not row.settled]
+    so_far = f"; so far, as {', '.join(unsettled)} not settled" if unsettled else ""
+    return f"{summary.winner} (lowest mean score, below the best baseline{beside}{so_far})"
 
 
 def say_winner(summary: Summary, unit: Unit) -> str:

@@ -39,6 +39,7 @@ N_ASKED = 8  # times that Optuna is asked for them, as it may repeat itself
 ENOUGH = 6  # candidates, from which on a best at its end is tried longer though little is expected of it
 EPOCHS = 8  # of the first schedules of a strategy whose step runs the whole network
 SMALLEST = 1e-300  # loss, as its logarithm is what Optuna is told
+WAITING = 4  # parts of a schedule, one of which patience lasts: much is learnt late, as the learning rate falls
 MOST_FIRST, MOST = 32, 1024  # epochs of the first schedules, and of any
 Point = tuple[str, Hyperparameters]  # with why it is proposed
 LR, LONGER, OPTUNA = "lr", "epochs", "optuna"  # why a candidate was proposed
@@ -174,6 +175,8 @@ class BestProposer:
                 values[name] = None if space is None else space[0]
             else:
                 values[name] = min(max(wanted, own.low), own.high) if own is not None and own.fixed else wanted
+        if self.is_gradient and not self.is_single("patience"):
+            values["patience"] = max(values["patience"], math.ceil(values["epochs"] / WAITING))
         return build_hyperparameters(self.stage, values)
 
     def ask_optuna(self, known: Sequence[Attempt], best: Attempt, *stream: int) -> Hyperparameters | None:
