@@ -174,7 +174,7 @@ async def check_refused(
         (422, "need at least", b'{"inputs": [[1]], "level": 0.9999}'),
         (422, "got 'maen'; did you mean mean?", b'{"inputs": [], "quantities": ["maen"]}'),
         (422, "some quantity must be asked for", b'{"inputs": [], "quantities": []}'),
-        (422, "quantities: it should be a valid tuple", b'{"inputs": [], "quantities": 3}'),
+        (422, "quantities: it should be a list", b'{"inputs": [], "quantities": 3}'),
     ],
 )
 def test_bad_json_states_the_rule(status: int, text: str, body: bytes, app: FastAPI) -> None:

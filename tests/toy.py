@@ -2,6 +2,7 @@
 
 import io
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ ON_RAY = {
 def run_on_ray(folder: Path, **loggers: Any) -> None:
     """Finish a run of ON_RAY with loggers; `builds` there names the processes that have built the network."""
     said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of the loggers' own
         enter_toy(folder, patch)
         patch.setenv("WANDB_MODE", "offline")
         break_toy(folder, "        super().__init__()", LOGGED)

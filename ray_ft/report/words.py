@@ -168,7 +168,7 @@ def say_crown(summary: Summary) -> str:
     surely = summary.against_baseline.verdict == "better"
     beside = "" if surely else f", but not known to be better than {label(summary.best_baseline)}"
     unsettled = [name for name, row in summary.strategies.items() if not row.settled]
-    so_far = f"; so far, as {', '.join(unsettled)} not settled" if unsettled else ""
+    so_far = f"; not settled: {', '.join(unsettled)}" if any(say_way_on(summary)) else ""
     return f"{summary.winner} (lowest mean score, below the best baseline{beside}{so_far})"
 
 
