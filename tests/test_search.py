@@ -163,6 +163,10 @@ def test_where_training_does_no_good_a_rate_that_does_no_harm_brackets_it() -> N
     harm = [attempt(lr, [1.0, 1.2, 1.3]) for lr in (1e-3, 3e-3, 3e-4)]
     assert [(edge.side, edge.lr) for edge in assess(harm, ROPE).edges] == [("lowest", 3e-4)]
     assert assess([*harm, attempt(1e-4, [1.0, 1.005, 1.2])], ROPE).settled
+    nothing = attempt(1e-10, [1.0, 1.0, 1.0])
+    assert [(edge.side, edge.lr) for edge in assess([nothing], ROPE).edges] == [("highest", 1e-10)]
+    impatient = attempt(1e-3, [1.0, 1.2, 1.3], n_epochs=32)
+    assert assess([impatient], ROPE).edges[0].side == "lowest", "none ran half of its schedule"
 
 
 def test_twice_the_epochs_at_another_rate_are_no_proof() -> None:

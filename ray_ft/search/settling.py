@@ -112,13 +112,13 @@ def find_commonest(by_fold: Mapping[Place, Attempt]) -> Attempt | None:
 def find_edges(by_fold: Mapping[Place, Attempt], attempts: Sequence[Attempt], rope: float) -> tuple[OpenEdge, ...]:
     """Find where the learning rates of the folds' best are not bracketed."""
     open_at: dict[Edge, list[float]] = {"lowest": [], "highest": []}
-    counting = [own.spec.lr or 0.0 for own in attempts if own.counts]
     for place, own in by_fold.items():
-        if own.best_epochs[place] == 0:  # its learning rate says nothing, as training does this fold no good
-            if not any(does_no_harm(other, place, rope) for other in attempts):
-                open_at["lowest"].append(min(counting))
-        elif edge := find_edge(own, attempts):
-            open_at[edge].append(own.spec.lr or 0.0)
+        if own.best_epochs[place] == 0:
+            edge, lr = find_harm(place, attempts, rope)
+        else:
+            edge, lr = find_edge(own, attempts), own.spec.lr or 0.0
+        if edge:
+            open_at[edge].append(lr)
     outermost = {"lowest": min, "highest": max}
     found = [OpenEdge(edge, outermost[edge](rates), len(rates)) for edge, rates in open_at.items() if rates]
     return tuple(sorted(found, key=lambda own: -own.n_folds))
@@ -133,6 +133,20 @@ def find_edge(own: Attempt, attempts: Sequence[Attempt]) -> Edge | None:
     if not any(lr / FAR / (1 + 1e-9) <= it <= lr / APART and not other.diverged for it, other in tried):
         return "lowest"
     return None
+
+
+def find_harm(place: Place, attempts: Sequence[Attempt], rope: float) -> tuple[Edge | None, float]:
+    """Which side is open where training does a fold no good, so that the best learning rate says nothing of it.
+
+    It is bracketed by one that does no harm and, not far above it, one that does: one too low to change anything shows
+    nothing.
+    """
+    harmless = [own.spec.lr or 0.0 for own in attempts if does_no_harm(own, place, rope)]
+    if not harmless:
+        return "lowest", min(own.spec.lr or 0.0 for own in attempts)
+    highest = max(harmless)
+    harmful = [own.spec.lr or 0.0 for own in attempts if own.counts and not does_no_harm(own, place, rope)]
+    return ("highest" if not any(highest < lr <= FAR * highest for lr in harmful) else None), highest
 
 
 def does_no_harm(own: Attempt, place: Place, rope: float) -> bool:
@@ -174,7 +188,7 @@ def measure_second_half(own: Attempt, place: Place | None = None) -> tuple[float
     hyper = own.spec.stages[-1]
     assert isinstance(hyper, GradientHyperparameters), "a closed form has no learning rate"
     curve = own.mean if place is None else own.guide[(slice(None), *place)]
-    summed = sum_schedule(hyper.epochs, hyper.warmup_epochs)[: len(curve)]
+    summed = sum_schedule(hyper.epochs, hyper.warmup_epochs, len(curve) - 1)
     start, lowest = float(curve[0]), float(curve.min())
     half = min(float(np.interp(summed[-1] / 2, summed, curve)), float(curve[summed <= summed[-1] / 2].min()))
     if not start > lowest:
@@ -183,9 +197,9 @@ def measure_second_half(own: Attempt, place: Place | None = None) -> tuple[float
 
 
 @lru_cache
-def sum_schedule(n_epochs: int, n_warmup: int) -> Float[np.ndarray, " epoch"]:
-    """The summed learning rate after each epoch, from 0 on, in units of its highest."""
-    steps = [scale_lr(step, n_epochs * N_SUBSTEPS, n_warmup * N_SUBSTEPS) for step in range(n_epochs * N_SUBSTEPS)]
+def sum_schedule(n_epochs: int, n_warmup: int, n_trained: int) -> Float[np.ndarray, " epoch"]:
+    """The summed learning rate after each epoch that was trained, from 0 on, in units of its highest."""
+    steps = [scale_lr(step, n_epochs * N_SUBSTEPS, n_warmup * N_SUBSTEPS) for step in range(n_trained * N_SUBSTEPS)]
     return np.concatenate([[0.0], np.cumsum(steps)])[::N_SUBSTEPS]
 
 
