@@ -12,7 +12,9 @@ from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, RunError, RunFolderError, StrategyError
+from ray_ft.results.opening import list_strangers
 from ray_ft.results.summary import Summary
+from ray_ft.runs.folder import RunFolder
 from ray_ft.statistics.comparison import compare_pair
 
 
@@ -121,6 +123,13 @@ def test_refuses_a_folder_with_other_files(name: str, toy_config: Config, tmp_pa
     with pytest.raises(RunFolderError, match=f"needs an empty folder, got .* with {name}"):
         cross_validate(toy_config, tmp_path / "run", inline=True)
     assert [path.read_text() for path in (tmp_path / "run").iterdir()] == ["mine"]
+
+
+def test_a_folder_in_whose_first_write_a_run_was_killed_is_its_own(toy_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in (".lock", f".config-{'0' * 32}.yaml"):
+        (tmp_path / "run" / name).touch()
+    assert list_strangers(RunFolder(tmp_path / "run")) == []
 
 
 def test_a_run_that_cannot_start_takes_back_what_it_wrote_alone(toy_config: Config, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from toy import enter_toy
 from ray_ft.backends.progress import Display
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate
+from ray_ft.errors import RunFolderError
 from ray_ft.results.records import load_splits
 from ray_ft.results.summary import Summary
 from ray_ft.runs.folder import RunFolder
@@ -139,6 +141,18 @@ def test_a_larger_budget_goes_on_and_does_nothing_twice(config: Config, whole: S
     assert {path: path.stat().st_mtime_ns for path in done} == done
     summary = cross_validate(few, tmp_path / "run", inline=True)
     assert summary.strategies["top"].n_candidates == 6, "a smaller budget shows what is there"
+
+
+def test_a_completed_candidate_that_is_damaged_is_named(config: Config, whole_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole_run, tmp_path / "run")
+    more = config.model_copy(update={"cv": config.cv.model_copy(update={"candidates": 8})})
+    done = next(
+        name for name, own in Summary.load(whole_run).strategies["top"].verdicts.items() if own.state == "completed"
+    )
+    path = tmp_path / "run/candidates" / done / "history.npz"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(RunFolderError, match=f"{done}/history.npz, which is missing or damaged; remove"):
+        cross_validate(more, tmp_path / "run", inline=True)
 
 
 def test_time_that_is_spent_ends_the_search_and_more_goes_on(config: Config, tmp_path: Path) -> None:

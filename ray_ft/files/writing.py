@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ def replace_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_partial_of(path: Path, name: str) -> bool:
+    """Whether a file is what `replace_file` leaves of another where its process is killed."""
+    return re.fullmatch(rf"\.{re.escape(path.stem)}-[0-9a-f]{{32}}{re.escape(path.suffix)}", name) is not None
 
 
 def write_text(path: Path, text: str) -> None:

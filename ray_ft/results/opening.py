@@ -9,7 +9,7 @@ from typing import Any
 from ray_ft.config import reload_config
 from ray_ft.data.folds import Splits
 from ray_ft.errors import ConfigError, RunFolderError, UserError, first_few
-from ray_ft.files.writing import write_record, write_text
+from ray_ft.files.writing import is_partial_of, write_record, write_text
 from ray_ft.results.records import load_provenance, load_splits
 from ray_ft.runs.folder import RunFolder, hold
 from ray_ft.runs.provenance import describe_environment
@@ -100,8 +100,11 @@ def compare(old: Any, new: Any, key: str) -> Iterator[str]:
 def list_strangers(run: RunFolder) -> list[str]:
     """Name the files of a folder that are not what a run cut off at its start leaves; that always has a lock."""
     names = sorted(path.name for path in run.root.iterdir()) if run.root.is_dir() else []
-    own = {path.name for path in (run.lock, run.config, run.splits, run.plan) if run.lock.exists()}
-    return [name for name in names if name not in own]
+    if not run.lock.exists():
+        return names
+    written = run.config, run.splits, run.plan, run.provenance
+    own = {path.name for path in (run.lock, run.config, run.splits, run.plan)}
+    return [name for name in names if name not in own and not any(is_partial_of(path, name) for path in written)]
 
 
 def write_identity(run: RunFolder, identity: Identity, known: bool) -> None:

@@ -193,6 +193,8 @@ def load_means(run: RunFolder, own: Assignment, splits: Splits) -> list[float]:
 
 def load_attempt(run: RunFolder, spec: CandidateSpec, verdict: Verdict, splits: Splits) -> Attempt:
     """Read how a candidate that was searched has ended; what it did past the epoch where it was stopped is left out."""
+    if verdict.state == "completed":
+        load_whole_history(run, spec, splits)  # which says what to do where it is damaged
     guide = load_guide(run, spec.name, splits)
     counted = guide[: verdict.epoch + 1] if verdict.state == "stopped" else guide
     return Attempt(spec, verdict.state, counted, verdict.reason.startswith(DivergedError.__name__))
