@@ -167,6 +167,9 @@ def test_where_training_does_no_good_a_rate_that_does_no_harm_brackets_it() -> N
     assert [(edge.side, edge.lr) for edge in assess([nothing], ROPE).edges] == [("highest", 1e-10)]
     impatient = attempt(1e-3, [1.0, 1.2, 1.3], n_epochs=32)
     assert assess([impatient], ROPE).edges[0].side == "lowest", "none ran half of its schedule"
+    assert assess(harm, ROPE).because == (
+        "the pretrained network is best in 3 of 3 folds, and no learning rate was tried so low that it does no harm",
+    )
 
 
 def test_twice_the_epochs_at_another_rate_are_no_proof() -> None:

@@ -10,7 +10,7 @@ from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.summary import StrategySummary, Summary
 from ray_ft.statistics.comparison import Comparison
 
-APART = "it is another run (--out)"
+ANOTHER_RUN = "it is another run (--out)"
 NOTHING = 1e-3  # of a score, below which an optimism is none
 
 
@@ -152,10 +152,10 @@ def say_repeats(pair: Comparison) -> str:
         return "repeats alone are unlikely to settle it, as they deal the same samples again; more samples might"
     never = "it may also never be settled"
     if most is None:
-        return f"--repeats {fewest} may settle it if the difference is as large as it may be; {never}; {APART}"
+        return f"--repeats {fewest} may settle it if the difference is as large as it may be; {never}; {ANOTHER_RUN}"
     return (
         f"--repeats {fewest} may settle it if the difference is as large as it may be, {most} if as small; {never}; "
-        f"{APART}"
+        f"{ANOTHER_RUN}"
     )
 
 

@@ -83,6 +83,7 @@ class OpenEdge:
     side: Edge
     lr: float
     n_folds: int
+    harms: bool = False  # whether these folds do best without training, and its learning rates bracket no harm
 
 
 def assess(attempts: Sequence[Attempt], rope: float) -> Standing:
@@ -111,16 +112,14 @@ def find_commonest(by_fold: Mapping[Place, Attempt]) -> Attempt | None:
 
 def find_edges(by_fold: Mapping[Place, Attempt], attempts: Sequence[Attempt], rope: float) -> tuple[OpenEdge, ...]:
     """Find where the learning rates of the folds' best are not bracketed."""
-    open_at: dict[Edge, list[float]] = {"lowest": [], "highest": []}
+    open_at: dict[tuple[Edge, bool], list[float]] = {}
     for place, own in by_fold.items():
-        if own.best_epochs[place] == 0:
-            edge, lr = find_harm(place, attempts, rope)
-        else:
-            edge, lr = find_edge(own, attempts), own.spec.lr or 0.0
+        harms = bool(own.best_epochs[place] == 0)
+        edge, lr = find_harm(place, attempts, rope) if harms else (find_edge(own, attempts), own.spec.lr or 0.0)
         if edge:
-            open_at[edge].append(lr)
+            open_at.setdefault((edge, harms), []).append(lr)
     outermost = {"lowest": min, "highest": max}
-    found = [OpenEdge(edge, outermost[edge](rates), len(rates)) for edge, rates in open_at.items() if rates]
+    found = [OpenEdge(side, outermost[side](rates), len(rates), harms) for (side, harms), rates in open_at.items()]
     return tuple(sorted(found, key=lambda own: -own.n_folds))
 
 
@@ -211,7 +210,12 @@ def say_edges(edges: Sequence[OpenEdge], n_folds: int, attempts: Sequence[Attemp
         return
     for edge in edges:
         folds = f"in {edge.n_folds} of {n_folds} folds"
-        if edge.lr == (min if edge.side == "lowest" else max)(rates):
+        if edge.harms:
+            missing = (
+                "so low that it does no harm" if edge.side == "lowest" else f"near {edge.lr:.2g} that does any harm"
+            )
+            yield f"the pretrained network is best {folds}, and no learning rate was tried {missing}"
+        elif edge.lr == (min if edge.side == "lowest" else max)(rates):
             yield f"best at the {edge.side} learning rate tried, {edge.lr:.2g}, {folds}"
         else:
             side = edge.side.replace("est", "er")
@@ -219,11 +223,11 @@ def say_edges(edges: Sequence[OpenEdge], n_folds: int, attempts: Sequence[Attemp
 
 
 def say_ends(held: Mapping[Place, Attempt], n_folds: int) -> Iterator[str]:
-    own = find_commonest(held)
-    if own is None:
-        return
-    shares = np.mean([measure_second_half(other, place) for place, other in held.items() if other is own], axis=0)
-    yield (
-        f"still improving after {own.spec.n_epochs} epochs in {len(held)} of {n_folds} folds: {shares[0]:.0%} of the "
-        f"progress, {shares[1]:.0%} of the loss that is left, fell in the second half of the summed learning rate"
-    )
+    for name in dict.fromkeys(own.spec.name for own in held.values()):
+        own = {place: attempt for place, attempt in held.items() if attempt.spec.name == name}
+        shares = np.mean([measure_second_half(attempt, place) for place, attempt in own.items()], axis=0)
+        n_epochs = next(iter(own.values())).spec.n_epochs
+        yield (
+            f"still improving after {n_epochs} epochs in {len(own)} of {n_folds} folds: {shares[0]:.0%} of the "
+            f"progress, {shares[1]:.0%} of the loss that is left, fell in the second half of the summed learning rate"
+        )
