@@ -169,7 +169,7 @@ def find_notes(run: RunFolder, plan: Plan, scores: Scores, strategies: Mapping[s
         notes += [f"{name}: {note}" for note in collect(run, [s for s in plan if s.strategy == name], "note")]
         random = strategies[name].n_trained > 0  # a closed form gives each seed the same
         if score is not None and not score.epoch.any():
-            notes.append(f"{name}: every fold chose the pretrained network, epoch 0: training made it worse")
+            notes.append(f"{name}: every fold chose the pretrained network, epoch 0: training did it no good")
             continue
         if random and score is not None and score.values.shape[-1] > 1 and differ_by(score.values) < SAME:
             notes.append(f"{name}: all seeds gave the same results, so they count as one; what in training is random?")

@@ -95,7 +95,10 @@ class BestProposer:
         self.n_epochs = round(EPOCHS / math.sqrt(max(work, (EPOCHS / MOST_FIRST) ** 2)))
 
     def ask(self) -> tuple[CandidateSpec, ...]:
-        """Return the next round, or what a smaller budget has left of it: the plan does not depend on the budget."""
+        """Return the next round, or what a smaller budget has left of it: the plan does not depend on the budget.
+
+        But a recipe that is alone, by a budget of one, has no range test to take its epochs from.
+        """
         n, first = len(self.attempts), list(self.list_first())
         begin = 0 if n < len(first) else n - (n - len(first)) % ROUND
         points = list(self.list_next(self.attempts[:begin])) if begin else first
@@ -213,7 +216,7 @@ class BestProposer:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        entropy = np.random.SeedSequence([*name_stream(self.seed, "optuna/", self.name), *stream])
+        entropy = np.random.SeedSequence(name_stream(self.seed, "optuna/", self.name, *stream))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
