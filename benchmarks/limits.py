@@ -119,7 +119,7 @@ def show(row: dict[str, Any]) -> dict[str, Any]:
 
 def describe_folder(run: Path) -> dict[str, Any]:
     files = [path for path in run.rglob("*") if path.is_file()]
-    from ray_ft.results.records import load_verdicts
+    from ray_ft.results.records import load_judged
     from ray_ft.runs.folder import RunFolder
 
     return {
@@ -127,7 +127,7 @@ def describe_folder(run: Path) -> dict[str, Any]:
         "mb": sum(path.stat().st_size for path in files) / 1e6,
         "tune_mb": sum(path.stat().st_size for path in files if "tune" in path.parts) / 1e6,
         "summary_mb": (run / "summary.json").stat().st_size / 1e6,
-        "s_in_trials": sum(verdict.seconds for verdict in load_verdicts(RunFolder(run)).values()),
+        "s_in_trials": sum(verdict.seconds for verdict in load_judged(RunFolder(run))[1].values()),
     }
 
 

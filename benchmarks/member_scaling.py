@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ray_ft.results.records import load_verdicts
+from ray_ft.results.records import load_judged
 from ray_ft.runs.folder import RunFolder
 
 REPEATS = (1, 10, 100)
@@ -52,7 +52,7 @@ def run_demo(n_repeats: int, n_epochs: int) -> tuple[float, float]:
             time.sleep(SAMPLE_EVERY_S)
         if process.returncode:
             raise SystemExit(f"the run failed with exit code {process.returncode}")
-        (verdict,) = load_verdicts(RunFolder(Path(folder) / "run")).values()
+        (verdict,) = load_judged(RunFolder(Path(folder) / "run"))[1].values()
         return verdict.seconds, memory
 
 

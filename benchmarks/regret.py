@@ -29,7 +29,7 @@ from ray_ft.errors import DivergedError
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.gradient import GradientFitter
 from ray_ft.fitting.preparation import prepare_strategy
-from ray_ft.results.records import load_attempts, load_plan, load_splits, load_verdicts
+from ray_ft.results.records import load_attempts, load_judged, load_splits
 from ray_ft.runs.folder import RunFolder
 from ray_ft.search.best import BestProposer
 
@@ -112,7 +112,7 @@ def search(case: str, strategy: str, n_candidates: int, folder: str) -> dict[str
     config, run, started = load_case(case, strategy, n_candidates), RunFolder(Path(folder)), time.process_time()
     summary = cross_validate(config, run, inline=True)
     cpu_s, own = time.process_time() - started, summary.strategies[strategy]
-    attempts = load_attempts(run, load_plan(run), load_verdicts(run), strategy, load_splits(run))
+    attempts = load_attempts(run, *load_judged(run), strategy, load_splits(run))
     lowest = min((attempt.lowest, attempt.spec.lr, attempt.spec.n_epochs) for attempt in attempts if attempt.lowest)
     ladder = [attempt.spec.n_epochs for attempt in attempts if attempt.spec.origin == "lr"]
     return {

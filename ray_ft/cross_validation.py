@@ -39,9 +39,8 @@ from ray_ft.results.records import (
     Verdict,
     gather_losses,
     load_blind,
-    load_plan,
+    load_judged,
     load_provenance,
-    load_verdicts,
     score_strategies,
 )
 from ray_ft.results.summarizing import (
@@ -329,7 +328,7 @@ def rebuild_ensemble(root: Path, **choice: Any) -> EnsembleSummary:
         RunFolderError: The folder is no finished run, or its data or weights have changed.
     """
     run = RunFolder(root)
-    verdicts, plan = load_verdicts(run), load_plan(run)
+    plan, verdicts = load_judged(run)
     load_provenance(run)  # without it the folder would pass for one that is not a run's
     prepared = prepare(reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()}))
     if "level" in choice:

@@ -58,6 +58,12 @@ def test_a_range_runs_upwards(tmp_path: Path) -> None:
         load_config(write(tmp_path, "strategies: {head: {lr: [0.1, 0.01]}}\n"))
 
 
+@pytest.mark.parametrize("value", ["true", "[0, true]", "{low: 0.1, high: true}"])
+def test_a_range_has_numbers(value: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a range has numbers, got true or false"):
+        load_config(write(tmp_path, f"strategies: {{head: {{lr: {value}}}}}\n"))
+
+
 def test_where_it_is_computed_is_not_what_it_is(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     assert load_config(path).identity() == load_config(path, {"compute.cpus_per_candidate": 7}).identity()

@@ -116,6 +116,9 @@ def test_bad_samples_are_refused(change, text, tmp_path, structures) -> None:
         load_samples(*save(tmp_path, x=x, y=y), DIFFRACTION)
 
 
-def test_numbers_that_float32_does_not_hold_are_refused() -> None:
-    with pytest.raises(DataError, match=r"inputs must be within 3.4e\+38 as float32, got larger ones in x"):
+def test_numbers_that_float32_does_not_hold_are_refused(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"within 3.4e\+38, as float32, got 1e\+300 in x; use another unit"):
         prepare_inputs(np.array([[1.0], [1e300]]), RAW, "x")
+    x, y = save(tmp_path, x=np.ones((24, 3)), y=np.full((24, 2), -1e39))
+    with pytest.raises(DataError, match=r"got 1e\+39 in .*y\.npy"):
+        load_samples(x, y, RAW)

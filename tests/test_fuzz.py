@@ -43,13 +43,13 @@ from ray_ft.report.terminal import render_summary
 from ray_ft.results.records import (
     load_blind,
     load_history,
+    load_judged,
     load_members,
     load_plan,
     load_predictions,
     load_provenance,
     load_result,
     load_splits,
-    load_verdicts,
 )
 from ray_ft.runs.folder import RunFolder
 from ray_ft.split.sharing import read_splits
@@ -397,8 +397,7 @@ def read_run(root: Path) -> None:
     with refusing():
         load_blind(run, find_objective("mse"))
     with refusing():
-        plan, splits = load_plan(run), load_splits(run)
-        load_verdicts(run)
+        splits, (plan, _) = load_splits(run), load_judged(run)
         for spec in plan:
             assert run.candidate(spec.name).root.parent == run.candidates
             load_result(run, spec.name)

@@ -25,7 +25,7 @@ from ray_ft.report.figures import draw_search, style_candidate
 from ray_ft.report.page import Findings, draw_plates, load_findings, write_report
 from ray_ft.report.terminal import render_summary
 from ray_ft.report.words import Unit, choose_unit, describe_shape, say_changes, say_winner, unit_of
-from ray_ft.results.records import Verdict, load_verdicts
+from ray_ft.results.records import Verdict, load_judged
 from ray_ft.runs.folder import RunFolder
 
 
@@ -110,7 +110,7 @@ def test_the_table_shows_a_hole_and_how_members_trained(toy_folder: Path) -> Non
     rows = {row["strategy"]: row for row in csv.DictReader(run.leaderboard.read_text().splitlines())}
     assert rows["wild"]["score_mean"] == ""
     assert float(rows["top"]["score_mean"]) == summary.strategies["top"].score_mean
-    assert {verdict.state for name, verdict in load_verdicts(run).items() if name.startswith("wild")} == {"failed"}
+    assert {verdict.state for name, verdict in load_judged(run)[1].items() if name.startswith("wild")} == {"failed"}
 
 
 def test_an_axis_without_anything_above_zero_is_no_logarithm() -> None:

@@ -146,6 +146,7 @@ BEST = attempt(1e-3, [1.0, 0.3, 0.25, 0.2, 0.2, 0.21])
         ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [], 5, state="failed", diverged=True)], ()),
         ([attempt(1e-4, [1, 0.9, 0.9, 0.9], 5, state="stopped"), attempt(1e-2, [1] * 4, 5, state="stopped")], ()),
         ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [1, 0.9], 5, state="stopped")], ("no higher",)),
+        ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [1, 0.1, 0.9, 0.9], 5, state="stopped")], ("no higher",)),
         ([attempt(1e-4, [1, 0.9]), attempt(1e-2, [], 5, state="failed")], ("no higher",)),
         ([attempt(1e-4, [1, 0.9]), attempt(1.2e-3, [1, 0.9])], ("no higher",)),
         ([attempt(1e-4, [1, 0.9]), attempt(1.1e-2, [1, 0.9])], ("no higher",)),

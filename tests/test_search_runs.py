@@ -14,10 +14,12 @@ import pytest
 from conftest import make_once
 from toy import enter_toy
 
+from ray_ft import cross_validation
 from ray_ft.backends.progress import Display
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.errors import RunFolderError
+from ray_ft.files.writing import read_record, write_record
 from ray_ft.results.records import load_splits
 from ray_ft.results.summary import Summary
 from ray_ft.runs.folder import RunFolder
@@ -116,6 +118,8 @@ def test_a_run_that_was_cut_off_in_any_phase_gives_the_same_table(
         patch.setattr(Display, "show_epoch", show)
         with pytest.raises(KeyboardInterrupt):
             cross_validate(config, tmp_path / "cut", inline=True)
+    for path in (tmp_path / "cut/candidates").glob("*/checkpoint.pt"):
+        path.with_name("history.npz").write_bytes(b"damaged")  # what judges its epochs is to be told of them all
     assert_same(cross_validate(config, tmp_path / "cut", inline=True), whole)
 
 
@@ -141,6 +145,43 @@ def test_a_larger_budget_goes_on_and_does_nothing_twice(config: Config, whole: S
     assert {path: path.stat().st_mtime_ns for path in done} == done
     summary = cross_validate(few, tmp_path / "run", inline=True)
     assert summary.strategies["top"].n_candidates == 6, "a smaller budget shows what is there"
+
+
+@pytest.mark.parametrize("phase", ["search", "reduction"])
+def test_a_budget_that_was_growing_when_it_was_cut_off_leaves_what_was_finished(
+    phase: str, config: Config, whole: Summary, whole_run: Path, tmp_path: Path
+) -> None:
+    """While the search goes on, the run is what it was; once its ensemble is made anew, it has not ended."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    shutil.copytree(whole_run, tmp_path / "run")
+    more = config.model_copy(update={"cv": config.cv.model_copy(update={"candidates": 8})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*((Display, "show_epoch") if phase == "search" else (cross_validation, "reduce")), interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cross_validate(more, tmp_path / "run", inline=True)
+    found = cross_validate(config, tmp_path / "run", inline=True, report=True)
+    assert (tmp_path / "run/report.html").exists()
+    if phase == "search":
+        assert_same(found, whole)
+        cross_validation.rebuild_ensemble(tmp_path / "run")
+    else:
+        assert found.strategies["top"].n_candidates == 8
+
+
+def test_a_result_of_other_hyperparameters_than_the_plans_is_named(
+    config: Config, whole_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole_run, tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    path = tmp_path / "run/candidates/top-001/result.json"
+    content = read_record(path)
+    content["spec"]["stages"][-1]["lr"] *= 2
+    write_record(path, content)
+    with pytest.raises(RunFolderError, match=r"other hyperparameters in .*top-001; restore the plan, or remove"):
+        cross_validate(config, tmp_path / "run", inline=True)
 
 
 def test_a_completed_candidate_that_is_damaged_is_named(config: Config, whole_run: Path, tmp_path: Path) -> None:

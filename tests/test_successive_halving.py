@@ -49,6 +49,16 @@ def test_what_is_protected_is_stopped_at_the_first_rung_after_it_is_no_longer(mo
     assert stopped == {"s-000": None, "s-001": 4, "s-002": None, "s-003": 2}
 
 
+@pytest.mark.parametrize(("by_lowest", "stopped"), [(True, None), (False, 2)])
+def test_by_its_lowest_loss_one_goes_on_that_rises_at_the_rung(by_lowest: bool, stopped: int | None) -> None:
+    halving = SuccessiveHalving(lambda spec: ("s", 2, N_EPOCHS, 0), 2.0, by_lowest)
+    halving.add(PLAN[:2])
+    for epoch in range(1, N_EPOCHS + 1):
+        halving.record("s-000", epoch, 0.2, final=epoch == N_EPOCHS)
+        halving.record("s-001", epoch, 0.1 if epoch == 1 else 0.9, final=epoch == N_EPOCHS)
+    assert halving.stopped_at("s-001") == stopped
+
+
 def test_one_that_fails_after_its_rung_is_stopped_there_whether_it_ran_ahead_or_not() -> None:
     def judge(ahead: bool) -> int | None:
         halving = SuccessiveHalving(lambda spec: ("s", 2, N_EPOCHS, 0), 2.0)

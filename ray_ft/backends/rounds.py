@@ -6,6 +6,7 @@ as they are, and what has ended is read from its files.
 """
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,7 @@ class Rounds:
     def conclude(self) -> tuple[tuple[CandidateSpec, ...], dict[str, Verdict]]:
         """Write how all candidates ended; return them and that. What a larger budget has planned is planned again."""
         plan = self.list_plan()
+        self.shared.run.summary.unlink(missing_ok=True)  # that of a smaller budget; from here on another is made
         write_record(self.shared.run.plan, {"candidates": [spec.as_dict() for spec in plan]})
         verdicts = {spec.name: self.verdicts[spec.name] for spec in plan}
         write_record(self.shared.run.verdicts, {name: verdict.as_dict() for name, verdict in verdicts.items()})
@@ -254,4 +256,10 @@ class Rounds:
         result = load_result(self.shared.run, spec.name)
         if result is None:
             raise RunError(f"candidate {spec.name} ended without a result; repeat the command to go on with it")
+        if result["spec"] != json.loads(json.dumps(spec.as_dict())):
+            raise RunFolderError(
+                f"a result must be that of the planned candidate, got one with other hyperparameters in "
+                f"{self.shared.run.candidate(spec.name).root}; restore the plan, or remove that folder and repeat "
+                "the command"
+            )
         return Verdict(result["state"], result["n_epochs"], result.get("reason", ""), seconds)

@@ -58,7 +58,7 @@ def start_halving(
         protected = math.ceil(spec.n_epochs * (0.25 if spec.origin == OPTUNA else 0.5))
         return f"{spec.strategy}/{spec.n_epochs}", search.grace_epochs or 1, spec.n_epochs, protected
 
-    return SuccessiveHalving(find_group, search.reduction_factor)
+    return SuccessiveHalving(find_group, search.reduction_factor, by_lowest=search.method != "guide")
 
 
 def train_all(rounds: Rounds, loggers: LoggersSection, name: str, inline: bool) -> None:

@@ -23,11 +23,14 @@ Group = tuple[str, int, int, int]
 class SuccessiveHalving:
     """Decides which candidates are stopped, one stock ASHAScheduler a group; what is in no group runs to its end.
 
-    `group_of` gives the group of a candidate. The best `1 / reduction_factor` at a rung go on.
+    `group_of` gives the group of a candidate. The best `1 / reduction_factor` at a rung go on: by their lowest loss so
+    far, as the scores are, or by that of the rung's epoch.
     """
 
-    def __init__(self, group_of: Callable[[CandidateSpec], Group | None], reduction_factor: float) -> None:
-        self.group_of, self.reduction_factor = group_of, reduction_factor
+    def __init__(
+        self, group_of: Callable[[CandidateSpec], Group | None], reduction_factor: float, by_lowest: bool = False
+    ) -> None:
+        self.group_of, self.reduction_factor, self.by_lowest = group_of, reduction_factor, by_lowest
         self._halvings: dict[str, GroupHalving] = {}
         self._halving_of: dict[str, GroupHalving] = {}
 
@@ -43,7 +46,8 @@ class SuccessiveHalving:
     def record(self, name: str, epoch: int, mean: float, final: bool) -> None:
         """Take a candidate's mean loss after an epoch; `final` where it is its last."""
         if halving := self._halving_of.get(name):
-            halving.curves[name].setdefault(epoch, mean)
+            curve = halving.curves[name]
+            curve.setdefault(epoch, min(mean, curve.get(epoch - 1, mean)) if self.by_lowest else mean)
             if final:
                 halving.last[name] = halving.complete[name] = epoch
             halving.advance(name)

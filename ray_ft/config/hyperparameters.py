@@ -80,14 +80,23 @@ def widen(value: object) -> object:
     if isinstance(value, Mapping):
         if not {"low", "high"} <= value.keys() <= {"low", "high", "fixed"}:
             raise ValueError(f"a range has low and high, and may be fixed, got {', '.join(map(str, value)) or 'none'}")
+        refuse_flags(value["low"], value["high"])
         return value["low"], value["high"], value.get("fixed", False)
     if isinstance(value, Range):
         return tuple(value)
     if not isinstance(value, list | tuple):
+        refuse_flags(value)
         return value, value, True
     if len(value) != 2:
         raise ValueError(f"a range has two ends, [low, high], got {len(value)}")
+    refuse_flags(*value)
     return *value, False
+
+
+def refuse_flags(*values: object) -> None:
+    """Refuse true and false, which Python takes for 1 and 0."""
+    if any(isinstance(value, bool) for value in values):
+        raise ValueError("a range has numbers, got true or false")
 
 
 def check_order(values: tuple[Any, Any, bool]) -> Range:

@@ -123,6 +123,9 @@ def check_numbers(array: Shaped[np.ndarray, "..."], source: str) -> None:
             f"data must be finite, got NaN or infinity in {len(broken)} of {len(array)} samples of {source} "
             f"(samples {first_few([str(i) for i in broken])})"
         )
+    limit, largest = np.finfo(np.float32).max, np.abs(array).max()
+    if largest > limit:
+        raise DataError(f"data must be within {limit:.2g}, as float32, got {largest:.2g} in {source}; use another unit")
 
 
 def prepare_inputs(array: Shaped[np.ndarray, "..."], domain: Domain, source: str) -> Float[np.ndarray, "sample *input"]:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save
 
 from ray_ft.errors import DivergedError, FrozenDriftError
+from ray_ft.files.arrays import read_arrays
 from ray_ft.files.hashes import hash_file
 from ray_ft.files.writing import replace_file, write_arrays, write_record, write_text
 from ray_ft.fitting.checkpoint import load_checkpoint, save_checkpoint
@@ -185,6 +186,10 @@ def restore(run: RunFolder, own: Assignment, history: History, fitter: Fitter) -
     folder = run.candidate(own.name)
     for partial in folder.root.glob(".*"):  # of a process that was killed while it wrote
         partial.unlink(missing_ok=True)
+    try:
+        read_arrays(folder.history)
+    except (OSError, ValueError):
+        return -1  # there is none, or what judges its epochs was not told of them: they are made again
     saved: Mapping[str, Any] | None = load_checkpoint(folder.checkpoint)
     if saved is None:
         return -1

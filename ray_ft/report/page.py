@@ -111,11 +111,13 @@ def write_curve_figure(curve: LearningCurve, root: str | Path) -> list[Path]:
 
 
 def load_findings(run: RunFolder) -> Findings:
-    summary, plan, splits = Summary.load(run.root), load_plan(run), load_splits(run)
+    summary, splits = Summary.load(run.root), load_splits(run)
     judged = {name for strategy in summary.strategies.values() for name in strategy.verdicts}
-    if judged != {spec.name for spec in plan}:
+    plan = tuple(spec for spec in load_plan(run) if spec.name in judged)  # a larger budget may have begun others
+    if len(plan) < len(judged):
         raise RunFolderError(
-            f"the summary and the plan of a run must be of the same candidates, got {run.root}; run again"
+            f"the plan of a finished run must have all candidates of its summary, got {run.root}; remove "
+            f"{run.summary.name} there and repeat its cv command"
         )
     histories = {spec.name: load_history(run, spec.name, splits) for spec in plan}
     curves = {name: build_curves(h.losses, h.inner, splits) for name, h in histories.items() if h is not None}

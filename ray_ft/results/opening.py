@@ -1,6 +1,7 @@
 """A run's folder, opened for one call: made, or found to hold this very run, and closed to others meanwhile."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -42,7 +43,7 @@ def open_run(run: RunFolder, identity: Identity) -> Iterator[None]:
     Raises:
         RunFolderError: It cannot be written, is in use, or holds another run or other files.
     """
-    made = not run.root.exists()
+    made = not os.path.exists(run.root)  # it takes a name that is too long, which Path does not
     with ExitStack() as stack:
         try:
             check_identity(run, identity)

@@ -100,13 +100,14 @@ def holding(what: str, path: Path) -> AbstractContextManager[None]:
     return refuse_damage(f"a run holds {what}, got {path}, which is", "restore it, or run again into another --out")
 
 
-def load_verdicts(run: RunFolder) -> dict[str, Verdict]:
-    """Read the verdicts of a finished run."""
+def load_judged(run: RunFolder) -> tuple[tuple[CandidateSpec, ...], dict[str, Verdict]]:
+    """Read the candidates of a finished run and how they ended; not those that a larger budget has begun since."""
     rule = f"a finished run holds {run.verdicts.name}, got {run.root} where it is"
     with refuse_damage(rule, f"remove its {run.summary.name}, if any, and repeat its cv command"):
         verdicts = TypeAdapter(dict[str, Verdict]).validate_python(read_record(run.verdicts))
-        verdicts = {spec.name: verdicts[spec.name] for spec in load_plan(run)}
-    return verdicts
+        plan = {spec.name: spec for spec in load_plan(run)}
+        judged = tuple(plan[name] for name in verdicts)
+    return judged, verdicts
 
 
 def load_plan(run: RunFolder) -> tuple[CandidateSpec, ...]:
@@ -229,7 +230,12 @@ def load_predictions(run: RunFolder, name: str) -> Float[np.ndarray, "repeat see
 
 def completed(run: RunFolder, name: str, what: str) -> AbstractContextManager[None]:
     rule = f"a completed candidate has {what}, got {run.candidate(name).root} where they are"
-    return refuse_damage(rule, f"remove it and {run.summary.name}, and repeat the cv command")
+    return refuse_damage(rule, f"remove it, {say_again(run)}")
+
+
+def say_again(run: RunFolder) -> str:
+    """Say what makes a run go on that may have ended."""
+    return f"and {run.summary.name} if there is one, and repeat the cv command"
 
 
 def load_curves(run: RunFolder, plan: Plan, verdicts: Verdicts, strategy: str, splits: Splits) -> dict[int, Curves]:
@@ -273,7 +279,7 @@ def load_later_losses(
     if history is None:
         raise RunFolderError(
             f"a completed candidate has a loss for every fold and seed, got {run.candidate(name).root}, where they are "
-            f"missing or damaged; remove it and {run.summary.name}, and repeat the cv command"
+            f"missing or damaged; remove it, {say_again(run)}"
         )
     found: np.ndarray = history.losses[-1, place[0]][:, splits.held_out(*place)]
     return found
@@ -298,7 +304,7 @@ def load_whole_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> H
     """Read the losses of a completed candidate, of which none may be missing."""
     history, path = load_history(run, spec.name, splits), run.candidate(spec.name).history
     rule = f"a completed candidate has a loss for every fold and seed, got {path}"
-    remedy = f"remove {path.parent} and repeat the cv command"
+    remedy = f"remove {path.parent}, {say_again(run)}"
     if history is None:
         raise RunFolderError(f"{rule}, which is missing or damaged; {remedy}")
     holes = [

@@ -1,5 +1,6 @@
 """The log of a run: one JSON object a line, appended as things happen, over all calls of the same command."""
 
+import contextlib
 import json
 import time
 import uuid
@@ -82,5 +83,6 @@ def sum_seconds(path: Path) -> dict[str, float]:
     for event in read_log(path):
         if event["event"] == "end of candidate":
             name = str(event.get("candidate"))
-            seconds[name] = seconds.get(name, 0.0) + float(event.get("spent_s", 0.0))
+            with contextlib.suppress(TypeError, ValueError):  # a line that someone has changed
+                seconds[name] = seconds.get(name, 0.0) + float(event.get("spent_s", 0.0))
     return seconds

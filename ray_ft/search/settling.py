@@ -5,6 +5,7 @@ held back by the number of epochs. A fold's best candidate is the one that its g
 measured over the summed learning rate: by epochs a cosine schedule looks flat at its end whatever is left to learn.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,12 +127,17 @@ def find_edges(by_fold: Mapping[Place, Attempt], attempts: Sequence[Attempt], ro
 def find_edge(own: Attempt, attempts: Sequence[Attempt]) -> Edge | None:
     """Whether no lower, or no higher, learning rate than this one, and not far from it, has shown what it is worth."""
     lr = own.spec.lr or 0.0
-    tried = [(other.spec.lr or 0.0, other) for other in attempts if other.counts]
+    tried = [(other.spec.lr or 0.0, other) for other in attempts if other.counts and not stopped_better(other, own)]
     if not any(APART * lr <= it <= FAR * lr * (1 + 1e-9) for it, _ in tried):
         return "highest"
     if not any(lr / FAR / (1 + 1e-9) <= it <= lr / APART and not other.diverged for it, other in tried):
         return "lowest"
     return None
+
+
+def stopped_better(other: Attempt, own: Attempt) -> bool:
+    """Whether one that was stopped was better so far, so that it would bracket what it beats."""
+    return other.state == "stopped" and (other.lowest or math.inf) < (own.lowest or 0.0)
 
 
 def find_harm(place: Place, attempts: Sequence[Attempt], rope: float) -> tuple[Edge | None, float]:
