@@ -30,7 +30,7 @@ from ray_ft.errors import DataError, RunError, RunFolderError, WeightsError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
-from ray_ft.models import Pretrained, build_network, predict_all, read_weights
+from ray_ft.models import Pretrained, find_answer_shape, load_pretrained, predict_all
 from ray_ft.objectives import Objective, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import score_baselines
@@ -63,7 +63,7 @@ from ray_ft.search.problem import Problem
 from ray_ft.search.proposer import Proposer, RandomProposer, is_random
 from ray_ft.search.strategies import Strategy, match_strategies
 from ray_ft.statistics.comparison import mark_unsettled
-from ray_ft.statistics.intervals import check_level
+from ray_ft.statistics.intervals import WITHOUT_INTERVALS, check_level, describe_lack
 from ray_ft.statistics.scores import pick_lowest
 from ray_ft.statistics.selection import correct_selection
 
@@ -77,6 +77,7 @@ class Prepared:
     pretrained: Pretrained
     strategies: Mapping[str, Strategy]
     zero_shot: Float[np.ndarray, "sample *target"]
+    notes: tuple[str, ...]  # on what was done to data and checkpoint, and what they do not suffice for
 
     @property
     def config_text(self) -> str:
@@ -209,16 +210,21 @@ def prepare(config: Config) -> Prepared:
     objective = find_objective(cv.metric)
     objective.check_targets(samples.targets, data.targets)
     splits = deal_splits(config, samples)
-    weights = read_weights(Path(config.checkpoint)) if config.checkpoint else None
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
-    network = build_network(model.factory, model.params, weights)
+    network, notes = load_pretrained(model.factory, model.params, config.checkpoint, model.skip or ())
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
-    zero_shot = objective.respond(predict_all(network, samples.inputs)).numpy()
+    outputs = predict_all(network, samples.inputs)
+    shape = find_answer_shape(network, samples.inputs, tuple(outputs.shape[1:]), samples.targets.shape[1:])
+    zero_shot = objective.respond(outputs if shape is None else outputs.reshape(-1, *shape)).numpy()
     check_outputs(zero_shot, samples, objective)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
-    return Prepared(
-        config, problem, Pretrained(model.factory, model.params, network.state_dict()), strategies, zero_shot
-    )
+    pretrained = Pretrained(model.factory, model.params, network.state_dict(), shape)
+    if shape is not None and outputs.shape != zero_shot.shape:
+        told = f"the network answers {tuple(outputs.shape)}, the targets are {samples.targets.shape}"
+        notes.append(f"{told}: the same values, laid out as the targets are")
+    if lack := describe_lack(1 - config.ensemble.level, len(samples)):
+        notes.append(f"{lack}; {WITHOUT_INTERVALS}")
+    return Prepared(config, problem, pretrained, strategies, zero_shot, (*samples.notes, *notes))
 
 
 def deal_splits(config: Config, samples: Samples) -> Splits:
@@ -297,7 +303,7 @@ def reduce(
         comparisons=comparisons,
         selection=correct_selection(losses, samples.groups, cv.seed), ensemble=ensemble,
         notes=[
-            *([warning] if warning else []), *samples.notes, *note_deals(deals),
+            *([warning] if warning else []), *prepared.notes, *note_deals(deals),
             *note_dominance(objective, blind, losses[lowest]), *find_notes(run, plan, scores, strategies),
         ],
         wall_s=before.wall_s if before else time.monotonic() - started, n_epochs_again=n_again,

@@ -175,7 +175,7 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     data = prepared.problem.samples
     typer.echo(f"config      {config or 'embedded demo'}: valid")
     typer.echo(f"data        {len(data)} samples, inputs {data.inputs.shape[1:]}, targets {data.targets.shape[1:]}")
-    for note in data.notes:
+    for note in prepared.notes:
         typer.echo(f"note        {note}")
     typer.echo(f"checkpoint  {loaded.checkpoint or 'none: the weights of the factory'}: fits the network")
     for name, strategy in prepared.strategies.items():

@@ -24,6 +24,7 @@ from ray_ft.cli.show import resumable, show
 from ray_ft.errors import ConfigError, DataError, RunFolderError
 
 if TYPE_CHECKING:
+    from ray_ft.ensemble import Ensemble
     from ray_ft.ensemble.artefact import Card
     from ray_ft.prediction.streams import Streamed
     from ray_ft.results.summary import EnsembleSummary
@@ -165,6 +166,7 @@ def predict(
             write = predict_to_archive if output.suffix else predict_to_folder
             found = write(loaded, opened, output, n_threads=n_threads, **asked)
     warn_of(loaded.card)
+    note_lack(loaded)
     typer.echo(describe_stream(found, len(loaded.card.members), output, time.monotonic() - started))
 
 
@@ -172,6 +174,14 @@ def warn_of(card: "Card") -> None:
     """Repeat what an ensemble says against its use, beside what others may read from the standard output."""
     if card.warning:
         typer.echo(f"note: {card.warning}", err=True)
+
+
+def note_lack(loaded: "Ensemble") -> None:
+    """Say that there are no intervals at the ensemble's own level, if so."""
+    from ray_ft.statistics.intervals import WITHOUT_INTERVALS
+
+    if lack := loaded.describe_lack(loaded.card.level):
+        typer.echo(f"note: {lack}; {WITHOUT_INTERVALS}", err=True)
 
 
 def check_kinds(device: str, output: Path, on_ray: bool) -> None:
@@ -214,7 +224,8 @@ def export(
     if soup and not allow_worse:
         check_soup(loaded)
     path = export_ensemble(loaded, output, soup)
-    names = ", ".join(loaded.objective.answers.exported)
+    names = ", ".join(loaded.exported)
+    note_lack(loaded)
     what = "one network, the mean" if soup else f"{len(loaded.card.members)} members; {names}"
     typer.echo(f"export  {path}: {what} of inputs (n, {', '.join(map(str, loaded.card.input_shape))}) in float32")
 

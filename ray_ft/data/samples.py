@@ -56,7 +56,7 @@ def load_samples(
     """
     x = prepare_inputs(read_array(inputs), domain, inputs)
     y = read_array(targets)
-    check_numbers(y, targets)
+    check_numbers(y, targets, n_axes=1)
     if len(x) != len(y):
         raise DataError(
             f"inputs and targets must have equally many samples, got {len(x)} in {inputs} and {len(y)} in {targets}"
@@ -69,6 +69,11 @@ def load_samples(
     joined = join_groups([orbits] if group_column is None else [orbits, group_column])
     binned = None if strata is None else bin_strata(strata, stratify or "", n_folds)
     return Samples(x, y, joined, binned, (*notes, *describe_images(orbits), *describe_targets(y)), domain)
+
+
+def have_same_values(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether shapes of a sample differ in axes of length 1 alone: the same values, in the same order."""
+    return [n for n in one if n != 1] == [n for n in other if n != 1]
 
 
 def describe_targets(targets: Shaped[np.ndarray, "sample *target"]) -> Iterator[str]:
@@ -110,13 +115,12 @@ def pick_key(keys: list[str], key: str, name: str) -> str:
     return key
 
 
-def check_numbers(array: Shaped[np.ndarray, "..."], source: str) -> None:
+def check_numbers(array: Shaped[np.ndarray, "..."], source: str, n_axes: int = 2) -> None:
     if array.dtype.kind not in "biuf":
         raise DataError(f"data must be real numbers, got {array.dtype} in {source}")
-    if array.ndim < 2 or array.size == 0:
-        raise DataError(
-            f"data must have a sample axis and at least one more, none empty, got shape {array.shape} in {source}"
-        )
+    if array.ndim < n_axes or array.size == 0:
+        more = " and at least one more" if n_axes > 1 else ""
+        raise DataError(f"data must have a sample axis{more}, none empty, got shape {array.shape} in {source}")
     broken = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
     if len(broken):
         raise DataError(

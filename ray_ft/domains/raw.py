@@ -46,7 +46,8 @@ class Raw:
         return (input_shape,)
 
     def name_axes(self, shape: tuple[int, ...], span: tuple[float, float]) -> TargetAxes:
-        """Number the channels and the places on the last axis."""
+        """Number the channels and the places on the last axis, of which a single number has one."""
+        shape = shape or (1,)
         places = list(np.ndindex(shape[:-1]))
         names = tuple("target " + ",".join(map(str, place)) if place else "target" for place in places)
         return TargetAxes(names, np.arange(float(shape[-1])), "index of the target's last axis")

@@ -46,6 +46,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
         soup_score: Of the blind members of a fold, their weights averaged over seeds; None where there is one seed.
         n_blind: Members that never saw a sample.
         data_keys: Under which the inputs and targets stood in the run's `.npz`; empty for a file of one array.
+        answer_shape: In which the network is told to lay out what it says of a sample; None where it does so itself.
         symmetric: Whether predictions are averaged over the symmetry, as their intervals then are.
         split: Why the network runs whole; empty where it does not.
         warning: Why the ensemble should not be used; empty where nothing is against it.
@@ -72,6 +73,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     data_keys: tuple[str, str]
     input_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
+    answer_shape: tuple[int, ...] | None = None
     wavelengths_nm: tuple[float, float]
     model: ModelSection
     split: str

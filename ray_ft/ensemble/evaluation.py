@@ -1,14 +1,15 @@
 """An ensemble on fresh labelled samples: its error, and whether it holds what it promises."""
 
+from dataclasses import replace
+
 import numpy as np
 from pydantic import BaseModel
 
-from ray_ft.data.samples import Samples, load_samples
+from ray_ft.data.samples import Samples, have_same_values, load_samples
 from ray_ft.ensemble import FALSE_ALARMS, Ensemble
 from ray_ft.errors import DataError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.objectives import Folds
-from ray_ft.statistics.intervals import check_level
 
 
 class CalibrationPoint(BaseModel, frozen=True, extra="allow"):
@@ -24,6 +25,7 @@ class Evaluation(BaseModel, frozen=True, extra="allow"):
     method: str
     metric: str
     nominal: float  # the level that was asked for
+    lack: str = ""  # why there are no intervals, of which nothing then stands beside
     flagged: float  # share of samples flagged as unlike the training samples
     n_known: int  # samples that the members trained on: all, where the data set is theirs as a whole, else 0
     methods: dict[str, dict[str, float]]
@@ -44,6 +46,8 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
                 raise DataError(f"labelled samples need inputs and targets, got no {name}; give --{name} FILE[::key]")
             sources[name] = f"{data}::{keys[name]}"
     dataset = load_samples(str(sources["inputs"]), str(sources["targets"]), ensemble.domain)
+    if have_same_values(dataset.targets.shape[1:], ensemble.card.target_shape):
+        dataset = replace(dataset, targets=dataset.targets.reshape(-1, *ensemble.card.target_shape))
     shapes = {"inputs": ensemble.card.input_shape, "targets": ensemble.card.target_shape}
     for name, shape in shapes.items():
         if (found := getattr(dataset, name).shape[1:]) != shape:
@@ -58,8 +62,7 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Samples, level: float | None 
     Raises:
         ConfigError: The level is not one, or the training samples are too few for it.
     """
-    level = ensemble.card.level if level is None else level
-    check_level(1 - level, len(ensemble.residuals))
+    level = ensemble.settle_level(level)
     parts: dict[str, list[Folds]] = {method: [] for method in ensemble.card.weights}
     spreads, p_values = [], []
     for members, features in ensemble.walk_members(dataset.inputs, ensemble.card.symmetric):
@@ -78,6 +81,7 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Samples, level: float | None 
         **found.methods[ensemble.card.method],
         **found.beside,
         "nominal": level,
+        "lack": ensemble.describe_lack(level),
         "flagged": float((np.concatenate(p_values) <= FALSE_ALARMS).mean()),
         "n_known": len(dataset) * (hash_arrays(dataset.inputs, dataset.targets) == ensemble.card.data_hash),
         "methods": found.methods,

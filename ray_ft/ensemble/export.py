@@ -13,7 +13,6 @@ from ray_ft.ensemble import Ensemble, apply_stacked
 from ray_ft.errors import EnsembleError
 from ray_ft.files.writing import replace_file
 from ray_ft.split.silence import silence
-from ray_ft.statistics.intervals import check_level
 
 N_EXAMPLES = 3
 TOLERATED = 0.01  # of the ensemble's score
@@ -52,7 +51,6 @@ class EnsembleModule(nn.Module):
     def __init__(self, ensemble: Ensemble) -> None:
         super().__init__()
         card = ensemble.card
-        check_level(1 - card.level, len(ensemble.residuals))
         self.members = Members(ensemble, ensemble.states)
         self.shape = (len(card.strategies), card.n_repeats, card.n_folds, card.n_seeds)
         self.alpha, self.answers = 1 - card.level, ensemble.objective.answers
@@ -153,7 +151,7 @@ def write_onnx(module: nn.Module, example: Tensor, ensemble: Ensemble, path: Pat
         verbose=False, optimize=True,
     )  # fmt: skip
     assert program is not None
-    graph, names = program.model.graph, ensemble.objective.answers.exported
+    graph, names = program.model.graph, ensemble.exported
     for value in (value for node in graph for value in node.outputs):
         if value.name in names:
             value.name = f"inner_{value.name}"  # the exporter names values after operations, such as `mean`

@@ -25,11 +25,11 @@ from ray_ft.ensemble.fingerprints import N_PRINTS, Prints
 from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError
 from ray_ft.files.memory import describe_excess
-from ray_ft.models import build_network
+from ray_ft.models import answer_in_shape, build_network
 from ray_ft.objectives import FoldOf, Folds, Members, Objective, Shares, find_objective
 from ray_ft.split.network import Features, SplitNetwork, keep_whole
 from ray_ft.split.sharing import read_splits
-from ray_ft.statistics.intervals import check_level
+from ray_ft.statistics.intervals import check_level, describe_lack
 from ray_ft.statistics.novelty import Density
 
 BATCH_SIZE = 32  # samples at a time
@@ -117,7 +117,7 @@ class Ensemble:
 
         Args:
             inputs: As in the run's data.
-            level: Of the intervals; the card's where left out.
+            level: Of the intervals; the card's where left out, and none where the training samples are too few for it.
             batch_size: Samples at a time.
             source: Of the inputs, for messages.
 
@@ -129,26 +129,40 @@ class Ensemble:
             ConfigError: The level is not one, or the training samples are too few for it.
         """
         prepared = self.prepare(inputs, source)
-        level = self.card.level if level is None else level
-        check_level(1 - level, len(self.residuals))
+        level = self.settle_level(level)
         return self.predict_prepared(prepared, level, batch_size)
 
+    def settle_level(self, level: float | None) -> float:
+        """Take the card's level where none is asked for; refuse one at which there are no intervals."""
+        if level is not None:
+            check_level(1 - level, len(self.residuals))
+        return self.card.level if level is None else level
+
+    def describe_lack(self, level: float) -> str:
+        """Say from how many training samples on there are intervals of this level; nothing where there are."""
+        return describe_lack(1 - level, len(self.residuals))
+
+    def list_available(self, level: float) -> tuple[str, ...]:
+        """List the quantities that there are at this level: without intervals where there are none."""
+        missing = self.objective.answers.leveled if self.describe_lack(level) else ()
+        return tuple(name for name in self.quantities if name not in missing)
+
     def predict_prepared(self, prepared: Inputs, level: float, batch_size: int = BATCH_SIZE) -> Any:
-        """Predict for inputs that `prepare` returned, at a level that `check_level` passes."""
+        """Predict for inputs that `prepare` returned, at a level of `settle_level`."""
         starts = range(0, len(prepared), batch_size)
         with limit_blas():
             parts = [self.compute(prepared[start : start + batch_size], level) for start in starts]
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in self.quantities}
-        return self.objective.answers.prediction(**whole)
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in self.list_available(level)}
+        return self.objective.answers.prediction(**dict.fromkeys(self.quantities) | whole)
 
     def compute(
         self, inputs: Inputs, level: float, quantities: Collection[str] | None = None
     ) -> dict[str, Shaped[np.ndarray, "sample ..."]]:
-        """Compute some of `quantities`, or all, for inputs and a level as in `predict_prepared`, all samples at a time.
+        """Compute some quantities, or all available, for inputs and a level as in `predict_prepared`, all at a time.
 
         What is not asked for costs nothing.
         """
-        asked = set(self.quantities if quantities is None else quantities)
+        asked = set(self.list_available(level) if quantities is None else quantities)
         members, features = self.predict_members(inputs, self.card.symmetric)
         known = (self.residuals, self.calibration.fold_of, 1 - level)
         found = self.objective.answers.answer(asked, self.average_folds(members), members, self.shares, *known)
@@ -215,6 +229,12 @@ class Ensemble:
         return tuple(field.name for field in fields(self.objective.answers.prediction))
 
     @property
+    def exported(self) -> tuple[str, ...]:
+        """What an export answers with, at the card's level."""
+        available = self.list_available(self.card.level)
+        return tuple(name for name in self.objective.answers.exported if name in available)
+
+    @property
     def weights(self) -> Shares:
         """Of the members within their fold models: each fold's sum to 1."""
         card = self.card
@@ -271,7 +291,7 @@ def load_networks(
     first = {strategy: {name: tensor[0] for name, tensor in own.items()} for strategy, own in states.items()}
     if not card.split:
         return read_splits(content, {name: tensor.to(device) for name, tensor in tensors.items()}, first)
-    network = build_network(card.model.factory, card.model.params, tensors)
+    network = answer_in_shape(build_network(card.model.factory, card.model.params, tensors), card.answer_shape)
     names = [name for name, _ in network.named_parameters()]
     return {
         strategy: keep_whole(network, tuple(name for name in names if name in own), card.split).to(device)

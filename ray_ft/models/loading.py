@@ -1,37 +1,65 @@
-"""A network and its pretrained weights, read without running code that a file brings."""
+"""A network with its pretrained weights."""
 
 import importlib
 import inspect
-import pickle
 import sys
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ray_ft.errors import ConfigError, WeightsError, first_few, first_line, shorten, show_value
-from ray_ft.files.memory import describe_excess
+from ray_ft.errors import ConfigError, WeightsError, first_few, first_line, show_value
+from ray_ft.models.checkpoints import StoredWeights, read_weights
 from ray_ft.models.diffraction_net import DiffractionNet, read_params
+from ray_ft.models.matching import list_places, match_weights
 
 
 def load_network(checkpoint_path: str | Path, **params: Any) -> DiffractionNet:
     """Load a DiffractionNet whose size is read off its checkpoint.
 
     Args:
-        checkpoint_path: `.safetensors`, or `.pt`/`.pth` by `torch.save`: a state dict, bare or under "model".
+        checkpoint_path: As `read_weights` takes it.
         params: Arguments of `DiffractionNet` that shapes do not show (dropouts, `n_heads`).
 
     Raises:
         WeightsError: The file is missing, is no weights file, or holds another network.
     """
-    network = build_network(None, params, read_weights(Path(checkpoint_path)))
+    network, _ = load_pretrained(None, params, str(checkpoint_path))
     assert isinstance(network, DiffractionNet)
     return network
+
+
+def load_pretrained(
+    factory: str | None, params: Mapping[str, Any], source: str | None, skip: Collection[str] = ()
+) -> tuple[nn.Module, list[str]]:
+    """Build a network as `build_network` does, and load its weights as a trainer has written them.
+
+    Args:
+        factory: As for `build_network`.
+        params: The same.
+        source: As `read_weights` takes it; without one the network keeps what the factory gave it.
+        skip: Patterns of names that are not taken out of it.
+
+    Returns:
+        The network, in evaluation mode, and notes on what was chosen, stripped and left out.
+
+    Raises:
+        ConfigError: As `build_network`.
+        WeightsError: The file has no weights, several that fit, or none.
+    """
+    if source is None:
+        return build_network(factory, params, None), []
+    stored = read_weights(source)
+    if factory is None:  # the sizes are a file's: they are compared before memory is taken for them
+        params = add_sizes(params, find_diffraction_net(stored))
+        with torch.device("meta"):
+            match_weights(call_factory(None, params), stored, skip)
+    network = call_factory(factory, params)
+    weights, notes = match_weights(network, stored, skip)
+    network.load_state_dict(weights)
+    return network.eval(), notes
 
 
 def build_network(factory: str | None, params: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
@@ -55,49 +83,6 @@ def build_network(factory: str | None, params: Mapping[str, Any], weights: Mappi
     return network.eval()
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict; no code in the file is run, and a file that is none raises a `WeightsError`."""
-    rule = f"a checkpoint must be weights alone (safetensors, or tensors by torch.save), got {shorten(str(path))}"
-    try:
-        if not path.is_file():
-            raise WeightsError(f"a checkpoint must be a file, got {path}; check model.checkpoint")
-        check_fits(measure_content(path), rule)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles by another protocol, which are then refused
-            content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except WeightsError:
-        raise
-    except pickle.UnpicklingError as error:  # torch's own advice is to trust the file, which is not ours
-        raise WeightsError(f"{rule}: it holds more than tensors, or is damaged") from error
-    except Exception as error:  # of any class: torch's reader trusts the structure of what it reads
-        raise WeightsError(f"{rule}: {first_line(error)}") from error
-    weights = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(weights, dict) or not weights or not all(map(is_entry, weights.items())):
-        raise WeightsError(f'a checkpoint must hold a state dict, bare or under "model", got {path} without one')
-    check_fits(sum(tensor.nbytes for tensor in weights.values()), rule)
-    return weights
-
-
-def is_entry(item: tuple[Any, Any]) -> bool:
-    """Whether this is a name with a plain tensor on the CPU."""
-    name, tensor = item
-    plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return isinstance(name, str) and plain and not tensor.is_quantized
-
-
-def measure_content(path: Path) -> int:
-    """Bytes of a file; where it is a zip archive, unpacked."""
-    if not zipfile.is_zipfile(path):
-        return path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        return sum(member.file_size for member in archive.infolist())
-
-
-def check_fits(n_bytes: int, rule: str) -> None:
-    if excess := describe_excess(n_bytes):
-        raise WeightsError(f"{rule}: {excess}")
-
-
 def add_sizes(params: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Add the sizes that a DiffractionNet's weights show to the arguments that a user gives, which may repeat them."""
     try:
@@ -111,6 +96,11 @@ def add_sizes(params: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[
             rule = f"model.params.{name} is read off the checkpoint, which has {sizes[name]}"
             raise ConfigError(f"{rule}, got {show_value(params[name])}; leave it out")
     return {**params, **sizes}
+
+
+def find_diffraction_net(stored: StoredWeights) -> Mapping[str, Tensor]:
+    """Find what has the names of a DiffractionNet's first and last tensors; else all that there is."""
+    return next((place.tensors for place in list_places(stored, ("stem_conv.weight", "spec_bias"))), stored.tensors)
 
 
 def call_factory(factory: str | None, params: Mapping[str, Any]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ray_ft.data.samples import have_same_values
 from ray_ft.errors import DataError, first_line
 from ray_ft.files.hashes import hash_tensors
 from ray_ft.models.loading import build_network
@@ -21,10 +23,11 @@ class Pretrained:
     factory: str | None
     params: Mapping[str, Any]
     weights: Mapping[str, Tensor] = field(repr=False)
+    answer_shape: tuple[int, ...] | None = None  # as `answer_in_shape` takes it
 
     def build(self) -> nn.Module:
         """Build it, in evaluation mode."""
-        return build_network(self.factory, self.params, self.weights)
+        return answer_in_shape(build_network(self.factory, self.params, self.weights), self.answer_shape)
 
     @property
     def hash(self) -> str:
@@ -43,4 +46,31 @@ def predict_all(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) 
     if not all(isinstance(part, torch.Tensor) for part in parts):
         kind = type(parts[0]).__name__
         raise DataError(f"the network must answer with one tensor, got {kind}; wrap it in a module that does")
-    return torch.cat(parts)
+    axes = parts[0].shape[1:]
+    return torch.cat([part[None] if part.shape == axes else part for part in parts])  # of one sample, if it squeezes
+
+
+def answer_in_shape(network: nn.Module, shape: tuple[int, ...] | None) -> nn.Module:
+    """Let a network lay out what it says of a sample in a shape of as many values; without one, as it does."""
+    if shape is not None:
+        network.register_forward_hook(partial(lay_out, shape))
+    return network
+
+
+def lay_out(shape: tuple[int, ...], network: nn.Module, inputs: Any, outputs: Tensor) -> Tensor:
+    return outputs.reshape(-1, *shape)
+
+
+def find_answer_shape(
+    network: nn.Module, inputs: Float[np.ndarray, "sample *input"], found: tuple[int, ...], wanted: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Find the shape in which a network has to be told to answer, for `answer_in_shape`.
+
+    A network that says `found` of a sample where targets are `wanted` may differ in axes of length 1, as one that
+    answers (batch, 1) or (batch,) does; the values are the same, in the same order. One that squeezes its answers may
+    also leave out the axis of the samples where there is one.
+    """
+    if not have_same_values(found, wanted):
+        return None
+    alone = predict_all(network, inputs[:1])
+    return None if found == wanted and tuple(alone.shape) == (1, *wanted) else wanted

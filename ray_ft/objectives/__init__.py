@@ -118,6 +118,10 @@ class Answers(Protocol):
     def exported(self) -> tuple[str, ...]:
         """Names of what `export` returns, `mean` first."""
 
+    @property
+    def leveled(self) -> tuple[str, ...]:
+        """Names of what holds at a level, for which the training samples may be too few; it is None then."""
+
     def measure_residuals(self, blind: Responses, targets: Targets) -> Float[np.ndarray, "sample *residual"]:
         """Measure what is kept of the training samples, from what models that never saw them say of each."""
 
@@ -149,7 +153,10 @@ class Answers(Protocol):
         method: str,
         level: float,
     ) -> Measures:
-        """Measure an ensemble on fresh samples, by every method of weighing; `spread` is by the method in use."""
+        """Measure an ensemble on fresh samples, by every method of weighing; `spread` is by the method in use.
+
+        What the training samples are too few for, at this level, is not among the measures.
+        """
 
     def export(
         self,
@@ -159,7 +166,10 @@ class Answers(Protocol):
         fold_of: Int[Tensor, "repeat training"],
         alpha: float,
     ) -> tuple[Tensor, ...]:
-        """Compute `exported` with operations that can be exported; the weights of a fold model sum to 1."""
+        """Compute `exported` with operations that can be exported; the weights of a fold model sum to 1.
+
+        What is `leveled` is left out where the training samples are too few for it.
+        """
 
 
 @dataclass(frozen=True)
@@ -180,7 +190,7 @@ class Presentation(Protocol):
         """Measures of each method that are worth a column."""
 
     def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
-        """Say in lines below the table what an evaluation, key by key, found."""
+        """Say in lines below the table what an evaluation, key by key, found; `lack` is why there are no intervals."""
 
     def draw_calibration(self, points: Sequence[Mapping[str, float]], n_samples: int) -> Figure:
         """Draw what was measured against the level, `nominal`, that was asked for."""

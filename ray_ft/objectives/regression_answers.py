@@ -20,7 +20,7 @@ class Prediction:
     Attributes:
         mean: Weighted mean of the members.
         std: Their standard deviation: their disagreement alone. It leaves out the noise of the data and is no interval.
-        lower: Of the interval of each target value by itself (CV+).
+        lower: Of the interval of each target value by itself (CV+); None where the training samples are too few.
         upper: The same.
         band_lower: Of the band that holds all values of a target together.
         band_upper: The same.
@@ -31,10 +31,10 @@ class Prediction:
 
     mean: Values
     std: Values
-    lower: Values
-    upper: Values
-    band_lower: Values
-    band_upper: Values
+    lower: Values | None
+    upper: Values | None
+    band_lower: Values | None
+    band_upper: Values | None
     novelty: Float[np.ndarray, " sample"]
     p_value: Float[np.ndarray, " sample"]
     flag: Bool[np.ndarray, " sample"]
@@ -46,6 +46,7 @@ class RegressionAnswers:
 
     prediction: type[Prediction] = Prediction
     exported: tuple[str, ...] = ("mean", "std", "lower", "upper")
+    leveled: tuple[str, ...] = ("lower", "upper", "band_lower", "band_upper")
 
     def measure_residuals(self, blind: Values, targets: Values) -> Values:
         return np.asarray((targets - blind).astype(np.float32))
@@ -109,19 +110,23 @@ class RegressionAnswers:
         folds = (shares * members).sum((0, 3))
         mean = folds.mean((0, 1))
         variance = (shares * (members - mean) ** 2).sum((0, 3)).mean((0, 1))
+        rank = intervals.find_rank(alpha, len(residuals))
+        if rank < 1:
+            return mean, variance.sqrt()
         deals = [deal.index_select(0, own) for deal, own in zip(folds.unbind(), fold_of.unbind(), strict=True)]
         blind, margins = torch.stack(deals).mean(0), residuals.abs().unsqueeze(1)
-        rank = intervals.find_rank(alpha, len(residuals))
         lower = (blind - margins).sort(0).values[rank - 1]
         upper = (blind + margins).sort(0).values[-rank]
         return mean, variance.sqrt(), lower, upper
 
 
 def measure_one(folds: Folds, residuals: Residuals, fold_of: FoldOf, targets: Values, level: float) -> dict[str, float]:
-    """Errors of the mean, the share of values inside their intervals and of samples inside their bands, and widths."""
+    """Errors of the mean; where there are intervals, shares of values and of samples inside of them, and widths."""
+    errors = {name: float(score_predictions(name, folds.mean((0, 1)), targets).mean()) for name in ("mse", "mae")}
+    if intervals.describe_lack(1 - level, len(residuals)):
+        return errors
     around = (folds, residuals, fold_of, 1 - level)
     single = intervals.measure_coverage(*intervals.build_pointwise(*around), targets)
     whole = intervals.measure_coverage(*intervals.build_simultaneous(*around), targets)
-    errors = {name: float(score_predictions(name, folds.mean((0, 1)), targets).mean()) for name in ("mse", "mae")}
     coverage = {"coverage": single.values, "width": single.width}
     return {**errors, **coverage, "band_coverage": whole.samples, "band_width": whole.width}

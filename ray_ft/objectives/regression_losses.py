@@ -11,8 +11,9 @@ Values = Float[np.ndarray, "sample *target"]  # predictions or the truth
 
 def compute_losses(metric: str, predicted: ValueTensor, targets: ValueTensor) -> Float[Tensor, " sample"]:
     """Average the error, squared for `mse` and absolute for `mae`, over each sample's target values."""
+    assert predicted.shape == targets.shape, (predicted.shape, targets.shape)  # (n,) less (n, 1) would be (n, n)
     error = predicted - targets
-    return (error.square() if metric == "mse" else error.abs()).flatten(1).mean(1)
+    return (error.square() if metric == "mse" else error.abs()).reshape(error.shape[0], -1).mean(1)
 
 
 def score_predictions(metric: str, predicted: Values, targets: Values) -> Float[np.ndarray, " sample"]:

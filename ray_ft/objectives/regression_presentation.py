@@ -32,10 +32,10 @@ class RegressionPresentation:
     columns: tuple[Column, ...] = COLUMNS
 
     def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
+        around = f"intervals of {100 * found['nominal']:.6g} % (CV+) around {found['n_samples']} samples"
         return (
-            f"intervals of {100 * found['nominal']:.6g} % (CV+) around {found['n_samples']} samples; "
-            f"two standard deviations of the members alone hold {write_share(found['spread_coverage'], 1)} of the "
-            "values",
+            f"{found['lack'] or around}; two standard deviations of the members alone hold "
+            f"{write_share(found['spread_coverage'], 1)} of the values",
         )
 
     def draw_calibration(self, points: Sequence[Mapping[str, float]], n_samples: int) -> Figure:

@@ -12,7 +12,6 @@ from jaxtyping import Shaped
 from ray_ft.ensemble import Ensemble, limit_blas
 from ray_ft.errors import ConfigError, DataError, show_value, suggest
 from ray_ft.prediction.sources import Source, read_chunks
-from ray_ft.statistics.intervals import check_level
 
 CHUNK_BYTES = 2**25  # of a chunk's prepared inputs
 BATCH_SIZE = 32
@@ -29,16 +28,21 @@ class PredictionSpec:
 
 
 def choose_quantities(ensemble: Ensemble, quantities: Collection[str] | None, level: float | None) -> PredictionSpec:
-    """Check what is asked for: all quantities and the card's level where they are left out."""
-    known = ensemble.quantities
-    asked = known if quantities is None else quantities
+    """Check what is asked for; where it is left out, all quantities that there are, and the card's level.
+
+    Raises:
+        ConfigError: A quantity is unknown, or the training samples are too few for it at the level.
+    """
+    known, level = ensemble.quantities, ensemble.settle_level(level)
+    available = ensemble.list_available(level)
+    asked = available if quantities is None else quantities
     for name in asked:
         if name not in known:
             raise ConfigError(f"quantities are {', '.join(known)}; got {show_value(name)}{suggest(name, known)}")
     if not asked:
         raise ConfigError(f"some quantity must be asked for: {', '.join(known)}")
-    level = ensemble.card.level if level is None else level
-    check_level(1 - level, len(ensemble.residuals))
+    if lacking := [name for name in asked if name not in available]:
+        raise ConfigError(f"{', '.join(lacking)}: {ensemble.describe_lack(level)}")
     return PredictionSpec(tuple(name for name in known if name in asked), level)
 
 

@@ -54,7 +54,7 @@ def render_ensemble(summary: EnsembleSummary, before: EnsembleSummary | None = N
 def render_evaluation(found: Evaluation) -> Group:
     """Draw the measures by method."""
     presentation = find_objective(found.metric).presentation
-    columns = presentation.columns
+    columns = [column for column in presentation.columns if column.measure in found.methods[found.method]]
     unit = choose_unit(own[c.measure] for own in found.methods.values() for c in columns if not c.form)
     table = start_table("method", *(c.header if c.form else f"{c.header}{unit.suffix}" for c in columns))
     for method, own in found.methods.items():

@@ -223,7 +223,7 @@ def load_predictions(run: RunFolder, name: str) -> Float[np.ndarray, "repeat see
     """Read what the snapshots of an assignment say of their held-out samples."""
     with completed(run, name, "predictions"):
         predictions = read_arrays(run.candidate(name).predictions)["predictions"]
-        if predictions.dtype.kind != "f" or predictions.ndim < 4:
+        if predictions.dtype.kind != "f" or predictions.ndim < 3:
             raise ValueError(f"predictions have the shape {predictions.shape}")
     return predictions
 

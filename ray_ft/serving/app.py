@@ -8,7 +8,7 @@ import io
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -92,7 +92,8 @@ def build_app(
     async def describe_server() -> Response:
         card = ensemble.card
         own = {"status": "ready", "name": card.run, "members": len(card.members), "waiting": len(waiting)}
-        return answer(200, own | asdict(limits) | card.model_dump(include=SHOWN))
+        note = ensemble.describe_lack(card.level)  # empty where there are intervals
+        return answer(200, own | asdict(limits) | card.model_dump(include=SHOWN) | {"note": note})
 
     @app.post("/predict")
     async def predict_inputs(request: Request) -> Response:
@@ -239,5 +240,6 @@ def predict_level(
     except Exception as error:  # the border of a request
         return [error] if len(inputs) == 1 else [predict_level(ensemble, [own], level)[0] for own in inputs]
     ends = np.cumsum([len(own) for own in inputs])[:-1]
-    columns = [np.split(getattr(whole, field.name), ends) for field in fields(whole)]
-    return [type(whole)(*own) for own in zip(*columns, strict=True)]
+        names = ensemble.list_available(level)
+    rows = zip(*(np.split(getattr(whole, name), ends) for name in names), strict=True)
+    return [replace(whole, **dict(zip(names, own, strict=True))) for own in rows]

@@ -32,6 +32,7 @@ from ray_ft.errors import ConfigError
 CHUNK_BYTES = 2**23  # of the ends alive at a time; more take longer, by page faults
 SMALLEST_SCALE = 1e-3  # of a target value, as a share of the mean scale
 ALPHAS = tuple(i / 20 for i in range(1, 10))
+WITHOUT_INTERVALS = "until then predictions have none"
 SLACK = 1e-9  # 1 - 0.9 is a little less than 0.1, and must not cost a rank
 
 
@@ -132,11 +133,17 @@ def check_level(alpha: float, n_samples: int) -> None:
     level = f"{100 * (1 - alpha):.6g} %"
     if not 0 < alpha < 0.5:
         raise ConfigError(f"the level of intervals must lie between 50 % and 100 %, got {level}; 90 % is usual")
-    if find_rank(alpha, n_samples) < 1:
-        needed = math.ceil((1 - SLACK) / alpha) - 1
-        raise ConfigError(
-            f"intervals of {level} need at least {needed} samples, got {n_samples}; lower the level or add samples"
-        )
+    if lack := describe_lack(alpha, n_samples):
+        raise ConfigError(lack)
+
+
+def describe_lack(alpha: float, n_samples: int) -> str:
+    """Say from how many samples on there are intervals; nothing where there are enough."""
+    if find_rank(alpha, n_samples) >= 1:
+        return ""
+    needed = math.ceil((1 - SLACK) / alpha) - 1
+    text = f"intervals of {100 * (1 - alpha):.6g} % need at least {needed} samples, got {n_samples}"
+    return f"{text}; lower the level or add samples"
 
 
 def find_rank(alpha: float, n_samples: int) -> int:
