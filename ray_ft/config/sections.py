@@ -124,8 +124,8 @@ class ModelSection(Section):
     """What builds the network, as `package.module:callable`. Without it, DiffractionNet does."""
     params: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory, by name.")
     checkpoint: str | None = None
-    """File of the pretrained weights (.safetensors, .pt, .pth, .bin, .ckpt), or a folder with one. Where several sets of
-    weights in a file fit, `file::key` names one. A factory may do without."""
+    """File of the pretrained weights (.safetensors, .pt, .pth, .bin, .ckpt), or a folder with one; of several sets in a
+    file, `file::key` names one. A factory may do without."""
     skip: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Name patterns of tensors that are not taken from the checkpoint; they start as the factory draws them."""
 

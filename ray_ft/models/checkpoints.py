@@ -169,7 +169,9 @@ def read_shards(path: Path, rule: str) -> dict[str, Tensor]:
     return {name: shards[own][name] for name, own in named.items()}
 
 
-def flatten(content: Mapping[Any, Any], seen: set[int], before: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+def flatten(
+    content: Mapping[Any, Any], seen: set[int], before: str = "", depth: int = 0
+) -> Iterator[tuple[str, Tensor]]:
     """Yield tensors by dotted name out of mappings in mappings, each of which counts once."""
     if id(content) in seen or depth > MAX_DEPTH:
         return

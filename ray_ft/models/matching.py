@@ -42,8 +42,9 @@ class Place:
         done = [f'"{self.before}" was stripped from the names'] if self.before else []
         done += [f'"{name}." was left out of them' for name in sorted(self.wrappers)]
         done += [f'"{self.inner}" was put before them'] if self.inner else []
-        others = [name for name in stored.beside if self.before and not self.before.startswith(f"{name}.")]
-        rest = f"; not used: {first_few(others)}" if others and not stored.key else ""
+        tops = [] if stored.key else [f"{name}." for name in stored.beside]
+        others = [top[:-1] for top in tops if not top.startswith(self.before) and not self.before.startswith(top)]
+        rest = f"; not used: {first_few(others)}" if others else ""
         if done:
             yield f"weights of {stored.place}: {', '.join(done)}{rest}"
 
@@ -100,9 +101,7 @@ def list_optional(own: Mapping[str, Tensor], stored: StoredWeights) -> Iterator[
         yield from (name for name in own if name.endswith(COUNTER))
 
 
-def fill_ties(
-    weights: dict[str, Tensor], own: Mapping[str, Tensor], found: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def fill_ties(weights: dict[str, Tensor], own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give all names of a tied tensor the value of one that was found."""
     values = {id(own[name]): tensor for name, tensor in weights.items() if name in found}
     return {name: values.get(id(own[name]), tensor) for name, tensor in weights.items()}
@@ -134,7 +133,7 @@ def take_place(
 
 
 def list_inner(wanted: Collection[str]) -> Iterator[str]:
-    """List what may stand before all of a network's names because a module of the user's own wraps it: first nothing."""
+    """List what may stand before all of a network's names, as a module of the user's own wraps it; first nothing."""
     inner = ""
     while True:
         yield inner
@@ -225,7 +224,9 @@ def describe_misfit(
     if not any(name in place.tensors for name in wanted):
         tops = first_few(list(dict.fromkeys(name.split(".")[0] for name in stored.tensors)))
         return f"{text}\nit holds {tops}: is it the checkpoint of the network that model.factory builds?"
-    listed = ", ".join(f'"{pattern}"' for pattern in dict.fromkeys(widen(name, bad, (*wanted, *place.tensors)) for name in bad))
+    listed = ", ".join(
+        f'"{pattern}"' for pattern in dict.fromkeys(widen(name, bad, (*wanted, *place.tensors)) for name in bad)
+    )
     only = "the sizes of the rest agree: " if all("shapes" in what for what in misfits) else ""
     return f"{text}\n{only}to take all but these, as for a new head, set {SKIP}: [{listed}]; the network draws its own"
 

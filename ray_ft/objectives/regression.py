@@ -87,4 +87,4 @@ def fit_gain_offset(predicted: Values, targets: Values) -> tuple[OneResponse, On
 
     penalty = min(PENALTIES, key=leave_one_out)
     slope = np.divide(moment / (n + penalty), scale, out=np.zeros_like(scale), where=scale > 0)
-    return 1 + slope, mean - slope * centre
+    return np.asarray(1 + slope), np.asarray(mean - slope * centre)

@@ -62,6 +62,9 @@ CAPTIONS = {
 }
 
 
+SHOWN = ("targets", "mean", "std")  # of a sample
+
+
 @dataclass(frozen=True)
 class Findings:
     """A finished run as read from its folder."""
@@ -157,7 +160,7 @@ def draw_samples(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
         yield (
             f"sample_{which}", f"The {which} sample", f"Sample {sample} has the {metric} "
             f"{findings.unit.write(scores[sample])}{findings.unit.suffix} by the {n_blind} members that never saw it.",
-            objective.presentation.draw_sample(axes, *(np.asarray(blind[name][sample]) for name in ("targets", "mean", "std"))),
+            objective.presentation.draw_sample(axes, *(np.asarray(blind[name][sample]) for name in SHOWN)),
         )  # fmt: skip
     responses = {"blind ensemble": blind["mean"], "zero-shot": blind["zero_shot"]}
     caption, figure = objective.presentation.draw_errors(axes, responses, targets)

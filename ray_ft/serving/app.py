@@ -240,6 +240,6 @@ def predict_level(
     except Exception as error:  # the border of a request
         return [error] if len(inputs) == 1 else [predict_level(ensemble, [own], level)[0] for own in inputs]
     ends = np.cumsum([len(own) for own in inputs])[:-1]
-        names = ensemble.list_available(level)
+    names = ensemble.list_available(level)
     rows = zip(*(np.split(getattr(whole, name), ends) for name in names), strict=True)
     return [replace(whole, **dict(zip(names, own, strict=True))) for own in rows]
