@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import nn
 
 from ray_ft import Ensemble, cross_validate
@@ -138,7 +139,7 @@ def test_the_commands_take_targets_of_one_number(scalar_folder: Path, ray_ft_her
 
 def test_a_learning_curve_takes_them(scalar_folder: Path) -> None:
     config = load_config("c.yaml", {"model.params.form": "column", "cv.strategies": ["closed"]})
-    assert set(learning_curve(config, "curve", [12, 20, 40], [10], inline=True).strategies) == {"closed"}
+    assert set(learning_curve(config, "curve", [12, 20, 40], [10], inline=True).curves) >= {"closed"}
 
 
 @pytest.mark.ray
@@ -154,7 +155,7 @@ def test_values_of_other_numbers_are_refused(scalar_folder: Path) -> None:
 
 
 def test_losses_never_broadcast() -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, TypeCheckError)):  # the second where types are checked, as in tests
         score_predictions("mse", np.ones((5, 1)), np.ones(5))
     assert score_predictions("mae", np.ones(5), np.zeros(5)).shape == (5,)
 

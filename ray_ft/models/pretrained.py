@@ -35,19 +35,24 @@ class Pretrained:
         return hash_tensors(self.weights)
 
 
-@torch.no_grad()
 def predict_all(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> Float[Tensor, "_ *output"]:
     """Predict with a network as it is; one that does not take the inputs, or answer with one tensor, is refused."""
+    parts = [predict_part(network, inputs[start : start + 64]) for start in range(0, len(inputs), 64)]
+    axes = parts[0].shape[1:]
+    return torch.cat([part[None] if part.shape == axes else part for part in parts])  # of one sample, if it squeezes
+
+
+@torch.no_grad()
+def predict_part(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> Float[Tensor, "*output"]:
     try:
-        parts = [network(part.clone()) for part in torch.split(torch.from_numpy(inputs), 64)]  # it may change them
+        outputs = network(torch.from_numpy(inputs.copy()))  # which it may change
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         text = f"the network must take the inputs, got shape {inputs.shape}"
         raise DataError(f"{text}: {first_line(error)}") from error
-    if not all(isinstance(part, torch.Tensor) for part in parts):
-        kind = type(parts[0]).__name__
+    if not isinstance(outputs, Tensor):
+        kind = type(outputs).__name__
         raise DataError(f"the network must answer with one tensor, got {kind}; wrap it in a module that does")
-    axes = parts[0].shape[1:]
-    return torch.cat([part[None] if part.shape == axes else part for part in parts])  # of one sample, if it squeezes
+    return outputs
 
 
 def answer_in_shape(network: nn.Module, shape: tuple[int, ...] | None) -> nn.Module:
@@ -58,7 +63,8 @@ def answer_in_shape(network: nn.Module, shape: tuple[int, ...] | None) -> nn.Mod
 
 
 def lay_out(shape: tuple[int, ...], network: nn.Module, inputs: Any, outputs: Tensor) -> Tensor:
-    return outputs.reshape(-1, *shape)
+    # By way of a shape that is another: an exported graph leaves out what changes nothing for several samples.
+    return outputs.reshape(-1, *shape, 1).squeeze(-1)
 
 
 def find_answer_shape(
@@ -72,5 +78,5 @@ def find_answer_shape(
     """
     if not have_same_values(found, wanted):
         return None
-    alone = predict_all(network, inputs[:1])
+    alone = predict_part(network, inputs[:1])
     return None if found == wanted and tuple(alone.shape) == (1, *wanted) else wanted
