@@ -311,6 +311,13 @@ def test_what_only_a_call_would_build_is_refused_by_name() -> None:
         load()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_is_refused_with_the_remedy() -> None:
+    torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save("w.pt")
+    with pytest.raises(WeightsError, match=r"it is TorchScript; torch\.save\(network\.state_dict"):
+        load()
+
+
 def test_no_code_of_a_file_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -88,6 +88,7 @@ def read_weights(source: str | Path) -> StoredWeights:
     """
     name, _, key = str(source).partition("::")
     path, unread = Path(name), list[str]()
+    advice = "torch.save(network.state_dict(), path) writes what can be read"
     rule = f"a checkpoint must be weights alone (safetensors, or tensors by torch.save), got {shorten(name)}"
     try:
         file = find_in_folder(path) if path.is_dir() else path
@@ -98,14 +99,13 @@ def read_weights(source: str | Path) -> StoredWeights:
         raise
     except pickle.UnpicklingError as error:  # torch's own advice is to trust the file, which is not ours
         held = f"more than tensors ({first_few(unread)})" if unread else "more than tensors, or is damaged"
-        advice = "torch.save(network.state_dict(), path) writes what can be read"
         raise WeightsError(f"{rule}: it holds {held}; {advice}") from error
     except Exception as error:  # of any class: torch's reader trusts the structure of what it reads
-        raise WeightsError(f"{rule}: {first_line(error)}") from error
+        scripted = "TorchScript archive" in str(error)  # of which torch says how to trust it
+        raise WeightsError(f"{rule}: {f'it is TorchScript; {advice}' if scripted else first_line(error)}") from error
     tensors = dict(flatten(content, set())) if isinstance(content, Mapping) else {}
     if not tensors:
         kind = f", but an object ({first_few(unread)})" if isinstance(content, Unread) else ""
-        advice = "torch.save(network.state_dict(), path) writes one"
         raise WeightsError(f"a checkpoint must hold a state dict, got {shorten(name)} without one{kind}; {advice}")
     check_fits(sum(tensor.nbytes for tensor in tensors.values()), rule)
     notes = [f"the weights in {name} are those of {file.name}"] if file != path else []
