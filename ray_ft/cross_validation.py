@@ -7,7 +7,8 @@ asks for candidates, a backend trains them. What they leave is reduced to scores
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,16 +205,22 @@ def prepare(config: Config) -> Prepared:
         UserError: It breaks a rule.
     """
     data, cv, model = config.data, config.cv, config.model
-    domain = find_domain(config.layout)
-    samples = load_samples(data.inputs, data.targets, domain, data.groups, data.stratify, cv.folds)
-    objective = find_objective(cv.metric)
-    objective.check_targets(samples.targets, data.targets)
+    domain, objective = find_domain(config.layout), find_objective(cv.metric)
+    encode = partial(objective.encode_targets, classes=data.classes or ())
+    samples = load_samples(data.inputs, data.targets, domain, data.groups, data.stratify, cv.folds, encode)
     splits = deal_splits(config, samples)
     weights = read_weights(Path(config.checkpoint)) if config.checkpoint else None
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
     network = build_network(model.factory, model.params, weights)
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
-    zero_shot = objective.respond(predict_all(network, samples.inputs)).numpy()
+    outputs = predict_all(network, samples.inputs)
+    if fault := objective.find_fault(outputs.numpy()):
+        raise DataError(fault)
+    targets, classes = objective.widen_targets(samples.targets, samples.classes, outputs.shape[-1])
+    samples = replace(samples, targets=targets, classes=classes)
+    if config.training.class_weights:
+        objective = objective.weigh_classes(targets)
+    zero_shot = objective.respond(outputs).numpy()
     check_outputs(zero_shot, samples, objective)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
     return Prepared(
@@ -289,9 +296,9 @@ def reduce(
     ensemble = run_near_storage(config.compute, here, reduce_members, members)
     blind = load_blind(run, objective)
     summary = Summary(
-        name=config.name, metric=cv.metric, protocol=cv.protocol, n_samples=len(samples), n_folds=cv.folds,
-        n_seeds=cv.seeds, n_repeats=cv.repeats, n_params=strategies[lowest].n_params,
-        test_share=splits.test_share, rope=cv.rope, splits_hash=splits.hash,
+        name=config.name, metric=cv.metric, classes=samples.classes, protocol=cv.protocol,
+        n_samples=len(samples), n_folds=cv.folds, n_seeds=cv.seeds, n_repeats=cv.repeats,
+        n_params=strategies[lowest].n_params, test_share=splits.test_share, rope=cv.rope, splits_hash=splits.hash,
         data_hash=hash_arrays(samples.inputs, samples.targets), search=before.search if before else prepared.budget,
         strategies=summaries, baselines=baselines, winner=None if warning else lowest, lowest=lowest, deals=deals,
         comparisons=comparisons,

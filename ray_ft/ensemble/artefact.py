@@ -47,6 +47,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
         n_blind: Members that never saw a sample.
         data_keys: Under which the inputs and targets stood in the run's `.npz`; empty for a file of one array.
         symmetric: Whether predictions are averaged over the symmetry, as their intervals then are.
+        classes: Names of the targets' columns, where these are classes or labels.
         split: Why the network runs whole; empty where it does not.
         warning: Why the ensemble should not be used; empty where nothing is against it.
         files: SHA-256 of each file beside the card.
@@ -72,6 +73,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     data_keys: tuple[str, str]
     input_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()
     wavelengths_nm: tuple[float, float]
     model: ModelSection
     split: str

@@ -1,5 +1,7 @@
 """An ensemble on fresh labelled samples: its error, and whether it holds what it promises."""
 
+from functools import partial
+
 import numpy as np
 from pydantic import BaseModel
 
@@ -43,12 +45,12 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
             if data is None or not keys[name]:
                 raise DataError(f"labelled samples need inputs and targets, got no {name}; give --{name} FILE[::key]")
             sources[name] = f"{data}::{keys[name]}"
-    dataset = load_samples(str(sources["inputs"]), str(sources["targets"]), ensemble.domain)
+    encode = partial(ensemble.objective.encode_targets, classes=ensemble.card.classes)
+    dataset = load_samples(str(sources["inputs"]), str(sources["targets"]), ensemble.domain, encode=encode)
     shapes = {"inputs": ensemble.card.input_shape, "targets": ensemble.card.target_shape}
     for name, shape in shapes.items():
         if (found := getattr(dataset, name).shape[1:]) != shape:
             raise DataError(f"{name} must have the shape {shape}, got {found} in {sources[name]}")
-    ensemble.objective.check_targets(dataset.targets, str(sources["targets"]))
     return dataset
 
 
