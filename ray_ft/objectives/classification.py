@@ -18,6 +18,7 @@ from ray_ft.objectives.classification_labels import encode_classes, encode_label
 from ray_ft.objectives.classification_losses import Chances, Shares, score_chances, shape_logits
 from ray_ft.objectives.classification_presentation import ClassificationPresentation
 
+Training = Float[np.ndarray, "training class"]
 SHARPNESS = 1.0  # inverse penalty of the baseline that recalibrates, on standardised log-probabilities
 N_ROUNDS = 200  # of stacking
 
@@ -99,7 +100,9 @@ class Classification:
     def score(self, predicted: Chances, targets: Chances) -> Float[np.ndarray, " sample"]:
         return score_chances(self.metric, predicted, targets)
 
-    def predict_baselines(self, zero_shot: Chances, targets: Chances, new: Chances) -> dict[str, Chances]:
+    def predict_baselines(
+        self, zero_shot: Training, targets: Training, new: Float[np.ndarray, "new class"]
+    ) -> dict[str, Float[np.ndarray, "new class"]]:
         """Predict by the network as it is, the shares of the classes in the training part, and `recalibrate`."""
         n_values = 2 if self.is_multilabel else targets.shape[1]
         shares = (targets.sum(0) + 1) / (len(targets) + n_values)  # by Laplace: none is 0
@@ -133,7 +136,9 @@ def build_objective(metric: str) -> Objective:
     return Classification(metric, answers, ClassificationPresentation(metric))
 
 
-def recalibrate(zero_shot: Chances, targets: Chances, new: Chances) -> Chances:
+def recalibrate(
+    zero_shot: Training, targets: Training, new: Float[np.ndarray, "new class"]
+) -> Float[np.ndarray, "new class"]:
     """Fit multinomial logistic regression from the log-probabilities that the network gives; the rare get a little.
 
     Classes that the training part lacks keep the share that `class_shares` gives them.

@@ -100,7 +100,9 @@ def name_columns(n_columns: int, source: str, classes: tuple[str, ...]) -> tuple
     return classes or tuple(map(str, range(n_columns)))
 
 
-def widen_classes(targets: Float[np.ndarray, "sample class"], classes: tuple[str, ...], n_outputs: int) -> Encoded:
+def widen_classes(
+    targets: Float[np.ndarray, "sample class"], classes: tuple[str, ...], n_outputs: int
+) -> tuple[Float[np.ndarray, "sample output"], tuple[str, ...]]:
     """Give whole-numbered labels the columns of a network that knows more of them: label i is its output i."""
     if not all(map(is_whole, classes)) or len(classes) >= n_outputs:
         return targets, classes

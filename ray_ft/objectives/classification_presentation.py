@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ray_ft.domains import TargetAxes
 from ray_ft.objectives import Column, Figure, OneResponse, OneTarget
 from ray_ft.objectives.classification_losses import Chances
 
-N_BINS = 10  # of probabilities, each of about as many
+N_BINS = 10  # of probabilities
 MOST_NUMBERED = 12  # classes, above which a matrix bears no numbers
 CLASSES = (
     Column("log_loss", "log-loss"),
@@ -127,7 +127,7 @@ def draw_confusion(axes: Any, axes_of: TargetAxes, chances: Chances, targets: Ch
     axes.set_ylabel("true")
 
 
-def name_classes(axes: Any, axes_of: TargetAxes, places: Float[np.ndarray, " class"]) -> None:
+def name_classes(axes: Any, axes_of: TargetAxes, places: Int[np.ndarray, " class"]) -> None:
     if axes_of.ticks and len(axes_of.ticks) <= MOST_NUMBERED:
         turn = {"rotation": 45, "ha": "right"} if max(map(len, axes_of.ticks)) > 3 else {}
         axes.set_xticks(places, axes_of.ticks, **turn)
@@ -136,8 +136,8 @@ def name_classes(axes: Any, axes_of: TargetAxes, places: Float[np.ndarray, " cla
 
 
 def bin_chances(chances: Chances, targets: Chances) -> tuple[Float[np.ndarray, " bin"], Float[np.ndarray, " bin"]]:
-    """Mean of the probabilities, and the share that is true, in bins of about equally many."""
-    order = np.argsort(chances, axis=None, kind="stable")
-    said, true = (np.array_split(own.ravel()[order], N_BINS) for own in (chances, targets))
-    kept = [(float(a.mean()), float(b.mean())) for a, b in zip(said, true, strict=True) if len(a)]
-    return tuple(np.array(kept).T)
+    """Mean of the probabilities, and the share that is true, in bins of one width that are not empty."""
+    bins = np.minimum((chances.ravel() * N_BINS).astype(int), N_BINS - 1)
+    kept = [(own.mean() for own in (chances.ravel()[bins == i], targets.ravel()[bins == i])) for i in np.unique(bins)]
+    said, true = np.array([tuple(pair) for pair in kept]).T
+    return said, true
