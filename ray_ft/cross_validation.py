@@ -7,7 +7,8 @@ asks for candidates, a backend trains them. What they leave is reduced to scores
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,21 +206,24 @@ def prepare(config: Config) -> Prepared:
         UserError: It breaks a rule.
     """
     data, cv, model = config.data, config.cv, config.model
-    domain = find_domain(config.layout)
-    samples = load_samples(data.inputs, data.targets, domain, data.groups, data.stratify, cv.folds)
-    objective = find_objective(cv.metric)
-    objective.check_targets(samples.targets, data.targets)
+    domain, objective = find_domain(config.layout), find_objective(cv.metric)
+    encode = partial(objective.encode_targets, classes=data.classes or ())
+    samples = load_samples(data.inputs, data.targets, domain, data.groups, data.stratify, cv.folds, encode)
     splits = deal_splits(config, samples)
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
     network, notes = load_pretrained(model.factory, model.params, config.checkpoint, model.skip or ())
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
     outputs = predict_all(network, samples.inputs)
-    shape = find_answer_shape(network, samples.inputs, tuple(outputs.shape[1:]), samples.targets.shape[1:])
+    samples = know_classes(samples, objective, outputs)
+    if config.training.class_weights:
+        objective = objective.weigh_classes(samples.targets)
+    found, wanted = tuple(outputs.shape[1:]), samples.targets.shape[1:]
+    shape = find_answer_shape(network, samples.inputs, found, objective.find_output_shape(found, wanted))
     zero_shot = objective.respond(outputs if shape is None else outputs.reshape(-1, *shape)).numpy()
     check_outputs(zero_shot, samples, objective)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
     pretrained = Pretrained(model.factory, model.params, network.state_dict(), shape)
-    if shape is not None and outputs.shape != zero_shot.shape:
+    if shape is not None and found != shape:
         told = f"the network answers {tuple(outputs.shape)}, the targets are {samples.targets.shape}"
         notes.append(f"{told}: the same values, laid out as the targets are")
     if lack := describe_lack(1 - config.ensemble.level, len(samples)):
@@ -234,6 +238,14 @@ def deal_splits(config: Config, samples: Samples) -> Splits:
     if cv.train_size is not None:
         splits = limit_training(splits, samples.groups, cv.train_size)
     return deal_inner(splits, samples.groups, samples.strata) if cv.protocol == "nested" else splits
+
+
+def know_classes(samples: Samples, objective: Objective, outputs: Float[torch.Tensor, "sample *output"]) -> Samples:
+    """Give classes that the samples lack, and the network knows, their columns; refuse outputs of the wrong kind."""
+    if fault := objective.find_fault(outputs.numpy()):
+        raise DataError(fault)
+    targets, classes = objective.widen_targets(samples.targets, samples.classes, outputs[0].numel())
+    return replace(samples, targets=targets, classes=classes)
 
 
 def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Samples, objective: Objective) -> None:
@@ -295,9 +307,9 @@ def reduce(
     ensemble = run_near_storage(config.compute, here, reduce_members, members)
     blind = load_blind(run, objective)
     summary = Summary(
-        name=config.name, metric=cv.metric, protocol=cv.protocol, n_samples=len(samples), n_folds=cv.folds,
-        n_seeds=cv.seeds, n_repeats=cv.repeats, n_params=strategies[lowest].n_params,
-        test_share=splits.test_share, rope=cv.rope, splits_hash=splits.hash,
+        name=config.name, metric=cv.metric, classes=samples.classes, protocol=cv.protocol,
+        n_samples=len(samples), n_folds=cv.folds, n_seeds=cv.seeds, n_repeats=cv.repeats,
+        n_params=strategies[lowest].n_params, test_share=splits.test_share, rope=cv.rope, splits_hash=splits.hash,
         data_hash=hash_arrays(samples.inputs, samples.targets), search=before.search if before else prepared.budget,
         strategies=summaries, baselines=baselines, winner=None if warning else lowest, lowest=lowest, deals=deals,
         comparisons=comparisons,

@@ -44,6 +44,7 @@ class ChanceAnswers:
 
     prediction: type[Any] = Chances
     exported: tuple[str, ...] = ("mean", "sure")
+    leveled: tuple[str, ...] = ()
 
     def measure_residuals(self, blind: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return np.abs(targets - blind).max(-1).astype(np.float32)
@@ -103,14 +104,32 @@ class ChancePresentation:
 class YesOrNo:
     """Several questions a sample, each answered by its chance: outputs are logits, responses are chances."""
 
-    metric: str = "log_loss"
+    metric: str = "yes_or_no"
     baselines: tuple[str, ...] = (ZERO_SHOT, "training_share")
+    is_separable: bool = True
     answers: ChanceAnswers = ChanceAnswers()  # it is frozen
     presentation: ChancePresentation = ChancePresentation()
 
-    def check_targets(self, targets: np.ndarray, source: str) -> None:
-        if not np.isin(targets, (0, 1)).all():
+    def encode_targets(
+        self, array: np.ndarray, source: str, classes: tuple[str, ...] = ()
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        if not np.isin(array, (0, 1)).all():
             raise DataError(f"answers must be 0 and 1, got others in {source}")
+        return array, classes
+
+    def widen_targets(
+        self, targets: np.ndarray, classes: tuple[str, ...], n_outputs: int
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        return targets, classes
+
+    def weigh_classes(self, targets: np.ndarray) -> Objective:
+        return self
+
+    def find_fault(self, outputs: np.ndarray) -> str:
+        return ""
+
+    def find_output_shape(self, found: tuple[int, ...], target_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return target_shape
 
     def find_misfit(self, response_shape: tuple[int, ...], target_shape: tuple[int, ...]) -> str:
         return "" if response_shape == target_shape else f"one output a question, got {response_shape}"
@@ -142,7 +161,7 @@ def build_objective(metric: str) -> Objective:
 
 @pytest.fixture
 def questions(toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(METRICS, "log_loss", __name__)
+    monkeypatch.setitem(METRICS, "yes_or_no", __name__)
     np.save("y.npy", (np.load("y.npy") > 0).astype(np.float32))
     return toy_folder
 
@@ -167,9 +186,9 @@ def test_losses_work_under_vmap() -> None:
 
 
 def test_an_objective_of_ones_own_goes_all_the_way(questions: Path) -> None:
-    config = load_config("toy.yaml", {"cv.metric": "log_loss", "cv.strategies": ["top", "last"], "cv.candidates": 1})
+    config = load_config("toy.yaml", {"cv.metric": "yes_or_no", "cv.strategies": ["top", "last"], "cv.candidates": 1})
     summary = cross_validate(config, questions / "run", inline=True)
-    assert (summary.metric, list(summary.baselines)) == ("log_loss", [ZERO_SHOT, "training_share"])
+    assert (summary.metric, list(summary.baselines)) == ("yes_or_no", [ZERO_SHOT, "training_share"])
     assert Summary.load("run").strategies["top"].score_mean < np.log(2) * 1.5
     assert "Errors of blind ensemble and zero-shot." in write_report("run").read_text()
 
@@ -205,10 +224,10 @@ def test_an_objective_of_ones_own_goes_all_the_way(questions: Path) -> None:
 
 def test_an_objective_refuses_targets_and_a_config_an_unknown_metric(questions: Path) -> None:
     np.save("y.npy", np.load("y.npy") * 2)
-    config = load_config("toy.yaml", {"cv.metric": "log_loss", "cv.strategies": ["top"]})
+    config = load_config("toy.yaml", {"cv.metric": "yes_or_no", "cv.strategies": ["top"]})
     with pytest.raises(DataError, match=r"answers must be 0 and 1, got others in y\.npy"):
         cross_validate(config, questions / "run", inline=True)
-    with pytest.raises(ConfigError, match=r"cv\.metric: a metric is one of .*, log_loss, got 'mxe'; did you mean"):
+    with pytest.raises(ConfigError, match=r"cv\.metric: a metric is one of .*, yes_or_no, got 'mxe'; did you mean"):
         load_config("toy.yaml", {"cv.metric": "mxe"})
     with pytest.raises(ConfigError, match=r"strategies\.training_share: it is the name of a baseline"):
         load_config("toy.yaml", {"strategies.training_share": {"train": ["*"], "lr": 1, "epochs": 1}})

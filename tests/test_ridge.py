@@ -1,5 +1,6 @@
 """Ridge regression against scikit-learn, and as a strategy like any other from training to export."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_penalty_and_error_are_those_of_scikit_learn_in_a_plain_loop() -> None:
     centred = rows - rows.mean(0)
     penalties = PENALTIES * np.linalg.eigvalsh(centred @ centred.T).clip(min=0).mean()
     errors = [leave_groups_out(rows, wanted, groups, penalty) for penalty in penalties]
-    found = fit_kernel(rows @ rows.T, wanted, groups, 1.0)
+    found = fit_kernel(rows @ rows.T, wanted, groups)
     assert found.error == pytest.approx(min(errors), rel=1e-6)
     reference = Ridge(penalties[int(np.argmin(errors))]).fit(rows, wanted)
     new = np.random.default_rng(1).normal(size=(7, 5)) + 3
@@ -55,7 +56,7 @@ def test_penalty_and_error_are_those_of_scikit_learn_in_a_plain_loop() -> None:
 
 def test_a_gaussian_kernel_is_that_of_scikit_learn() -> None:
     rows, wanted, groups = draw_rows()
-    found = fit_rows(torch.from_numpy(rows), wanted, groups, "rbf")
+    found = fit_rows(torch.from_numpy(rows), groups, "rbf", partial(fit_kernel, wanted=wanted, groups=groups))
     distances = ((rows[:, None] - rows) ** 2).sum(-1)
     middle = np.median(distances[distances > 0])
     assert found.sharpness in [pytest.approx(1 / (2 * width**2 * middle), rel=0.1) for width in (0.3, 1.0, 3.0)]
@@ -176,6 +177,6 @@ def test_its_keys_are_its_own(toy_folder: Path, options: dict, text: str) -> Non
 def test_features_that_are_all_alike_predict_the_mean(kernel: str, value: float) -> None:
     wanted = np.random.default_rng(0).normal(size=(10, 2))
     rows = torch.full((10, 4), value, dtype=torch.float64)
-    found = fit_rows(rows, wanted, np.arange(10), kernel)
+    found = fit_rows(rows, np.arange(10), kernel, partial(fit_kernel, wanted=wanted, groups=np.arange(10)))
     said = compute_kernel(rows, rows, torch.tensor(found.sharpness), kernel).numpy() @ found.coefficients + found.offset
     np.testing.assert_allclose(said, np.broadcast_to(wanted.mean(0), said.shape), atol=1e-6)

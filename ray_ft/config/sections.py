@@ -137,6 +137,8 @@ class DataSection(Section):
     """Structures and spectra, or arrays as they are (raw). Without it, raw where a factory is named."""
     symmetry: tuple[str, ...] | None = None
     """Operations that generate the views. Without it, [rot180] in the diffraction layout, else none."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes in the order of the network's outputs. Without it, the labels that there are, sorted."""
     wavelengths_nm: tuple[Positive, Positive] = (400.0, 700.0)
     """First and last wavelength in the diffraction layout, in nm. Only figures use them."""
     groups: str | None = None
@@ -165,7 +167,8 @@ class CVSection(Section):
     candidates: int | None = Field(default=None, ge=1, le=999, description="The same as search.candidates.")
     strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Strategies to compare. Without it, all, or the one that freeze flags describe."""
-    metric: str = Field(default="mse", description="Loss and score: mse, the mean squared error, or mae, the absolute.")
+    metric: str = "mse"
+    """Score: mse or mae of numbers; log_loss or error_rate of classes; multilabel_log_loss of several labels."""
     rope: Share = 0.01
     """Difference that is none in practice, as a share of the better mean: 0.01 is 1 %."""
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the folds, the draws and the members.")
@@ -184,6 +187,7 @@ class TrainingBase(Section):
     freeze_decoder: bool | None = None
     warmup_ratio: Share | None = None
     grad_clip: Positive = 1.0
+    class_weights: Literal["balanced"] | None = Field(default=None, description="balanced: every class weighs the same")
     n_noisy_views: Count = Field(default=4, description="noisy copies of each view to draw from")
     checkpoint_every: Count = Field(default=5, description="epochs between checkpoints of a candidate")
     precision: Literal["auto", "float32", "bf16"] = "auto"

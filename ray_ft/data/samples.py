@@ -1,7 +1,7 @@
 """Samples: inputs and targets read, checked, and moved by the symmetry into views."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ray_ft.domains import Domain, View
 from ray_ft.errors import DataError, first_few, first_line, shorten, show_value, suggest
 from ray_ft.files.arrays import list_arrays, read_one
 
+Encode = Callable[[Shaped[np.ndarray, "..."], str], tuple[Shaped[np.ndarray, "..."], tuple[str, ...]]]
 N_BINS = 5  # into which a column of numbers is cut, at most
 
 
@@ -27,6 +28,7 @@ class Samples:
     strata: Shaped[np.ndarray, " sample"] | None
     notes: tuple[str, ...]
     domain: Domain
+    classes: tuple[str, ...] = ()  # names of the targets' columns, where these are classes or labels
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -40,35 +42,48 @@ class Samples:
             return self.inputs[None], self.targets[None]
         inputs, targets = (torch.from_numpy(array.copy()) for array in (self.inputs, self.targets))
         moved = np.stack([view.move_inputs(inputs).numpy() for view in views])
+        if self.classes:  # which stay what they are
+            return moved, np.stack([self.targets] * len(views))
         return moved, np.stack([view.move_targets(targets).numpy() for view in views])
 
 
 def load_samples(
-    inputs: str, targets: str, domain: Domain, groups: str | None = None, stratify: str | None = None, n_folds: int = 5
+    inputs: str,
+    targets: str,
+    domain: Domain,
+    groups: str | None = None,
+    stratify: str | None = None,
+    n_folds: int = 5,
+    encode: Encode = lambda array, source: (array, ()),
 ) -> Samples:
     """Read and check a data set, from files as `read_array` takes them.
 
     Samples that share a label of the column `groups` stay on one side of a split. The labels or numbers of `stratify`
-    are to be spread evenly over the folds, to whose number the classes that numbers are cut into are matched.
+    are to be spread evenly over the folds, to whose number the classes that numbers are cut into are matched; where it
+    is left out, one class a sample is. `encode` brings targets into numbers, and names the columns of classes.
 
     Raises:
         DataError: A file is unreadable, or its content breaks a rule.
     """
     x = prepare_inputs(read_array(inputs), domain, inputs)
-    y = read_array(targets)
+    y, classes = encode(read_array(targets), targets)
     check_numbers(y, targets, n_axes=1)
     if len(x) != len(y):
         raise DataError(
             f"inputs and targets must have equally many samples, got {len(x)} in {inputs} and {len(y)} in {targets}"
         )
     columns = [read_column(source, len(x)) if source else None for source in (groups, stratify)]
-    y, kept, notes = domain.convert_targets(y, targets)
+    kept, notes = np.arange(len(y)), tuple[str, ...]()
+    if not classes:
+        y, kept, notes = domain.convert_targets(y, targets)
     x, y = x[kept], y[kept].astype(np.float32)
     group_column, strata = (None if column is None else column[kept] for column in columns)
     orbits = label_orbits(x, domain.list_views(domain.operations))
     joined = join_groups([orbits] if group_column is None else [orbits, group_column])
     binned = None if strata is None else bin_strata(strata, stratify or "", n_folds)
-    return Samples(x, y, joined, binned, (*notes, *describe_images(orbits), *describe_targets(y)), domain)
+    if binned is None and classes and np.allclose(y.sum(1), 1):
+        binned = y.argmax(1)
+    return Samples(x, y, joined, binned, (*notes, *describe_images(orbits), *describe_targets(y)), domain, classes)
 
 
 def have_same_values(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

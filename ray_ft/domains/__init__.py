@@ -27,6 +27,7 @@ class TargetAxes:
     channels: tuple[str, ...]
     x: Float[np.ndarray, " value"]
     label: str
+    ticks: tuple[str, ...] = ()  # names of the values of `x`, where they have some
 
     def flatten(self, values: Float[np.ndarray, "sample *target"]) -> Float[np.ndarray, "sample channel value"]:
         return values.reshape(len(values), len(self.channels), len(self.x))

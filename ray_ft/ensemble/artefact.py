@@ -48,6 +48,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
         data_keys: Under which the inputs and targets stood in the run's `.npz`; empty for a file of one array.
         answer_shape: In which the network is told to lay out what it says of a sample; None where it does so itself.
         symmetric: Whether predictions are averaged over the symmetry, as their intervals then are.
+        classes: Names of the targets' columns, where these are classes or labels.
         split: Why the network runs whole; empty where it does not.
         warning: Why the ensemble should not be used; empty where nothing is against it.
         files: SHA-256 of each file beside the card.
@@ -74,6 +75,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     input_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
     answer_shape: tuple[int, ...] | None = None
+    classes: tuple[str, ...] = ()
     wavelengths_nm: tuple[float, float]
     model: ModelSection
     split: str

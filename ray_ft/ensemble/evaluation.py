@@ -1,6 +1,7 @@
 """An ensemble on fresh labelled samples: its error, and whether it holds what it promises."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from pydantic import BaseModel
@@ -45,14 +46,14 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
             if data is None or not keys[name]:
                 raise DataError(f"labelled samples need inputs and targets, got no {name}; give --{name} FILE[::key]")
             sources[name] = f"{data}::{keys[name]}"
-    dataset = load_samples(str(sources["inputs"]), str(sources["targets"]), ensemble.domain)
+    encode = partial(ensemble.objective.encode_targets, classes=ensemble.card.classes)
+    dataset = load_samples(str(sources["inputs"]), str(sources["targets"]), ensemble.domain, encode=encode)
     if have_same_values(dataset.targets.shape[1:], ensemble.card.target_shape):
         dataset = replace(dataset, targets=dataset.targets.reshape(-1, *ensemble.card.target_shape))
     shapes = {"inputs": ensemble.card.input_shape, "targets": ensemble.card.target_shape}
     for name, shape in shapes.items():
         if (found := getattr(dataset, name).shape[1:]) != shape:
             raise DataError(f"{name} must have the shape {shape}, got {found} in {sources[name]}")
-    ensemble.objective.check_targets(dataset.targets, str(sources["targets"]))
     return dataset
 
 

@@ -33,8 +33,10 @@ class Members(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "sample *input"]) -> Float[Tensor, "member sample *response"]:
         encoded = self.domain.encode_inputs(inputs)
-        restored = [view.restore_targets(self.run(view.move_inputs(encoded))) for view in self.views]
-        return torch.stack(restored).mean(0)
+        predicted = [self.run(view.move_inputs(encoded)) for view in self.views]
+        if not self.card.classes:
+            predicted = [view.restore_targets(own) for view, own in zip(self.views, predicted, strict=True)]
+        return torch.stack(predicted).mean(0)
 
     def run(self, inputs: Tensor) -> Tensor:
         features = self.networks[self.card.strategies[0]].run_backbone(inputs)

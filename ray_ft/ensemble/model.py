@@ -195,7 +195,9 @@ class Ensemble:
         for view in views:
             features, predicted = self.run_members(view.move_inputs(torch.from_numpy(inputs)).contiguous())
             first = first or features  # of the identity, which comes first
-            total = total + view.restore_targets(torch.from_numpy(predicted)).numpy()
+            total = total + (
+                predicted if self.card.classes else view.restore_targets(torch.from_numpy(predicted)).numpy()
+            )
         return total / len(views), first
 
     @torch.no_grad()

@@ -12,8 +12,9 @@ References:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from ray_ft.config import RidgeHyperparameters
 from ray_ft.errors import StrategyError
 from ray_ft.files.hashes import hash_tensors
 from ray_ft.fitting.fitter import FitterDescription, Predictions, States
+from ray_ft.fitting.kernel_descent import descend
 from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.split.graph import trace_tail
 from ray_ft.split.network import Features, SplitNetwork
@@ -133,12 +135,12 @@ def attach_ridge(split: SplitNetwork, features: Features, hyper: RidgeHyperparam
 
 @dataclass(frozen=True)
 class Solution:
-    """A ridge regression: coefficients of its rows, offset, sharpness of its kernel, error on groups left out."""
+    """A ridge regression: coefficients of its rows, offset, error on groups left out, sharpness of its kernel."""
 
     coefficients: Float[np.ndarray, "row value"]
     offset: Float[np.ndarray, " value"]
-    sharpness: float
     error: float
+    sharpness: float = 1.0
 
 
 class RidgeFitter:
@@ -157,8 +159,7 @@ class RidgeFitter:
         targets = problem.build_views()[1]
         self.sample_of = np.tile(np.arange(targets.shape[1]), targets.shape[0])  # of the rows
         base = zero_shot if hyper.onto == "residual" else np.zeros_like(zero_shot)
-        wanted = problem.objective.linear_residual(base, targets.reshape(base.shape))
-        self.wanted = wanted.reshape(len(wanted), -1).astype(np.float64)
+        self.base, self.targets = base, targets.reshape(-1, *targets.shape[2:])
         rows = next(tensor for name, tensor in split.tensors.items() if name.startswith("ridge."))
         self.rows = rows.double()
         self.frozen_hash = hash_tensors(split.tensors)
@@ -177,8 +178,14 @@ class RidgeFitter:
     def fit(self, samples: Int[np.ndarray, " training"]) -> dict[str, Tensor]:
         own = np.flatnonzero(np.isin(self.sample_of, samples))
         groups = self.problem.samples.groups[self.sample_of[own]]
-        found = fit_rows(self.rows[torch.from_numpy(own)], self.wanted[own], groups, self.hyper.kernel)
-        coefficients = np.zeros((len(self.sample_of), self.wanted.shape[1]))
+        base, targets, objective = self.base[own], self.targets[own], self.problem.objective
+        wanted = objective.linear_residual(base, targets)
+        if wanted is None:
+            solve = partial(solve_by_descent, base=base, targets=targets, groups=groups, losses=objective.losses)
+        else:
+            solve = partial(fit_kernel, wanted=wanted.reshape(len(own), -1).astype(np.float64), groups=groups)
+        found = fit_rows(self.rows[torch.from_numpy(own)], groups, self.hyper.kernel, solve)
+        coefficients = np.zeros((len(self.sample_of), base[0].size))
         coefficients[own] = found.coefficients
         values = {"coefficients": coefficients, "offset": found.offset, "sharpness": np.array(found.sharpness)}
         return {name: torch.from_numpy(array).float().to(self.split.device) for name, array in values.items()}
@@ -216,11 +223,13 @@ class RidgeFitter:
 
 def fit_rows(
     rows: Float[Tensor, "row value"],
-    wanted: Float[np.ndarray, "row target"],
     groups: Int[np.ndarray, " row"],
     kernel: str,
+    solve: Callable[[Float[np.ndarray, "row row"]], Solution],
 ) -> Solution:
     """Fit one ridge regression, with the penalty and the width that leave the least error on groups left out.
+
+    `solve` fits it with a kernel between the rows.
 
     Raises:
         StrategyError: There is no group to leave out.
@@ -228,22 +237,19 @@ def fit_rows(
     if len(np.unique(groups)) < 2:
         raise StrategyError("fit: ridge leaves groups out to choose its penalty, so a training part needs two or more")
     if kernel == "linear":
-        return fit_kernel((rows @ rows.T).cpu().numpy(), wanted, groups, 1.0)
+        return solve((rows @ rows.T).cpu().numpy())
     distances = torch.cdist(rows, rows).square()
     apart = distances[distances > 0]
     middle = float(apart.median()) if len(apart) else 1.0
     fits = []
     for width in WIDTHS:
         sharpness = 1 / (2 * width**2 * middle)
-        fits.append(fit_kernel(torch.exp(-sharpness * distances).cpu().numpy(), wanted, groups, sharpness))
+        fits.append(replace(solve(torch.exp(-sharpness * distances).cpu().numpy()), sharpness=sharpness))
     return min(fits, key=lambda fit: fit.error)
 
 
 def fit_kernel(
-    kernel: Float[np.ndarray, "row row"],
-    wanted: Float[np.ndarray, "row target"],
-    groups: Int[np.ndarray, " row"],
-    sharpness: float,
+    kernel: Float[np.ndarray, "row row"], wanted: Float[np.ndarray, "row target"], groups: Int[np.ndarray, " row"]
 ) -> Solution:
     """Fit with the penalty that leaves the least error on groups left out; the offset is not penalised."""
     mean, offset = kernel.mean(0), wanted.mean(0)
@@ -256,7 +262,11 @@ def fit_kernel(
     best = int(np.argmin(errors))
     dual = vectors @ (turned / (values + penalties[best])[:, None])
     dual -= dual.mean(0)  # as the kernel is centred where it is fitted, and not where it predicts
-    return Solution(dual, offset - mean @ dual, sharpness, errors[best])
+    return Solution(dual, offset - mean @ dual, errors[best])
+
+
+def solve_by_descent(kernel: Float[np.ndarray, "row row"], **known: Any) -> Solution:
+    return Solution(*descend(kernel, **known))
 
 
 def leave_groups_out(

@@ -35,7 +35,14 @@ Folds = Float[np.ndarray, "repeat fold sample *response"]  # what the fold model
 Residuals = Float[np.ndarray, "training *residual"]  # what is kept of the training samples
 FoldOf = Int[np.ndarray, "repeat training"]  # which fold of each repeat held a training sample out
 
-METRICS = {"mse": "ray_ft.objectives.regression", "mae": "ray_ft.objectives.regression"}  # whose module each is
+REGRESSION, CLASSIFICATION = "ray_ft.objectives.regression", "ray_ft.objectives.classification"
+METRICS = {  # whose module each is
+    "mse": REGRESSION,
+    "mae": REGRESSION,
+    "log_loss": CLASSIFICATION,
+    "error_rate": CLASSIFICATION,
+    "multilabel_log_loss": CLASSIFICATION,
+}
 ZERO_SHOT = "zero_shot"  # the baseline that learns nothing: what the pretrained network says
 
 
@@ -59,8 +66,32 @@ class Objective(Protocol):
     def baselines(self) -> tuple[str, ...]:
         """Names of what costs no training: `ZERO_SHOT` first, then those that are fitted."""
 
-    def check_targets(self, targets: Targets, source: str) -> None:
-        """Raise `DataError` where targets, finite numbers of a file named `source`, are not of the objective's kind."""
+    @property
+    def is_separable(self) -> bool:
+        """Whether each target value has an error of its own, in its own unit."""
+
+    def encode_targets(
+        self, array: Shaped[np.ndarray, "..."], source: str, classes: tuple[str, ...] = ()
+    ) -> tuple[Shaped[np.ndarray, "..."], tuple[str, ...]]:
+        """Bring targets of a file named `source` into numbers; name their columns where these are classes.
+
+        Raises:
+            DataError: They are not of the objective's kind, or not among the classes that are given.
+        """
+
+    def widen_targets(
+        self, targets: Targets, classes: tuple[str, ...], n_outputs: int
+    ) -> tuple[Targets, tuple[str, ...]]:
+        """Give targets further columns, where a network with as many outputs knows classes that they lack."""
+
+    def weigh_classes(self, targets: Targets) -> "Objective":
+        """Return it with a loss in which every class weighs the same; ConfigError where there are none."""
+
+    def find_fault(self, outputs: Float[np.ndarray, "sample *output"]) -> str:
+        """Say what is wrong with the outputs of the pretrained network; nothing where they are as they should be."""
+
+    def find_output_shape(self, found: tuple[int, ...], target_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a sample's outputs, for targets of this one and a network that says `found`."""
 
     def find_misfit(self, response_shape: tuple[int, ...], target_shape: tuple[int, ...]) -> str:
         """Say what is wrong with the shape of a response for such a target; nothing where they fit."""
@@ -75,8 +106,8 @@ class Objective(Protocol):
 
     def linear_residual(
         self, base: Float[np.ndarray, "sample *output"], targets: Targets
-    ) -> Float[np.ndarray, "sample *output"]:
-        """Compute what is to be added to outputs so that they are right, for fits in closed form."""
+    ) -> Float[np.ndarray, "sample *output"] | None:
+        """Compute what is to be added to outputs so that they are right, for fits in closed form; None without one."""
 
     def score(self, predicted: Responses, targets: Targets) -> Float[np.ndarray, " sample"]:
         """Score each sample in double precision; lower is better for every objective."""

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from ray_ft.domains import Tensor
+from ray_ft.errors import ConfigError, DataError
 from ray_ft.objectives import ZERO_SHOT, ByColumn, Columns, Objective, OneResponse, Targets
 from ray_ft.objectives.regression_answers import RegressionAnswers
 from ray_ft.objectives.regression_losses import Values, ValueTensor, compute_losses, score_predictions
@@ -22,9 +23,31 @@ class Regression:
     answers: RegressionAnswers
     presentation: RegressionPresentation
     baselines: tuple[str, ...] = (ZERO_SHOT, "training_mean", "gain_offset")
+    is_separable: bool = True
 
-    def check_targets(self, targets: Targets, source: str) -> None:
-        """Take any finite numbers."""
+    def encode_targets(
+        self, array: Shaped[np.ndarray, "..."], source: str, classes: tuple[str, ...] = ()
+    ) -> tuple[Shaped[np.ndarray, "..."], tuple[str, ...]]:
+        """Take any numbers."""
+        if array.dtype.kind == "U":
+            raise DataError(
+                f"targets of cv.metric: {self.metric} must be numbers, got text in {source}; for classes say log_loss"
+            )
+        return array, ()
+
+    def widen_targets(
+        self, targets: Targets, classes: tuple[str, ...], n_outputs: int
+    ) -> tuple[Targets, tuple[str, ...]]:
+        return targets, classes
+
+    def weigh_classes(self, targets: Targets) -> Objective:
+        raise ConfigError(f"class weights need classes, got cv.metric: {self.metric}; leave training.class_weights out")
+
+    def find_fault(self, outputs: Values) -> str:
+        return ""
+
+    def find_output_shape(self, found: tuple[int, ...], target_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return target_shape
 
     def find_misfit(self, response_shape: tuple[int, ...], target_shape: tuple[int, ...]) -> str:
         if response_shape == target_shape:

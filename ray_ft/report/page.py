@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from ray_ft.config import Config, reload_config
-from ray_ft.domains import find_domain
+from ray_ft.domains import TargetAxes, find_domain
 from ray_ft.drawing import INK, MUTED, use_style
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import replace_file, write_text
@@ -152,6 +152,8 @@ def draw_samples(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
     blind, metric, data = findings.blind, findings.summary.metric, findings.config.data
     objective, targets = find_objective(metric), blind["targets"]
     axes = find_domain(findings.config.layout).name_axes(targets.shape[1:], data.wavelengths_nm)
+    if classes := findings.summary.classes:
+        axes = TargetAxes(("probability",), np.arange(float(len(classes))), "class", classes)
     scores = objective.score(blind["mean"], targets)
     order = np.argsort(scores)
     places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}

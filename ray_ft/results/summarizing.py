@@ -146,7 +146,7 @@ def note_dominance(
 ) -> Iterator[str]:
     """Say where one output channel, or one sample, decides the metric of the strategy of the lowest mean."""
     told, targets = blind["mean"], blind["targets"]
-    for axis in range(1, targets.ndim) if told.shape == targets.shape else ():
+    for axis in range(1, targets.ndim) if objective.is_separable and told.shape == targets.shape else ():
         parts = [np.take(array, [i], axis) for i in range(targets.shape[axis]) for array in (told, targets)]
         own = np.array([objective.score(*pair).sum() for pair in zip(parts[::2], parts[1::2], strict=True)])
         if len(own) > 1 and own.max() > CHANNEL_SHARE * own.sum():

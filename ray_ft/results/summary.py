@@ -137,6 +137,7 @@ class Summary(BaseModel, frozen=True):
 
     name: str
     metric: str  # of all scores; lower is better
+    classes: tuple[str, ...] = ()  # names of the targets' columns, where these are classes or labels
     protocol: str
     n_samples: int
     n_folds: int

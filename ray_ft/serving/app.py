@@ -31,7 +31,8 @@ MEGABYTE = 2**20
 MAX_WAITING = 64  # requests for predictions; a further one is told to come again
 MAX_WAITING_BODIES = 16  # of the largest size, in bytes, together; a chunked one counts as such
 READ_SECONDS = 60.0  # for a client to send its body
-SHOWN = {"version", "metric", "score", "level", "layout", "input_shape", "target_shape", "units"}  # of the card
+# Of the card.
+SHOWN = {"version", "metric", "score", "level", "layout", "input_shape", "target_shape", "classes", "units"}
 MAX_PROBLEMS = 4  # of a request, in one message
 
 logger = logging.getLogger("ray.serve")

@@ -1,0 +1,143 @@
+"""How classifications are shown: probabilities by class, a confusion matrix, and whether probabilities are honest."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ray_ft.domains import TargetAxes
+from ray_ft.objectives import Column, Figure, OneResponse, OneTarget
+from ray_ft.objectives.classification_losses import Chances
+
+N_BINS = 10  # of probabilities
+MOST_NUMBERED = 12  # classes, above which a matrix bears no numbers
+CLASSES = (
+    Column("log_loss", "log-loss"),
+    Column("accuracy", "accuracy", ".1%"),
+    Column("balanced_accuracy", "by class", ".1%"),
+    Column("auroc", "AUROC", ".3f"),
+    Column("coverage", "in the set", ".1%"),
+    Column("set_size", "classes in a set", ".2f"),
+)
+LABELS = (
+    Column("log_loss", "log-loss"),
+    Column("accuracy", "labels right", ".1%"),
+    Column("whole_accuracy", "samples right", ".1%"),
+)
+
+
+@dataclass(frozen=True)
+class ClassificationPresentation:
+    """Of one class a sample, or of several labels."""
+
+    metric: str
+
+    @property
+    def is_multilabel(self) -> bool:
+        return self.metric == "multilabel_log_loss"
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return LABELS if self.is_multilabel else CLASSES
+
+    def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
+        spread = f"members differ by {found['spread']:.3f} in their probabilities (standard deviation)"
+        if self.is_multilabel:
+            return (spread,)
+        sets = f"prediction sets of {100 * found['nominal']:.6g} % (CV+) of {found['n_samples']} samples"
+        return (f"{found['lack'] or sets}; {spread}",)
+
+    def draw_calibration(self, points: Sequence[Mapping[str, float]], n_samples: int) -> Figure:
+        """What the prediction sets hold against the level asked for, and their size."""
+        from ray_ft.drawing import COLORS, MUTED, draw_grid
+
+        figure, panels = draw_grid(2, 3.2)
+        if not points:  # several labels a sample have no sets
+            panels[0].set_title("no prediction sets")
+            return figure
+        nominal = [point["nominal"] for point in points]
+        panels[0].plot([0.5, 1], [0.5, 1], "--", color=MUTED, linewidth=0.8, label="as promised")
+        panels[0].plot(nominal, [point["coverage"] for point in points], "o-", color=COLORS[0], label="measured")
+        panels[0].set_ylabel(f"sets of {n_samples} samples that hold the true class")
+        panels[0].legend()
+        panels[1].plot(nominal, [point["set_size"] for point in points], "o-", color=COLORS[1])
+        panels[1].set_ylabel("classes in a set")
+        for axes in panels:
+            axes.set_xlabel("level")
+        return figure
+
+    def draw_sample(self, axes_of: TargetAxes, truth: OneTarget, mean: OneResponse, std: OneResponse) -> Figure:
+        """Probability of each class, with the spread of the members; the true ones are dark."""
+        from ray_ft.drawing import COLORS, INK, add_legend, draw_grid
+
+        figure, (axes,) = draw_grid(1, 1.8)
+        places = np.arange(len(mean))
+        true = truth > 0.5
+        axes.bar(places, mean, color=[INK if own else COLORS[0] for own in true], width=0.7)
+        axes.errorbar(places, mean, std, fmt="none", ecolor=COLORS[4], elinewidth=1)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("probability")
+        name_classes(axes, axes_of, places)
+        what = "label" if self.is_multilabel else "class"
+        add_legend(figure, [(f"true {what}", {"color": INK}), (f"other {what}", {"color": COLORS[0]})], 2)
+        return figure
+
+    def draw_errors(
+        self, axes_of: TargetAxes, responses: Mapping[str, Chances], targets: Chances
+    ) -> tuple[str, Figure]:
+        """A confusion matrix of the first, and how often each probability comes true, of all."""
+        from ray_ft.drawing import COLORS, MUTED, add_legend, draw_grid
+
+        figure, panels = draw_grid(1 if self.is_multilabel else 2, 3.0)
+        honest = panels[-1]
+        colors = dict(zip(responses, (COLORS[0], MUTED), strict=True))
+        honest.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=0.8)
+        for name, chances in responses.items():
+            said, came_true = bin_chances(chances, targets)
+            honest.plot(said, came_true, "o-", color=colors[name], markersize=4)
+        honest.set_xlabel("probability")
+        honest.set_ylabel("share that is true")
+        add_legend(figure, [(name, {"color": color, "linewidth": 4}) for name, color in colors.items()], 2)
+        if self.is_multilabel:
+            return "How often what has a probability is true, over all labels and samples.", figure
+        first = next(iter(responses))
+        draw_confusion(panels[0], axes_of, responses[first], targets)
+        return (
+            f"Left, how many samples of a class (row) the {first} takes for which (column). Right, how often what has "
+            "a probability is true, over all classes and samples: on the dashed line probabilities are honest.",
+            figure,
+        )
+
+
+def draw_confusion(axes: Any, axes_of: TargetAxes, chances: Chances, targets: Chances) -> None:
+    from sklearn.metrics import confusion_matrix
+
+    n_classes = targets.shape[1]
+    counts = confusion_matrix(targets.argmax(1), chances.argmax(1), labels=range(n_classes))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if n_classes <= MOST_NUMBERED:
+        for row, column in np.ndindex(counts.shape):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
+    name_classes(axes, axes_of, np.arange(n_classes))
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+
+
+def name_classes(axes: Any, axes_of: TargetAxes, places: Int[np.ndarray, " class"]) -> None:
+    if axes_of.ticks and len(axes_of.ticks) <= MOST_NUMBERED:
+        turn = {"rotation": 45, "ha": "right"} if max(map(len, axes_of.ticks)) > 3 else {}
+        axes.set_xticks(places, axes_of.ticks, **turn)
+        if axes.images:
+            axes.set_yticks(places, axes_of.ticks)
+
+
+def bin_chances(chances: Chances, targets: Chances) -> tuple[Float[np.ndarray, " bin"], Float[np.ndarray, " bin"]]:
+    """Mean of the probabilities, and the share that is true, in bins of one width that are not empty."""
+    bins = np.minimum((chances.ravel() * N_BINS).astype(int), N_BINS - 1)
+    kept = [(own.mean() for own in (chances.ravel()[bins == i], targets.ravel()[bins == i])) for i in np.unique(bins)]
+    said, true = np.array([tuple(pair) for pair in kept]).T
+    return said, true
