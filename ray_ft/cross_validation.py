@@ -30,7 +30,8 @@ from ray_ft.errors import DataError, RunError, RunFolderError, WeightsError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
-from ray_ft.models import Pretrained, build_network, predict_all, read_weights
+from ray_ft.fitting.rehearsal import rehearse
+from ray_ft.models import Pretrained, build_network, copy_state, finish_lazy, predict_all, read_weights
 from ray_ft.objectives import Objective, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import score_baselines
@@ -212,13 +213,15 @@ def prepare(config: Config) -> Prepared:
     weights = read_weights(Path(config.checkpoint)) if config.checkpoint else None
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
     network = build_network(model.factory, model.params, weights)
+    finish_lazy(network, samples.inputs)
+    pretrained = Pretrained(model.factory, model.params, copy_state(network))
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
     zero_shot = objective.respond(predict_all(network, samples.inputs)).numpy()
     check_outputs(zero_shot, samples, objective)
+    if model.factory:
+        pretrained = rehearse(network, pretrained, strategies.values(), samples.inputs)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
-    return Prepared(
-        config, problem, Pretrained(model.factory, model.params, network.state_dict()), strategies, zero_shot
-    )
+    return Prepared(config, problem, pretrained, strategies, zero_shot)
 
 
 def deal_splits(config: Config, samples: Samples) -> Splits:

@@ -27,7 +27,7 @@ from ray_ft.errors import DataError, EnsembleError
 from ray_ft.files.memory import describe_excess
 from ray_ft.models import build_network
 from ray_ft.objectives import FoldOf, Folds, Members, Objective, Shares, find_objective
-from ray_ft.split.network import Features, SplitNetwork, keep_whole
+from ray_ft.split.network import Features, SplitNetwork, as_real, keep_whole
 from ray_ft.split.sharing import read_splits
 from ray_ft.statistics.intervals import check_level
 from ray_ft.statistics.novelty import Density
@@ -243,7 +243,7 @@ class Ensemble:
 
 def flatten_features(network: SplitNetwork, features: Features) -> Float[np.ndarray, "sample feature"]:
     """Lay out, sample by sample, what a strategy's tail reads."""
-    by_sample = (features[index].movedim(axis, 0) for index, axis in network.sampled)
+    by_sample = (as_real(features[index].movedim(axis, 0)) for index, axis in network.sampled)
     return torch.cat([own.reshape(len(own), -1) for own in by_sample], 1).float().cpu().numpy()
 
 

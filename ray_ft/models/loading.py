@@ -149,14 +149,14 @@ def import_factory(factory: str) -> Any:
 
 
 @contextlib.contextmanager
-def seed_all() -> Iterator[None]:
-    """Start the generators of torch, NumPy and Python from one state, and leave them as they were."""
+def seed_all(seed: int = 0, others: int = 0) -> Iterator[None]:
+    """Seed torch's generator by one number, NumPy's and Python's by another, and leave them as they were."""
     before = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            np.random.seed(0)
-            random.seed(0)
+            torch.manual_seed(seed)
+            np.random.seed(others)
+            random.seed(others)
             yield
     finally:
         random.setstate(before[0])

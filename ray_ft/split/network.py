@@ -218,6 +218,11 @@ def split_network(network: nn.Module, trained: Collection[str], example: Tensor)
     return replace(split, training=cut.masked, sites=cut.sites)
 
 
+def as_real(feature: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """Lay the real and the imaginary part of complex numbers side by side, along a last axis."""
+    return torch.view_as_real(feature.resolve_conj()) if feature.is_complex() else feature
+
+
 def order_names(network: nn.Module, trained: Collection[str]) -> tuple[str, ...]:
     named = dict(network.named_parameters(remove_duplicate=False))
     unknown = sorted(set(trained) - named.keys())
