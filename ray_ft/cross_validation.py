@@ -26,7 +26,7 @@ from ray_ft.data.samples import Samples, load_samples
 from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import Reduction, reduce_members
-from ray_ft.errors import DataError, RunError, RunFolderError, WeightsError
+from ray_ft.errors import DataError, NetworkError, RayFTError, RunError, RunFolderError, WeightsError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
@@ -274,7 +274,7 @@ def reduce(
     scores = score_strategies(run, plan, verdicts, splits, problem.n_seeds)
     lowest = pick_lowest(scores)
     if lowest is None:
-        raise RunError(describe_defeat(run, verdicts))
+        raise describe_defeat(run, verdicts)
     complete = {name: score for name, score in scores.items() if score is not None}
     by_fold = score_baselines(objective, prepared.zero_shot, samples.targets, splits)
     baselines = {name: summarize_baseline(values, splits) for name, values in by_fold.items()}
@@ -310,10 +310,12 @@ def reduce(
     return summary
 
 
-def describe_defeat(run: RunFolder, verdicts: Mapping[str, Verdict]) -> str:
+def describe_defeat(run: RunFolder, verdicts: Mapping[str, Verdict]) -> RayFTError:
+    """Say why nothing was completed; where it was the network alone, the user can mend it."""
     reasons = {verdict.reason for verdict in verdicts.values() if verdict.reason}
     listed = "\n".join(f"  {reason}" for reason in sorted(reasons))
-    return (
+    by_network = bool(reasons) and all(f"{NetworkError.__name__}: " in reason for reason in reasons)
+    return (NetworkError if by_network else RunError)(
         f"no strategy has a completed candidate\n{listed}\n"
         f"the logs are {run.candidates}/*/error.txt; remove a candidate's folder to try it again"
     )

@@ -6,7 +6,7 @@ the mean of the fold models, and what else is answered is the objective's.
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from ray_ft.domains import Domain, find_domain
 from ray_ft.ensemble.artefact import Card, State, find_folder, read_card, read_network, read_tensors, refuse
 from ray_ft.ensemble.fingerprints import N_PRINTS, Prints
 from ray_ft.ensemble.memory_limit import MemoryGuard
-from ray_ft.errors import DataError, EnsembleError
+from ray_ft.errors import DataError, EnsembleError, NetworkError
 from ray_ft.files.memory import describe_excess
 from ray_ft.models import build_network
 from ray_ft.objectives import FoldOf, Folds, Members, Objective, Shares, find_objective
@@ -301,7 +301,13 @@ def check_together(ensemble: Ensemble) -> None:
     ensemble.domain.list_views(card.symmetry)  # refuses unknown operations
     if excess := describe_excess(8 * math.prod(card.input_shape)):
         raise ValueError(excess)
-    inputs = np.ones((2, *card.input_shape), np.float32)
+    with suppress(NetworkError):  # of a network's own code, which may refuse what looks like no sample
+        try_ones(ensemble)
+
+
+def try_ones(ensemble: Ensemble) -> None:
+    """Predict for inputs of nothing but ones; raise an error, of any class, where that is no answer."""
+    card, inputs = ensemble.card, np.ones((2, *ensemble.card.input_shape), np.float32)
     with torch.no_grad(), MemoryGuard():
         features = ensemble.first.run_backbone(torch.from_numpy(inputs).to(ensemble.device))
         for strategy, own in ensemble.states.items():

@@ -6,6 +6,7 @@ it. Where two of these disagree it is refused, and what it holds besides its par
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,10 @@ def rehearse(
         )
     again = pretrained.build()
     if not agree(predict_all(again, inputs), answers):
+        changed = name_changes(list_held(network), list_held(again))
         raise NetworkError(
-            f"{SAME}, but built twice it answers differently{name_changes(list_held(network), list_held(again))}; what is drawn "
-            "when it is built must be in its state dict: make it a parameter or a persistent buffer"
+            f"{SAME}, but built twice it answers differently{changed}; what is drawn when it is built must be in its "
+            "state dict: make it a parameter or a persistent buffer"
         )
     for strategy in strategies:
         rehearse_training(again, strategy, torch.from_numpy(inputs), answers)
@@ -140,7 +142,7 @@ def list_held(network: nn.Module) -> dict[str, Any]:
 def name_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Name what is not as it was; nothing where all is."""
     changed = [name for name in before.keys() | after.keys() if not same(before.get(name), after.get(name))]
-    return f", as does {first_few(sorted(changed))}" if changed else ""
+    return f" ({first_few(sorted(changed))} changed)" if changed else ""
 
 
 def same(first: Any, second: Any) -> bool:
@@ -155,19 +157,22 @@ def same(first: Any, second: Any) -> bool:
 
 def find_random(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> str:
     """Name the first module that answers the same arguments differently in two passes."""
-    calls: list[dict[str, Any]] = []
-    for _ in range(2):
-        seen: dict[str, Any] = {}
-        handles = [
-            module.register_forward_hook(lambda _, given, answer, name=name: seen.setdefault(name, (given, answer)))
-            for name, module in network.named_modules()
-        ]
-        predict_all(network, inputs)
-        for handle in handles:
-            handle.remove()
-        calls.append(seen)
-    for name, (given, answer) in calls[0].items():  # in the order of their ends
-        others = calls[1].get(name, (given, answer))
-        if name and same(given, others[0]) and not same(answer, others[1]):
-            return f", first in {name}"
+    first, second = record_calls(network, inputs), record_calls(network, inputs)
+    for name, (given, answer) in first.items():  # in the order of their ends
+        if name and name in second and same(given, second[name][0]) and not same(answer, second[name][1]):
+            return f" ({name} first)"
     return ""
+
+
+def record_calls(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> dict[str, tuple[Any, Any]]:
+    """List the arguments and the answer of the first call of each module, by name."""
+    seen: dict[str, tuple[Any, Any]] = {}
+
+    def record(name: str, _: nn.Module, given: Any, answer: Any) -> None:
+        seen.setdefault(name, (given, answer))
+
+    handles = [module.register_forward_hook(partial(record, name)) for name, module in network.named_modules()]
+    predict_all(network, inputs)
+    for handle in handles:
+        handle.remove()
+    return seen
