@@ -97,7 +97,8 @@ def average_weights(ensemble: Ensemble) -> dict[str, Tensor]:
 def average_stacked(weights: Float[Tensor, " member"], stacked: Shaped[Tensor, "member ..."]) -> Shaped[Tensor, "..."]:
     """Average tensors, complex ones too, in double precision."""
     kind = torch.promote_types(torch.float64, stacked.dtype)
-    return torch.tensordot(weights.to(kind), stacked.to(kind), 1).to(stacked.dtype)
+    average: Tensor = torch.tensordot(weights.to(kind), stacked.to(kind), 1)
+    return average.to(stacked.dtype)
 
 
 def check_soup(ensemble: Ensemble) -> None:

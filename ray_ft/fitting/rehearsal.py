@@ -127,11 +127,12 @@ def check_outside(network: nn.Module, trained: Iterable[str], inputs: Tensor, an
 
 def list_held(network: nn.Module) -> dict[str, Any]:
     """List, by name, the numbers, arrays and tensors that modules hold besides their parameters, as they are now."""
-    held = {}
+    held: dict[str, Any] = {}
     for prefix, module in network.named_modules():
         own = {name: value for name, value in vars(module).items() if name not in OWN} | module._buffers
-        for (first, *rest), leaf in tree_flatten_with_path(own)[0]:
-            name = f"{prefix}.{first.key}".lstrip(".") + keystr(tuple(rest))
+        pairs = ((name, *pair) for name, value in own.items() for pair in tree_flatten_with_path(value)[0])
+        for first, path, leaf in pairs:
+            name = f"{prefix}.{first}".lstrip(".") + keystr(path)
             if isinstance(leaf, Tensor):
                 held[name] = leaf.detach().clone()
             elif isinstance(leaf, np.ndarray | int | float | complex):

@@ -1,5 +1,6 @@
 """A network that runs whole: as a tail whose features are the inputs."""
 
+import copyreg
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 from ray_ft.errors import NetworkError, locate_error
 from ray_ft.split.program import Program
@@ -67,6 +69,12 @@ class WholeTail:
                         buffer.copy_(given[name].detach())
             return outputs
 
+    def __getstate__(self) -> dict[str, Any]:
+        for module in self.network.modules():
+            if parametrize.is_parametrized(module):  # of a class of its own, which refuses to be pickled
+                copyreg.pickle(type(module), reduce_parametrized)
+        return self.__dict__
+
     def set_dropout(self, shares: Mapping[str, float]) -> None:
         """Set the shares of dropout modules, by name."""
         for name, share in shares.items():
@@ -76,6 +84,19 @@ class WholeTail:
         """List the names in its state dict; of tied tensors, each with the name of the first."""
         first = {id(tensor): name for name, tensor in (*self.network.named_parameters(), *self.network.named_buffers())}
         return {name: first[id(tensor)] for name, tensor in self.network.state_dict(keep_vars=True).items()}
+
+
+def reduce_parametrized(module: nn.Module) -> tuple[Any, ...]:
+    """Say how a parametrized module is pickled: as one of the class that it had before."""
+    kind = type(module).__bases__[0]
+    return object.__new__, (kind,), module.__dict__, None, None, restore_parametrized
+
+
+def restore_parametrized(module: nn.Module, content: dict[str, Any]) -> None:
+    module.__dict__.update(content)
+    parametrize._inject_new_class(module)  # there is no public way
+    for name in content["_modules"]["parametrizations"]:
+        parametrize._inject_property(module, name)
 
 
 def empty_copy(network: nn.Module) -> nn.Module:
