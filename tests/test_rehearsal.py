@@ -14,6 +14,10 @@ from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
 from ray_ft.ensemble.export import average_weights, export_ensemble
 from ray_ft.errors import NetworkError, StrategyError
+from ray_ft.fitting.checkpoint import load_checkpoint, save_checkpoint
+from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.preparation import prepare_strategy
+from ray_ft.fitting.starting import start_fitter
 from ray_ft.results.records import load_predictions
 from ray_ft.runs.folder import RunFolder
 
@@ -48,6 +52,14 @@ class Toy(nn.Module):
         {forward}
         return self.head(torch.tanh(self.body(x)))
 """
+
+
+COMPLEX = {
+    "inner": "self.w = nn.Parameter(torch.randn(5, 8, dtype=torch.cfloat) / 4)",
+    "run": "h = (h @ self.w).real",
+    "forward": "return self.head(torch.fft.rfft(self.body(x)))",
+}
+CPU = torch.device("cpu")
 
 
 def write(folder: Path, **parts: str) -> None:
@@ -217,14 +229,27 @@ def test_an_answer_that_another_process_would_not_give_is_refused(toy_folder: Pa
         rebuild_ensemble(toy_folder / "run")
 
 
+def test_members_with_complex_weights_go_on_from_what_was_saved(toy_folder: Path) -> None:
+    write(toy_folder, **COMPLEX)
+    prepared = prepare(load(toy_folder))
+    problem, spec = prepared.problem, prepared.first_round[0]
+    own = prepare_strategy(problem, prepared.pretrained, prepared.strategies["own"], "float32", CPU)
+    whole, first, second = (start_fitter(problem, own, spec, problem.keys, FitSettings(packing="looped"), CPU) for _ in range(3))
+    for epoch in range(2):
+        whole.run_epoch(epoch)
+    first.run_epoch(0)
+    save_checkpoint(toy_folder / "c.pt", {"members": list(first.save().values())})
+    saved = load_checkpoint(toy_folder / "c.pt")
+    assert saved is not None
+    second.load(dict(zip(problem.keys, saved["members"], strict=True)))
+    second.run_epoch(1)
+    for key, predicted in whole.predict().items():
+        np.testing.assert_allclose(second.predict()[key], predicted, atol=1e-6)
+
+
 def test_complex_numbers_go_through_a_run_to_its_exports(toy_folder: Path) -> None:
     """Weights that learn, and what they read of the frozen part."""
-    write(
-        toy_folder,
-        inner="self.w = nn.Parameter(torch.randn(5, 8, dtype=torch.cfloat) / 4)",
-        run="h = (h @ self.w).real",
-        forward="return self.head(torch.fft.rfft(self.body(x)))",
-    )
+    write(toy_folder, **COMPLEX)
     values = {"cv.seeds": 2, "cv.strategies": ["own", "line"], "strategies.line": {"train": ["head.*"], "fit": "ridge"}}
     cross_validate(load(toy_folder, **values), toy_folder / "run", inline=True)
     rebuild_ensemble(toy_folder / "run", strategies=["own"])
