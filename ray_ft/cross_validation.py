@@ -27,11 +27,20 @@ from ray_ft.data.samples import Samples, load_samples
 from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import Reduction, reduce_members
-from ray_ft.errors import DataError, RunError, RunFolderError, WeightsError
+from ray_ft.errors import DataError, NetworkError, RayFTError, RunError, RunFolderError, WeightsError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
-from ray_ft.models import Pretrained, find_answer_shape, load_pretrained, predict_all
+from ray_ft.fitting.rehearsal import rehearse
+from ray_ft.models import (
+    Pretrained,
+    answer_in_shape,
+    copy_state,
+    find_answer_shape,
+    finish_lazy,
+    load_pretrained,
+    predict_all,
+)
 from ray_ft.objectives import Objective, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import score_baselines
@@ -212,6 +221,8 @@ def prepare(config: Config) -> Prepared:
     splits = deal_splits(config, samples)
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
     network, notes = load_pretrained(model.factory, model.params, config.checkpoint, model.skip or ())
+    finish_lazy(network, samples.inputs)
+    weights = copy_state(network)
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
     outputs = predict_all(network, samples.inputs)
     samples = know_classes(samples, objective, outputs)
@@ -221,8 +232,10 @@ def prepare(config: Config) -> Prepared:
     shape = find_answer_shape(network, samples.inputs, found, objective.find_output_shape(found, wanted))
     zero_shot = objective.respond(outputs if shape is None else outputs.reshape(-1, *shape)).numpy()
     check_outputs(zero_shot, samples, objective)
+    pretrained = Pretrained(model.factory, model.params, weights, shape)
+    if model.factory:
+        pretrained = rehearse(answer_in_shape(network, shape), pretrained, strategies.values(), samples.inputs)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
-    pretrained = Pretrained(model.factory, model.params, network.state_dict(), shape)
     if shape is not None and found != shape:
         told = f"the network answers {tuple(outputs.shape)}, the targets are {samples.targets.shape}"
         notes.append(f"{told}: the same values, laid out as the targets are")
@@ -289,7 +302,7 @@ def reduce(
     scores = score_strategies(run, plan, verdicts, splits, problem.n_seeds)
     lowest = pick_lowest(scores)
     if lowest is None:
-        raise RunError(describe_defeat(run, verdicts))
+        raise describe_defeat(run, verdicts)
     complete = {name: score for name, score in scores.items() if score is not None}
     by_fold = score_baselines(objective, prepared.zero_shot, samples.targets, splits)
     baselines = {name: summarize_baseline(values, splits) for name, values in by_fold.items()}
@@ -325,10 +338,12 @@ def reduce(
     return summary
 
 
-def describe_defeat(run: RunFolder, verdicts: Mapping[str, Verdict]) -> str:
+def describe_defeat(run: RunFolder, verdicts: Mapping[str, Verdict]) -> RayFTError:
+    """Say why nothing was completed; where it was the network alone, the user can mend it."""
     reasons = {verdict.reason for verdict in verdicts.values() if verdict.reason}
     listed = "\n".join(f"  {reason}" for reason in sorted(reasons))
-    return (
+    by_network = bool(reasons) and all(f"{NetworkError.__name__}: " in reason for reason in reasons)
+    return (NetworkError if by_network else RunError)(
         f"no strategy has a completed candidate\n{listed}\n"
         f"the logs are {run.candidates}/*/error.txt; remove a candidate's folder to try it again"
     )

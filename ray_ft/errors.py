@@ -5,6 +5,7 @@ RayFTError
 │   ├── ConfigError      a config file, an option or an override is not valid
 │   ├── DataError        inputs, targets or a column beside them cannot be used
 │   ├── WeightsError     a file of weights cannot be read, or does not fit the network
+│   ├── NetworkError     the network raises, or is not one and the same function wherever it runs
 │   ├── StrategyError    a strategy does not fit the network
 │   ├── RunFolderError   a run folder is of another config, in use, unwritable or incomplete
 │   └── EnsembleError    an ensemble folder is foreign, damaged or of another version
@@ -16,7 +17,9 @@ RayFTError
 
 import difflib
 import reprlib
+import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 MAX_SHOWN = 200  # characters of a value, or of another's message, in one of ours
@@ -44,6 +47,10 @@ class DataError(UserError):
 
 class WeightsError(UserError):
     """A file of weights cannot be read, or does not fit the network."""
+
+
+class NetworkError(UserError):
+    """The network raises, or is not one and the same function wherever it runs."""
 
 
 class StrategyError(UserError):
@@ -101,6 +108,14 @@ def show_value(value: Any) -> str:
 def first_line(error: BaseException) -> str:
     """Write another package's message in short: its first line, or the name of its class where it has none."""
     return shorten(next(iter(str(error).strip().splitlines()), "") or type(error).__name__)
+
+
+def locate_error(error: BaseException) -> str:
+    """Write what a network of a user's own raised, and the line of its code that did."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    kind, line = type(error).__name__, first_line(error)
+    return (kind if line == kind else f"{kind}: {line}") + place
 
 
 BRIEF = reprlib.Repr()

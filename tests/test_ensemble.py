@@ -157,13 +157,6 @@ def test_odd_networks_give_an_ensemble_of_their_members(toy_folder: Path, old: s
     assert summary.ensemble.score == pytest.approx(((blind - y) ** 2).mean(), rel=1e-3)
 
 
-def test_tensors_that_the_state_dict_lacks_are_noted(toy_folder: Path) -> None:
-    change_toy(toy_folder, "self.head = ", "self.noise = torch.randn(1)\n        self.head = ")
-    change_toy(toy_folder, "self.body(x))", "self.body(x) + self.noise)")
-    summary = Summary.load(cross_validate_toy(toy_folder))
-    assert "differs from its members as they were trained" in summary.ensemble.notes[-1]
-
-
 @pytest.mark.parametrize("name", ["members.safetensors", "backbone.safetensors", "network.json"])
 def test_changed_files_are_refused(run: Path, name: str) -> None:
     path = run / "ensemble" / name

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import parametrizations
 
 from ray_ft.config import load_config
 from ray_ft.models import DiffractionNet
@@ -124,6 +125,18 @@ def test_a_network_is_one_memory_also_after_pickling(kind: type[nn.Module]) -> N
         split.tensors["head.bias"].add_(1.0)
     after = split.apply_tail(split.state, split.take(split.run_backbone(inputs)))
     np.testing.assert_allclose((after - before).detach(), 1.0, rtol=1e-5)
+
+
+def test_a_parametrized_network_that_runs_whole_can_be_sent() -> None:
+    """PyTorch refuses to pickle one."""
+    network = nn.Sequential(nn.Linear(4, 4), parametrizations.spectral_norm(nn.Linear(4, 2)), Stubborn()).eval()
+    inputs = torch.randn(4, 4)
+    split = split_network(network, ["1.bias", "1.parametrizations.weight.original"], inputs)
+    sent = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(split))))
+    assert split.reason
+    for training in (False, True):
+        found, right = (own.apply_tail(own.state, own.take((inputs,)), training) for own in (sent, split))
+        torch.testing.assert_close(found, right)
 
 
 def test_a_network_is_sent_once() -> None:

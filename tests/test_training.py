@@ -2,11 +2,15 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from ray_ft.config import GradientHyperparameters, scale_lr
 from ray_ft.fitting.training import (
@@ -16,6 +20,8 @@ from ray_ft.fitting.training import (
     clip_stacked,
     create_pack,
     draw_batches,
+    predict_watched,
+    train_epoch,
 )
 from ray_ft.objectives import find_objective
 from ray_ft.search.problem import MemberKey
@@ -84,3 +90,156 @@ def test_autocast_is_on_for_bf16_alone() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         with Recipe(split, bank, HYPER, MSE, 1.0, dtype).autocast():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+class Spectral(nn.Module):
+    """The layer of a Fourier neural operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 4, 3, dtype=torch.cfloat) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = torch.fft.rfft(x)
+        out = torch.zeros_like(f)
+        out[..., :3] = torch.einsum("bim,iom->bom", f[..., :3], self.w)
+        return torch.fft.irfft(out, n=x.shape[-1])
+
+
+class Operator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.mix, self.last = nn.Conv1d(1, 4, 1), Spectral(), nn.Conv1d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.mix(self.lift(x[:, None]))))[:, 0]
+
+
+class Held(nn.Module):
+    """Its buffers are written in training beside a trained layer: in place, by new ones, and from call to call."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.body, self.last, self.again = nn.Linear(6, 8), nn.ModuleDict({"linear": nn.Linear(8, 3)}), again
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.body(x))
+        if self.training:
+            self.calls = self.calls + 1
+            if self.again:
+                self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
+            else:
+                self.mean.mul_(0.9).add_(0.1 * h.detach().mean(0))
+        return self.last["linear"](h - self.mean) * (1 + 0.1 * self.calls)
+
+
+class Kept(nn.Module):
+    """Its batch norms keep their pretrained statistics, as those of detection libraries do."""
+
+    def __init__(self, inside: bool) -> None:
+        super().__init__()
+        self.last = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+        if inside:
+            self.last = Kept(False)
+        self.inside = inside
+
+    def train(self, mode: bool = True) -> "Kept":
+        super().train(mode)
+        if not self.inside:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x)
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = nn.Linear(6, 8), nn.ModuleList([nn.Linear(8, 3), nn.Linear(8, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last[0](torch.tanh(self.body(x)))
+
+
+def build_normed(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    parts = {"body": nn.Linear(6, 8), "act": nn.Tanh(), "last": norm(nn.Linear(8, 3))}
+    network = nn.Sequential()
+    for name, part in parts.items():
+        network.add_module(name, part)
+    with torch.no_grad():
+        network.eval()(torch.randn(2, 6))
+    return network
+
+
+def train_plainly(network: nn.Module, trained: list[str], recipe: Recipe, member: object, x: Tensor, y: Tensor) -> dict:
+    """Train as anybody would, on the member's batches; the frozen part stays in eval mode."""
+    network = deepcopy(network).requires_grad_(False)
+    own = [network.get_parameter(name).requires_grad_() for name in trained]
+    hyper = recipe.hyper
+    optimizer = torch.optim.AdamW(own, lr=hyper.lr, weight_decay=hyper.weight_decay)
+    for epoch in range(hyper.epochs):
+        for batch in draw_batches(member, recipe, epoch):
+            network.train()
+            for module in network.children():
+                if not any(parameter.requires_grad for parameter in module.parameters()):
+                    module.eval()
+            optimizer.param_groups[0]["lr"] = batch.lr
+            optimizer.zero_grad()
+            ((network(x[batch.rows]) - y[batch.rows]) ** 2).mean().backward()
+            nn.utils.clip_grad_norm_(own, recipe.grad_clip)
+            optimizer.step()
+    with torch.no_grad():
+        tensors = dict((*network.named_parameters(), *network.named_buffers()))
+        return {"predicted": network.eval()(x), **{name: tensor.detach() for name, tensor in tensors.items()}}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.parametrize(
+    "build",
+    [
+        Operator,
+        partial(Held, False),
+        partial(Held, True),
+        partial(Kept, False),
+        partial(Kept, True),
+        Unused,
+        partial(build_normed, nn.utils.weight_norm),
+        partial(build_normed, parametrizations.weight_norm),
+        partial(build_normed, nn.utils.spectral_norm),
+        partial(build_normed, parametrizations.spectral_norm),
+    ],
+    ids=["complex", "in_place", "replaced", "train", "inner_train", "unused", "weight_norm", "parametrized_weight_norm",
+         "spectral_norm", "parametrized_spectral_norm"],
+)  # fmt: skip
+@pytest.mark.parametrize("packed", [False, True], ids=["looped", "packed"])
+def test_members_of_any_network_are_those_of_a_plain_loop(build: Callable[[], nn.Module], packed: bool) -> None:
+    torch.manual_seed(0)
+    network, x = build().eval(), torch.randn(11, 6)
+    with torch.no_grad():
+        y = network(x) + torch.randn_like(network(x))
+    names = [name for name, _ in network.named_parameters()]
+    trained = [name for name in names if "last" in name or "mix" in name]
+    split = split_network(network, trained, x[:4])
+    hyper = GradientHyperparameters(0.05, 3, 4, 0.1, 0.0, None, 1, 10)
+    recipe = Recipe(split, ViewBank(split.compute_features(x), y[None]), hyper, MSE, grad_clip=0.5)
+    if packed and split.draws:
+        pytest.skip(f"it trains looped, as it runs whole: {split.reason}")
+    keys = [MemberKey(0, 0, seed) for seed in range(2)]
+    pack = create_pack(keys, (1,), split, hyper, [np.arange(9), np.arange(2, 11)])
+    for epoch in range(hyper.epochs):
+        for part in pack.divide(2 if packed else 1):
+            train_epoch(part, recipe, epoch)
+    predicted = predict_watched(pack, recipe, lambda key: np.arange(11))
+    for member, answer in zip(pack.members, predicted, strict=True):
+        plain = train_plainly(network, trained, recipe, member, x, y)
+        torch.testing.assert_close(answer, plain["predicted"], rtol=1e-4, atol=1e-5)
+        for name, tensor in member.state.items():
+            torch.testing.assert_close(tensor.detach(), plain[name], rtol=1e-4, atol=1e-5)
+        for name, tensor in split.tensors.items():
+            if name in plain:
+                torch.testing.assert_close(tensor, plain[name], rtol=0, atol=0)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ray_ft.ensemble import Ensemble, apply_stacked
@@ -91,7 +91,14 @@ def average_weights(ensemble: Ensemble) -> dict[str, Tensor]:
     weights = torch.tensor(ensemble.weights.ravel()).double()
     weights /= weights.sum()
     (own,) = ensemble.states.values()
-    return {name: torch.tensordot(weights, each.cpu().double(), 1).to(each.dtype)[None] for name, each in own.items()}
+    return {name: average_stacked(weights, each.cpu())[None] for name, each in own.items()}
+
+
+def average_stacked(weights: Float[Tensor, " member"], stacked: Shaped[Tensor, "member ..."]) -> Shaped[Tensor, "..."]:
+    """Average tensors, complex ones too, in double precision."""
+    kind = torch.promote_types(torch.float64, stacked.dtype)
+    average: Tensor = torch.tensordot(weights.to(kind), stacked.to(kind), 1)
+    return average.to(stacked.dtype)
 
 
 def check_soup(ensemble: Ensemble) -> None:

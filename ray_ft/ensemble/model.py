@@ -6,7 +6,7 @@ the mean of the fold models, and what else is answered is the objective's.
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -23,11 +23,11 @@ from ray_ft.domains import Domain, find_domain
 from ray_ft.ensemble.artefact import Card, State, find_folder, read_card, read_network, read_tensors, refuse
 from ray_ft.ensemble.fingerprints import N_PRINTS, Prints
 from ray_ft.ensemble.memory_limit import MemoryGuard
-from ray_ft.errors import DataError, EnsembleError
+from ray_ft.errors import DataError, EnsembleError, NetworkError
 from ray_ft.files.memory import describe_excess
 from ray_ft.models import answer_in_shape, build_network
 from ray_ft.objectives import FoldOf, Folds, Members, Objective, Shares, find_objective
-from ray_ft.split.network import Features, SplitNetwork, keep_whole
+from ray_ft.split.network import Features, SplitNetwork, as_real, keep_whole
 from ray_ft.split.sharing import read_splits
 from ray_ft.statistics.intervals import check_level, describe_lack
 from ray_ft.statistics.novelty import Density
@@ -265,7 +265,7 @@ class Ensemble:
 
 def flatten_features(network: SplitNetwork, features: Features) -> Float[np.ndarray, "sample feature"]:
     """Lay out, sample by sample, what a strategy's tail reads."""
-    by_sample = (features[index].movedim(axis, 0) for index, axis in network.sampled)
+    by_sample = (as_real(features[index].movedim(axis, 0)) for index, axis in network.sampled)
     return torch.cat([own.reshape(len(own), -1) for own in by_sample], 1).float().cpu().numpy()
 
 
@@ -323,7 +323,13 @@ def check_together(ensemble: Ensemble) -> None:
     ensemble.domain.list_views(card.symmetry)  # refuses unknown operations
     if excess := describe_excess(8 * math.prod(card.input_shape)):
         raise ValueError(excess)
-    inputs = np.ones((2, *card.input_shape), np.float32)
+    with suppress(NetworkError):  # of a network's own code, which may refuse what looks like no sample
+        try_ones(ensemble)
+
+
+def try_ones(ensemble: Ensemble) -> None:
+    """Predict for inputs of nothing but ones; raise an error, of any class, where that is no answer."""
+    card, inputs = ensemble.card, np.ones((2, *ensemble.card.input_shape), np.float32)
     with torch.no_grad(), MemoryGuard():
         features = ensemble.first.run_backbone(torch.from_numpy(inputs).to(ensemble.device))
         for strategy, own in ensemble.states.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ray_ft.config import EnsembleSection
@@ -18,7 +18,7 @@ from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, 
 from ray_ft.ensemble.fingerprints import project
 from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
 from ray_ft.ensemble.weights import METHODS, Blind, OutOfFold, Weights, blend, choose_weights, score_folds
-from ray_ft.errors import EnsembleError
+from ray_ft.errors import EnsembleError, NetworkError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_arrays
 from ray_ft.fitting.preparation import split_at
@@ -38,7 +38,8 @@ from ray_ft.statistics.comparison import Comparison, compare_all
 from ray_ft.statistics.novelty import Density, fit_density
 from ray_ft.statistics.scores import Scores, StrategyScore
 
-TOLERATED = 0.02  # of the largest prediction; members that train in bf16 differ by up to a hundredth
+# Of the largest prediction; members that train in bf16 differ by up to a hundredth.
+TOLERATED, REFUSED = 0.02, 0.1
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,21 @@ def split_networks(reduction: Reduction, members: Mapping[str, State]) -> dict[s
 
 
 def find_differences(told: Blind, found: Blind) -> tuple[str, ...]:
-    """Note where the ensemble does not say what its members said in training."""
+    """Note where the ensemble does not quite say what its members said in training.
+
+    Raises:
+        NetworkError: It says something else, so that the score of its members is not its own.
+    """
     gap, scale = float(np.abs(told - found).max()), float(np.abs(told).max())
     if gap <= TOLERATED * scale:
         return ()
-    return (
-        f"the ensemble differs from its members as they were trained by up to {gap:.2g}, of {scale:.2g}: does the "
-        "network hold tensors that its state dict lacks, or draw some when it is built?",
-    )
+    text = f"the ensemble differs from its members as they were trained by up to {gap:.2g}, of {scale:.2g}"
+    if gap > REFUSED * scale:
+        raise NetworkError(
+            f"the network must be the same in all processes, but {text}: does it hold tensors that its state dict "
+            "lacks, or draw some where it is imported or built? Make them buffers"
+        )
+    return (text,)
 
 
 def measure_blind_spread(reduction: Reduction, columns: OutOfFold, weights: Weights) -> Responses:
@@ -190,7 +198,7 @@ def choose_method(asked: str, comparisons: Sequence[Comparison]) -> str:
     return best if asked == "auto" else asked
 
 
-def stack_members(reduction: Reduction, strategy: str) -> dict[str, Float[Tensor, "member ..."]]:
+def stack_members(reduction: Reduction, strategy: str) -> dict[str, Shaped[Tensor, "member ..."]]:
     """Collect the weights of a strategy's members, in the order of the problem's keys."""
     by_fold, load = reduction.problem.by_fold, lru_cache(maxsize=None)(partial(load_members, reduction.run))
     parts = []
@@ -320,10 +328,11 @@ def score_soup(reduction: Reduction, ensemble: Ensemble) -> Ensemble:
 
 
 def average_seeds(
-    tensor: Float[Tensor, "member ..."], weights: Float[np.ndarray, "repeat fold seed"]
-) -> Float[Tensor, "fold_model ..."]:
+    tensor: Shaped[Tensor, "member ..."], weights: Float[np.ndarray, "repeat fold seed"]
+) -> Shaped[Tensor, "fold_model ..."]:
     """Average the members of each fold over its seeds, by their weights; evenly where a fold gives them none."""
     shares = torch.from_numpy(weights.reshape(-1, weights.shape[-1])).double() + 1e-12
     shares = (shares / shares.sum(1, keepdim=True)).to(tensor.device)
     grouped: Tensor = tensor.unflatten(0, shares.shape)  # type: ignore[no-untyped-call]
-    return torch.einsum("fs,fs...->f...", shares, grouped.double()).to(tensor.dtype)
+    kind = torch.promote_types(torch.float64, tensor.dtype)  # a complex one, of complex weights
+    return torch.einsum("fs,fs...->f...", shares.to(kind), grouped.to(kind)).to(tensor.dtype)

@@ -133,18 +133,22 @@ def create_pack(
     stacked = {name: tensor.expand(len(keys), *tensor.shape).clone() for name, tensor in split.state.items()}
     for name in split.trained_names:
         stacked[name].requires_grad_()
+    fused = not any(stacked[name].is_complex() for name in split.trained_names)  # for which torch has no fused kernel
     members = []
     for i, (key, own) in enumerate(zip(keys, samples, strict=True)):
         state = {name: share(tensor, i) for name, tensor in stacked.items()}
         trained = [state[name] for name in split.trained_names]
-        optimizer = torch.optim.AdamW(trained, lr=hyper.lr, weight_decay=hyper.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(trained, lr=hyper.lr, weight_decay=hyper.weight_decay, fused=fused)
         members.append(Member(key, (*stream, key.repeat, key.fold, key.seed), own, state, optimizer))
     return Pack(tuple(members), stacked)
 
 
 def share(tensor: Tensor, index: int | slice) -> Tensor:
-    """A part of a tensor along its first axis, in the same memory but a leaf of its own for gradients."""
-    return tensor.detach()[index].requires_grad_(tensor.requires_grad)
+    """A part of a tensor along its first axis, in the same memory but a leaf of its own for gradients.
+
+    Unlike `detach`, `data` counts writes apart: those of another member, in another thread, do not spoil a gradient.
+    """
+    return tensor.data[index].requires_grad_(tensor.requires_grad)
 
 
 def train_epoch(pack: Pack, recipe: Recipe, epoch: int) -> int:
@@ -257,11 +261,13 @@ def step_stacked(pack: Pack, recipe: Recipe, batches: Sequence[Batch]) -> Float[
     # A step that fails for want of memory has changed nothing: the buffers follow when all else is done.
     state = {name: tensor if name in split.trained_names else tensor.clone() for name, tensor in pack.state.items()}
     losses = torch.vmap(partial(compute_loss, recipe), in_dims=(0, axes, 0, 0))(state, features, masks, targets)
-    gradients = clip_stacked(torch.autograd.grad(losses.sum(), leaves), recipe.grad_clip)
+    found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
+    used = [name for name, gradient in zip(split.trained_names, found, strict=True) if gradient is not None]
+    gradients = clip_stacked([gradient for gradient in found if gradient is not None], recipe.grad_clip)
     for name in state.keys() - set(split.trained_names):
         pack.state[name].copy_(state[name])
     for i, (member, batch) in enumerate(zip(pack.members, batches, strict=True)):
-        for name, gradient in zip(split.trained_names, gradients, strict=True):
+        for name, gradient in zip(used, gradients, strict=True):
             member.state[name].grad = gradient[i]
         update(member, batch.lr)
     return losses.detach()

@@ -2,17 +2,31 @@
 
 from ray_ft.models.checkpoints import read_weights
 from ray_ft.models.diffraction_net import DiffractionNet
-from ray_ft.models.loading import build_network, load_network, load_pretrained
-from ray_ft.models.pretrained import Pretrained, answer_in_shape, find_answer_shape, predict_all
+from ray_ft.models.loading import build_network, load_network, load_pretrained, seed_all
+from ray_ft.models.pretrained import (
+    SAME,
+    Pretrained,
+    agree,
+    answer_in_shape,
+    copy_state,
+    find_answer_shape,
+    finish_lazy,
+    predict_all,
+)
 
 __all__ = [
+    "SAME",
     "DiffractionNet",
     "Pretrained",
+    "agree",
     "answer_in_shape",
     "build_network",
+    "copy_state",
     "find_answer_shape",
+    "finish_lazy",
     "load_network",
     "load_pretrained",
     "predict_all",
     "read_weights",
+    "seed_all",
 ]

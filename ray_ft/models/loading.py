@@ -1,14 +1,18 @@
 """A network with its pretrained weights."""
 
+import contextlib
 import importlib
 import inspect
+import random
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ray_ft.errors import ConfigError, WeightsError, first_few, first_line, show_value
 from ray_ft.models.checkpoints import StoredWeights, read_weights
@@ -59,7 +63,8 @@ def load_pretrained(
     network = call_factory(factory, params)
     weights, notes = match_weights(network, stored, skip)
     network.load_state_dict(weights)
-    return network.eval(), notes
+    network.eval()  # which may return nothing where `train` is overridden
+    return network, notes
 
 
 def build_network(factory: str | None, params: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
@@ -80,7 +85,8 @@ def build_network(factory: str | None, params: Mapping[str, Any], weights: Mappi
     if weights is not None:
         check_fit(network, weights)
         network.load_state_dict(weights)
-    return network.eval()
+    network.eval()  # which may return nothing where `train` is overridden
+    return network
 
 
 def add_sizes(params: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -127,15 +133,32 @@ def import_factory(factory: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a command, unlike `python -m`, does not see the user's own folder
     try:
-        return getattr(importlib.import_module(module_name), name)
+        with seed_all():  # what is drawn at import is then the same in every process
+            return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"model.factory must be importable, got {factory}: {error}") from error
+
+
+@contextlib.contextmanager
+def seed_all(seed: int = 0, others: int = 0) -> Iterator[None]:
+    """Seed torch's generator by one number, NumPy's and Python's by another, and leave them as they were."""
+    before = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            np.random.seed(others)
+            random.seed(others)
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Compare names and shapes both ways before any weight is loaded."""
     own = network.state_dict()
-    shapes = {name: (tuple(weights[name].shape), tuple(own[name].shape)) for name in own.keys() & weights.keys()}
+    sized = {name for name in own.keys() & weights.keys() if not is_lazy(own[name])}  # others take the checkpoint's
+    shapes = {name: (tuple(weights[name].shape), tuple(own[name].shape)) for name in sized}
     found = {
         "the checkpoint lacks": own.keys() - weights.keys(),
         "the network lacks": weights.keys() - own.keys(),

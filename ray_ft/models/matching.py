@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ray_ft.errors import WeightsError, first_few, suggest
 from ray_ft.models.checkpoints import StoredWeights
@@ -17,6 +18,7 @@ from ray_ft.models.checkpoints import StoredWeights
 # Wrappers of a part of a network stand inside its names: of torch.compile, of FSDP, of DataParallel.
 COMPILED = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 WRAPPERS = (frozenset[str](), COMPILED, COMPILED | {"module"})
+Shape = tuple[int, ...] | None  # None where a lazy module takes that of the file
 COUNTER = "num_batches_tracked"  # of batch norm; torch before 0.4.1 had none
 SKIP = "model.skip"  # the key whose patterns name what is not taken
 
@@ -68,7 +70,7 @@ def match_weights(
     own = {name: tensor for name, tensor in network.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
     skipped = [name for name in own if matches(name, skip)]
     optional = {*skipped, *list_optional(own, stored)}
-    wanted = {name: tuple(tensor.shape) for name, tensor in own.items() if name not in optional}
+    wanted = {name: find_shape(tensor) for name, tensor in own.items() if name not in optional}
     places = [place for place in list_places(stored, wanted) if not list_misfits(place, wanted, own, skip)]
     place = choose_place(places, stored)
     if place is None:
@@ -80,9 +82,13 @@ def match_weights(
     notes = [*stored.notes, *place.describe(stored)]
     notes += [f"{SKIP}: {first_few(left)} of {stored.place} are not used"] if left else []
     notes += [f"{SKIP}: {first_few(skipped)} start as the network draws them"] if skipped else []
-    weights = {name: tensor.detach() for name, tensor in own.items()}
+    weights = {name: tensor.detach() for name, tensor in own.items() if not is_lazy(tensor)}
     weights |= {name: tensor for name, tensor in place.tensors.items() if name in own and name not in skipped}
     return fill_ties(weights, own, place.tensors), notes
+
+
+def find_shape(tensor: Tensor) -> Shape:
+    return None if is_lazy(tensor) else tuple(tensor.shape)
 
 
 def matches(name: str, patterns: Collection[str]) -> bool:
@@ -191,13 +197,13 @@ def list_ends(name: str) -> Iterator[tuple[str, str]]:
 
 
 def list_misfits(
-    place: Place, wanted: Mapping[str, tuple[int, ...]], own: Collection[str], skip: Collection[str]
+    place: Place, wanted: Mapping[str, Shape], own: Collection[str], skip: Collection[str]
 ) -> dict[str, dict[str, str]]:
     """List by what is wrong the names of which it is so, and in words."""
     shapes = {name: tuple(tensor.shape) for name, tensor in place.tensors.items()}
     lacking = [name for name in wanted if name not in shapes]
     unexpected = [name for name in shapes if name not in own and not matches(name, skip)]
-    differing = {name: shapes[name] for name in wanted if name in shapes and shapes[name] != wanted[name]}
+    differing = {name: shapes[name] for name in wanted if shapes.get(name, wanted[name]) != wanted[name] is not None}
     found = {
         "the checkpoint lacks": {name: name for name in lacking},
         "the network lacks": {name: name for name in unexpected},
@@ -211,7 +217,7 @@ def list_misfits(
 def describe_misfit(
     place: Place,
     stored: StoredWeights,
-    wanted: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, Shape],
     own: Collection[str],
     skip: Collection[str],
 ) -> str:

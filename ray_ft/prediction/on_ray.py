@@ -18,7 +18,7 @@ from rich.console import Console
 from ray_ft.backends.running import set_up_ray
 from ray_ft.config import ComputeSection
 from ray_ft.ensemble import Ensemble
-from ray_ft.errors import DataError
+from ray_ft.errors import DataError, UserError
 from ray_ft.files.writing import replace_file, write_json
 from ray_ft.prediction.folder import DONE, StreamPosition, check_space, describe_plan, open_folder
 from ray_ft.prediction.pace import show_pace
@@ -136,7 +136,7 @@ class PartPredictor:
         try:
             self.write_part((start, stop))
             error = ""
-        except DataError as problem:  # as text, because Ray would wrap it
+        except UserError as problem:  # as text, because Ray would wrap it
             error = f"{problem}; other parts are kept, and the same command does the rest if no file changes"
         except OSError as problem:
             error = f"--output must be writable from every node, got {self.output}: {problem.strerror}"

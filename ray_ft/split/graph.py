@@ -264,7 +264,9 @@ def switch_to_evaluation(graph: Graph) -> None:
     state = graph.find_nodes(op="placeholder")[0]
     for node in reversed(graph.nodes):
         if any(state in target.all_input_nodes for target in written(node)):
-            graph.erase_node(node)  # it counts batches; raises if the count is used
+            if node.users:
+                raise ValueError("it reads a buffer that it writes in the same pass of training")
+            graph.erase_node(node)  # it counts batches
 
 
 def written(node: Node) -> list[Node]:

@@ -24,7 +24,14 @@ from ray_ft.split.dropout import DropoutSite, draw_masks
 from ray_ft.split.graph import cut_network
 from ray_ft.split.program import Program
 from ray_ft.split.silence import silence
-from ray_ft.split.whole import PASS_INPUTS, WholeTail, empty_copy, list_member_tensors, set_training_modes
+from ray_ft.split.whole import (
+    PASS_INPUTS,
+    WholeTail,
+    empty_copy,
+    find_written,
+    list_member_tensors,
+    set_training_modes,
+)
 
 Features = tuple[Shaped[Tensor, "..."], ...]
 Tail = Program | WholeTail
@@ -182,11 +189,13 @@ def split_network(network: nn.Module, trained: Collection[str], example: Tensor)
 
     Raises:
         ValueError: No name is given, or one is not a parameter's.
+        NetworkError: It raises in training, whatever that is.
     """
     network = deepcopy(network).requires_grad_(False)
     names = order_names(network, trained)
-    whole = keep_whole(network, names)
     example = example[:N_CHECKED].to(next(network.parameters()).device)
+    set_training_modes(network, names)
+    whole = keep_whole(network, names, written=find_written(network, example))
     try:
         with silence():
             cut = cut_network(network, whole.state, set(names), example)
@@ -209,6 +218,11 @@ def split_network(network: nn.Module, trained: Collection[str], example: Tensor)
     return replace(split, training=cut.masked, sites=cut.sites)
 
 
+def as_real(feature: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """Lay the real and the imaginary part of complex numbers side by side, along a last axis."""
+    return torch.view_as_real(feature.resolve_conj()) if feature.is_complex() else feature
+
+
 def order_names(network: nn.Module, trained: Collection[str]) -> tuple[str, ...]:
     named = dict(network.named_parameters(remove_duplicate=False))
     unknown = sorted(set(trained) - named.keys())
@@ -218,18 +232,22 @@ def order_names(network: nn.Module, trained: Collection[str]) -> tuple[str, ...]
     return tuple(name for name, parameter in network.named_parameters() if id(parameter) in wanted)
 
 
-def keep_whole(network: nn.Module, trained: tuple[str, ...], reason: str = "") -> SplitNetwork:
+def keep_whole(
+    network: nn.Module, trained: tuple[str, ...], reason: str = "", written: Collection[str] = ()
+) -> SplitNetwork:
     """Make the whole network the tail: the fallback, and what a split is checked against.
 
     Args:
         network: It is put into the modes of training.
         trained: Names of the trained parameters, each tied one once.
         reason: Why it is not split.
+        written: Names of tensors that training was seen to write.
     """
     set_training_modes(network, trained)
     named = {name: tensor.detach() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
-    state = {name: named[name].clone() for name in list_member_tensors(network, trained)}
-    empty = empty_copy(network)
+    state = {name: named[name].clone() for name in list_member_tensors(network, trained, written)}
+    empty, resting = empty_copy(network), empty_copy(network)
+    resting.eval()
     return SplitNetwork(
         state=state,
         trained_names=trained,
@@ -237,7 +255,7 @@ def keep_whole(network: nn.Module, trained: tuple[str, ...], reason: str = "") -
         backbone=PASS_INPUTS,
         batch_axes=(0,),
         reads=(0,),
-        evaluation=WholeTail(empty, trained, training=False),
+        evaluation=WholeTail(resting, trained, training=False),
         training=WholeTail(empty, trained, training=True),
         draws=True,
         reason=reason,
@@ -246,7 +264,7 @@ def keep_whole(network: nn.Module, trained: tuple[str, ...], reason: str = "") -
 
 def check_split(split: SplitNetwork, whole: SplitNetwork, example: Tensor) -> None:
     # Gradients too, because the derivative of an autograd function of the network's own is lost in a graph.
-    for training, what in ((False, "outputs"), (True, "gradients")):
+    for training, what in ((False, "outputs"), (True, "gradients and buffers")):
         found, right = (probe_network(network, example, training) for network in (split, whole))
         tolerance = TOLERANCE_CPU if right.device.type == "cpu" else TOLERANCE_ACCELERATOR
         gap, scale = float((found - right).abs().max()), float(right.abs().max())
@@ -255,7 +273,7 @@ def check_split(split: SplitNetwork, whole: SplitNetwork, example: Tensor) -> No
 
 
 def probe_network(split: SplitNetwork, example: Tensor, training: bool) -> Tensor:
-    """Compute outputs in evaluation, the gradients of a weighted sum of them in training."""
+    """Compute outputs in evaluation; in training, gradients of a weighted sum of them, and what buffers then hold."""
     state = {name: tensor.clone() for name, tensor in split.state.items()}
     trained = [state[name].requires_grad_() for name in split.trained_names]
     # Slices of unequal size show a value that depends on its batch.
@@ -267,4 +285,5 @@ def probe_network(split: SplitNetwork, example: Tensor, training: bool) -> Tenso
             return outputs.detach()
         weights = torch.arange(outputs.numel(), device=outputs.device).cos().view_as(outputs)
         gradients = torch.autograd.grad((outputs * weights).sum(), trained, materialize_grads=True)
-    return torch.cat([gradient.flatten() for gradient in gradients])
+    buffers = [tensor for name, tensor in state.items() if name not in split.trained_names]
+    return torch.cat([tensor.flatten() for tensor in (*gradients, *buffers)])

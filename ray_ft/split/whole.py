@@ -1,17 +1,37 @@
 """A network that runs whole: as a tail whose features are the inputs."""
 
-from collections.abc import Collection, Mapping, Sequence
+import copyreg
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
+from ray_ft.errors import NetworkError, locate_error
 from ray_ft.split.program import Program
 
 LOCK = Lock()  # tensors are exchanged in the one module, whichever thread calls
+
+
+@contextmanager
+def blame_network(when: str) -> Iterator[None]:
+    """Say in one line what a network raises, whatever that is, but for a want of memory, which smaller steps may mend.
+
+    Raises:
+        NetworkError: It has raised.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, NetworkError):
+        raise
+    except Exception as error:
+        raise NetworkError(f"the network must take the inputs, but {when} it raised {locate_error(error)}") from error
 
 
 PASS_INPUTS = Program(1, (), [{"value": 0}])  # a backbone that does nothing
@@ -22,9 +42,10 @@ class WholeTail:
     """The whole network, called with a member's tensors and those that all members share.
 
     Attributes:
-        network: What computes; it has no tensors of its own memory, so that those that it is given are the only ones.
+        network: What computes, in its modes; it has no tensors of its own memory, so that those that it is given are
+            the only ones.
         trained: Names of the trained parameters.
-        training: Whether it is called in the modes of training.
+        training: Whether it writes the buffers of a member, in place; in evaluation nothing moves them.
     """
 
     network: nn.Module
@@ -32,11 +53,27 @@ class WholeTail:
     training: bool
 
     def run(self, inputs: Sequence[Any], tensors: Mapping[str, Tensor]) -> Any:
+        """Call the network.
+
+        Raises:
+            NetworkError: It raises, whatever that is.
+        """
         state, features, _ = inputs
-        with LOCK:
-            if self.network.training != self.training:
-                set_training_modes(self.network, self.trained if self.training else ())
-            return functional_call(self.network, {**tensors, **state}, features)
+        buffers = {name: tensor for name, tensor in state.items() if name not in self.trained}
+        given = {**tensors, **state, **({} if self.training else {name: own.clone() for name, own in buffers.items()})}
+        with LOCK, blame_network("in training" if self.training else "in evaluation"):
+            outputs = functional_call(self.network, given, features)
+            if self.training:
+                for name, buffer in buffers.items():
+                    if given[name] is not buffer:  # the network has put another in its place
+                        buffer.copy_(given[name].detach())
+            return outputs
+
+    def __getstate__(self) -> dict[str, Any]:
+        for module in self.network.modules():
+            if parametrize.is_parametrized(module):  # of a class of its own, which refuses to be pickled
+                copyreg.pickle(type(module), reduce_parametrized)
+        return self.__dict__
 
     def set_dropout(self, shares: Mapping[str, float]) -> None:
         """Set the shares of dropout modules, by name."""
@@ -47,6 +84,19 @@ class WholeTail:
         """List the names in its state dict; of tied tensors, each with the name of the first."""
         first = {id(tensor): name for name, tensor in (*self.network.named_parameters(), *self.network.named_buffers())}
         return {name: first[id(tensor)] for name, tensor in self.network.state_dict(keep_vars=True).items()}
+
+
+def reduce_parametrized(module: nn.Module) -> tuple[Any, ...]:
+    """Say how a parametrized module is pickled: as one of the class that it had before."""
+    kind = type(module).__bases__[0]
+    return object.__new__, (kind,), module.__dict__, None, None, restore_parametrized
+
+
+def restore_parametrized(module: nn.Module, content: dict[str, Any]) -> None:
+    module.__dict__.update(content)
+    parametrize._inject_new_class(module)  # there is no public way
+    for name in content["_modules"]["parametrizations"]:
+        parametrize._inject_property(module, name)
 
 
 def empty_copy(network: nn.Module) -> nn.Module:
@@ -64,25 +114,58 @@ def set_training_modes(network: nn.Module, trained: Collection[str]) -> None:
 
     A module with parameters trains if one of them, its submodules' included, is trained. One without
     (dropout) follows the nearest sibling before it that has some; if there is none, the module that holds it.
+    What `train` of the network's own, or of a submodule's, leaves in eval mode stays in it.
     """
     named = dict(network.named_parameters(remove_duplicate=False))
     wanted = {id(named[name]) for name in trained}
-    network.training = bool(wanted)
+    network.train(bool(wanted))
+    learns = {network: bool(wanted)}
     for module in network.modules():  # holders first
-        mode = module.training
+        mode = learns[module]
         for child in module.children():
             if parameters := list(child.parameters()):
                 mode = any(id(parameter) in wanted for parameter in parameters)
-            child.training = mode
+            if not mode and child.training:
+                child.eval()
+            learns[child] = mode
 
 
-def list_member_tensors(network: nn.Module, trained: Collection[str]) -> list[str]:
-    """Name what members have of their own: the trained parameters, and the buffers that training writes."""
+def list_member_tensors(network: nn.Module, trained: Collection[str], written: Collection[str] = ()) -> list[str]:
+    """Name what members have of their own: the trained parameters, and the buffers that training writes.
+
+    Args:
+        network: In the modes of training.
+        trained: Names of the trained parameters.
+        written: Names of tensors that training was seen to write; buffers among them belong to the member where
+            their module holds a trained parameter, however deep.
+    """
     names = list(trained)
     wanted = {id(network.get_parameter(name)) for name in trained}
     for prefix, module in network.named_modules():
         below, own = (set(map(id, module.parameters(recurse))) for recurse in (True, False))
+        buffers = dict(module.named_buffers(prefix, recurse=False))
         if module.training and (not below or own & wanted):
-            names += dict(module.named_buffers(prefix, recurse=False))
+            names += buffers
+        elif below & wanted:
+            names += [name for name in buffers if name in written]
     first = {name for name, _ in network.named_buffers()}
     return [name for name in names if name in first or name in trained]
+
+
+@torch.no_grad()
+def find_written(network: nn.Module, example: Tensor) -> set[str]:
+    """Name the parameters and buffers that two passes of training write, in place or by another in their place.
+
+    Args:
+        network: In the modes of training; its tensors stay as they are.
+        example: Two or more samples.
+
+    Raises:
+        NetworkError: It raises, whatever that is.
+    """
+    before = {name: tensor.detach() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+    given = {name: tensor.clone() for name, tensor in before.items()}
+    with torch.random.fork_rng([example.device] if example.is_cuda else []), blame_network("in training"):
+        for _ in range(2):
+            functional_call(network, given, (example.clone(),))
+    return {name for name, tensor in before.items() if not torch.equal(given[name], tensor)}

@@ -1,0 +1,283 @@
+"""What is trained, scored, saved and served is one function: seen before the first epoch, refused by name if not."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ray_ft import Ensemble
+from ray_ft.config import load_config
+from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
+from ray_ft.ensemble.export import average_weights, export_ensemble
+from ray_ft.errors import NetworkError, StrategyError
+from ray_ft.fitting.checkpoint import load_checkpoint, save_checkpoint
+from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.preparation import prepare_strategy
+from ray_ft.fitting.starting import start_fitter
+from ray_ft.results.records import load_predictions
+from ray_ft.runs.folder import RunFolder
+
+HEADER = """
+import random
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 3)
+        {inner}
+
+    def forward(self, h):
+        {run}
+        return self.linear(h)
+
+
+class Toy(nn.Module):
+    {shared}
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), Inner()
+        {init}
+
+    def forward(self, x):
+        {forward}
+        return self.head(torch.tanh(self.body(x)))
+"""
+
+
+COMPLEX = {
+    "inner": "self.w = nn.Parameter(torch.randn(5, 8, dtype=torch.cfloat) / 4)",
+    "run": "h = (h @ self.w).real",
+    "forward": "return self.head(torch.fft.rfft(self.body(x)))",
+}
+CPU = torch.device("cpu")
+
+
+def write(folder: Path, **parts: str) -> None:
+    """Put code into a small network: of its class, of its `__init__` and `forward`, and of those of its head."""
+    given = {"inner": "pass", "run": "pass", "shared": "pass", "init": "pass", "forward": "pass"} | parts
+    (folder / "toy_network.py").write_text(HEADER.format(**given))
+
+
+def try_out(folder: Path, **values: object) -> None:
+    prepare(load(folder, **values))
+
+
+def load(folder: Path, **values: object):
+    options = {"cv.strategies": ["own"], "cv.candidates": 1}
+    options |= {"strategies.own": {"train": ["head.*"], "lr": 1e-2, "epochs": 2}, "cv.seeds": 1}
+    return load_config(folder / "toy.yaml", options | values)
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ({"init": "self.B = torch.randn(6)", "forward": "x = x + self.B"}, r"\(B changed\)"),
+        ({"inner": "self.B = [torch.randn(8)]", "run": "h = h + self.B[0]"}, r"\(head\.B\[0\] changed\)"),
+        ({"inner": "self.B = {'a': torch.randn(8)}", "run": "h = h + self.B['a']"}, r"\(head\.B\['a'\] changed\)"),
+        ({"inner": "self.B = np.random.randn(8).astype('f4')", "run": "h = h + torch.from_numpy(self.B)"}, "head.B"),
+        ({"inner": "self.gain = random.random()", "run": "h = h * self.gain"}, r"\(head\.gain changed\)"),
+        ({"inner": "self.register_buffer('B', torch.randn(8), persistent=False)", "run": "h = h + self.B"}, "head.B"),
+        ({"init": "x = np.random.default_rng(); self.g = x.normal()", "forward": "x = x * self.g"}, r"\(g changed\)"),
+    ],
+    ids=["tensor", "list", "dict", "array", "float", "buffer", "unseeded"],
+)
+def test_what_is_drawn_when_it_is_built_is_named(toy_folder: Path, parts: dict, named: str) -> None:
+    write(toy_folder, **parts)
+    with pytest.raises(NetworkError, match=f"built twice it answers differently.*{named}.*persistent buffer"):
+        try_out(toy_folder)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"init": "self.register_buffer('B', torch.randn(6))", "forward": "x = x + self.B"},
+        {"init": "self.B = torch.arange(6.0)", "forward": "x = x + self.B"},
+        {"inner": "self.name = random.random()"},
+        {"shared": "B = torch.randn(6)", "forward": "x = x + self.B"},
+        {"inner": "self.kept = None", "run": "self.kept = h"},
+        {"inner": "self.n = 0", "run": "self.n += 1"},
+    ],
+    ids=["buffer", "constant", "unread", "class", "cache", "counter"],
+)
+def test_what_does_not_change_the_function_is_taken(toy_folder: Path, parts: dict) -> None:
+    write(toy_folder, **parts)
+    try_out(toy_folder)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"run": "h = F.dropout(h, 0.5)"}, r"two passes in evaluation disagree \(head first\)"),
+        ({"forward": "x = x + torch.randn_like(x)"}, "two passes in evaluation disagree"),
+        (
+            {"init": "self.register_buffer('n', torch.ones(()))", "forward": "self.n += 0.1; x = x * self.n"},
+            r"evaluation disagree \(n changed\)",
+        ),
+        (
+            {"init": "self.m = torch.zeros(6)", "forward": "self.m += self.training * x.mean(0); x = x - self.m"},
+            r"after a pass in training it answers differently.*\(m changed\)",
+        ),
+        (
+            {"init": "self.n = 0", "forward": "self.n += self.training; x = x * 2.0 ** -self.n"},
+            r"after a pass in training it answers differently.*\(n changed\)",
+        ),
+        ({"forward": "x = x * (random.random() if self.training else 1)"}, "two passes in training disagree"),
+        ({"run": "h = h * (np.random.rand() if self.training else 1)"}, "two passes in training disagree"),
+        (
+            {"init": "self.register_buffer('n', torch.ones(())); self.body.register_buffer('k', torch.ones(()))",
+             "forward": "self.body.k += 1"},
+            "what is frozen must not move, but training writes body.k",
+        ),
+        ({"init": "self.ws = [self.head.linear.weight]", "forward": "return x[:, :3] @ self.ws[0][:, :3]"}, "tensors"),
+    ],
+    ids=["dropout", "noise", "buffer", "tensor", "number", "python", "numpy", "frozen", "aliased"],
+)  # fmt: skip
+def test_what_changes_from_pass_to_pass_is_refused(toy_folder: Path, parts: dict, message: str) -> None:
+    write(toy_folder, **parts)
+    with pytest.raises(NetworkError, match=message):
+        try_out(toy_folder)
+
+
+def test_what_trains_must_reach_the_answer(toy_folder: Path) -> None:
+    write(toy_folder, init="self.unused = nn.Linear(2, 2)")
+    try_out(toy_folder, **{"strategies.own.train": ["head.*", "unused.*"]})
+    with pytest.raises(StrategyError, match=r"strategy own: what it trains must reach the answer, got unused.weight"):
+        try_out(toy_folder, **{"strategies.own.train": ["unused.*"]})
+
+
+@pytest.mark.parametrize("when", ["True", "self.training"])
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("assert x.shape[1] == 7, 'input size does not match'", "AssertionError: input size does not match"),
+        ("assert x.shape[1] == 7", "AssertionError"),
+        ("raise RuntimeError('first line\\nsecond')", "RuntimeError: first line"),
+        ("{}['missing']", "KeyError: 'missing'"),
+        ("class Own(Exception): pass\n            raise Own('of its own')", "Own: of its own"),
+    ],
+    ids=["assert", "bare", "runtime", "key", "own"],
+)
+def test_whatever_forward_raises_is_one_line(toy_folder: Path, when: str, code: str, said: str) -> None:
+    write(toy_folder, forward=f"if {when}:\n            {code}")
+    with pytest.raises(NetworkError) as caught:
+        try_out(toy_folder)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert f"it raised {said} (toy_network.py, line " in text
+
+
+def test_what_is_raised_late_in_training_ends_the_command_by_2(toy_folder: Path, ray_ft_here: Callable) -> None:
+    write(toy_folder, forward="assert not self.training or len(x) < 5, 'at most four'")
+    words = ["--set", "strategies.own={train: ['head.*'], lr: 0.01, epochs: 2}", "--candidates", "1", "--inline"]
+    done: subprocess.CompletedProcess = ray_ft_here("cv", "-c", "toy.yaml", "--strategies", "own", "-o", "run", *words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "in training it raised AssertionError: at most four (toy_network.py, line " in done.stderr
+
+
+def test_what_is_raised_in_prediction_is_one_line(toy_folder: Path, ray_ft_here: Callable) -> None:
+    write(toy_folder, forward="assert float(x.max()) < 10 and float(x.std()) > 0, 'too large'")
+    cross_validate(load(toy_folder), toy_folder / "run", inline=True)
+    assert ray_ft_here("predict", "run", "--inputs", "x.npy", "--output", "a.npz", "--trust").returncode == 0
+    np.save("z.npy", 100 * np.load("x.npy"))
+    done = ray_ft_here("predict", "run", "--inputs", "z.npy", "--output", "b.npz", "--trust")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "in evaluation it raised AssertionError: too large" in done.stderr
+    assert not Path("b.npz").exists()
+
+
+def test_the_ensemble_of_a_constant_that_no_state_dict_holds_has_the_score_of_its_members(toy_folder: Path) -> None:
+    """A tensor of the class, drawn where the module is imported, is the same in every process, and goes with it."""
+    write(toy_folder, shared="B = torch.randn(6)", forward="x = x + self.B")
+    summary = cross_validate(load(toy_folder), toy_folder / "run", inline=True)
+    ensemble, x, y = Ensemble.load("run"), np.load("x.npy"), np.load("y.npy")
+    told = load_predictions(RunFolder(toy_folder / "run"), "own-000")[0, 0]
+    folds = ensemble.average_folds(ensemble.predict_members(x, False)[0])
+    found = folds[0, ensemble.calibration.fold_of[0], np.arange(30)]
+    np.testing.assert_allclose(found, told, atol=1e-5)
+    assert summary.ensemble.score == pytest.approx(((found - y) ** 2).mean(), rel=1e-4)
+    drawn = "import torch; torch.manual_seed(1); import ray_ft; from ray_ft.models.loading import import_factory as f; "
+    drawn += "print(f('toy_network:Toy').B.tolist())"
+    words = [sys.executable, "-c", drawn]
+    texts = {subprocess.run(words, capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_an_answer_that_another_process_would_not_give_is_refused(toy_folder: Path) -> None:
+    write(toy_folder, shared="B = 1.0", forward="x = x * self.B")
+    config = load(toy_folder)
+    prepared = prepare(config)
+    from toy_network import Toy
+
+    Toy.B = 2.0
+    with pytest.raises(NetworkError, match="built again from its state dict it answers differently"):
+        prepared.pretrained.build()
+    Toy.B = 1.0
+    cross_validate(config, toy_folder / "run", inline=True)
+    Toy.B = 2.0
+    with pytest.raises(NetworkError, match="the network must be the same in all processes"):
+        rebuild_ensemble(toy_folder / "run")
+
+
+def test_members_with_complex_weights_go_on_from_what_was_saved(toy_folder: Path) -> None:
+    write(toy_folder, **COMPLEX)
+    prepared = prepare(load(toy_folder))
+    problem, spec = prepared.problem, prepared.first_round[0]
+    own = prepare_strategy(problem, prepared.pretrained, prepared.strategies["own"], "float32", CPU)
+    whole, first, second = (
+        start_fitter(problem, own, spec, problem.keys, FitSettings(packing="looped"), CPU) for _ in range(3)
+    )
+    for epoch in range(2):
+        whole.run_epoch(epoch)
+    first.run_epoch(0)
+    save_checkpoint(toy_folder / "c.pt", {"members": list(first.save().values())})
+    saved = load_checkpoint(toy_folder / "c.pt")
+    assert saved is not None
+    second.load(dict(zip(problem.keys, saved["members"], strict=True)))
+    second.run_epoch(1)
+    for key, predicted in whole.predict().items():
+        np.testing.assert_allclose(second.predict()[key], predicted, atol=1e-6)
+
+
+def test_complex_numbers_go_through_a_run_to_its_exports(toy_folder: Path) -> None:
+    """Weights that learn, and what they read of the frozen part."""
+    write(toy_folder, **COMPLEX)
+    values = {"cv.seeds": 2, "cv.strategies": ["own", "line"], "strategies.line": {"train": ["head.*"], "fit": "ridge"}}
+    cross_validate(load(toy_folder, **values), toy_folder / "run", inline=True)
+    rebuild_ensemble(toy_folder / "run", strategies=["own"])
+    ensemble, x = Ensemble.load("run"), np.load("x.npy")
+    assert ensemble.card.split == ""
+    assert ensemble.states["own"]["head.w"].is_complex()
+    assert not torch.allclose(ensemble.states["own"]["head.w"][0].imag, ensemble.states["own"]["head.w"][3].imag)
+    averaged = average_weights(ensemble)["head.w"]
+    torch.testing.assert_close(averaged[0], ensemble.states["own"]["head.w"].mean(0), rtol=1e-5, atol=1e-6)
+    path = export_ensemble(ensemble, toy_folder / "ensemble.pt2")
+    found = torch.export.load(path).module()(torch.from_numpy(x))[0]
+    np.testing.assert_allclose(found.numpy(), ensemble.predict(x).mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["drawn", "checkpoint"])
+def test_lazy_modules_take_their_sizes_from_a_sample_or_the_checkpoint(toy_folder: Path, kept: bool) -> None:
+    write(toy_folder, init="self.body, self.norm = nn.LazyLinear(8), nn.LazyBatchNorm1d()", forward="x = self.norm(x)")
+    values = {}
+    if kept:
+        state = prepare(load(toy_folder)).pretrained.weights
+        torch.save(dict(state), "w.pt")
+        values["model.checkpoint"] = "w.pt"
+    try_out(toy_folder, **{"strategies.own.train": ["*"]}, **values)
+    cross_validate(load(toy_folder, **values), toy_folder / "run", inline=True)
+
+
+def test_a_train_that_returns_nothing_is_taken(toy_folder: Path) -> None:
+    write(toy_folder, shared="def train(self, mode=True): super().train(mode)")
+    try_out(toy_folder)
