@@ -64,6 +64,7 @@ def ensemble(
     level: Annotated[float | None, Option(help=LEVEL, show_default=OF_RUN)] = None,
     units: Annotated[str | None, Option(help=UNITS, show_default=OF_RUN)] = None,
     license: Annotated[str | None, Option(help=LICENSE, show_default=OF_RUN)] = None,
+    trust: TrustOption = False,
 ) -> None:
     """Build the ensemble of a run from its members, again or in another way."""
     from ray_ft.cross_validation import rebuild_ensemble
@@ -74,7 +75,7 @@ def ensemble(
     choice = {"strategies": names, "method": method, "symmetric": symmetric, "level": level, "units": units}
     choice["license"] = license
     before = find_ensemble(run)
-    summary = rebuild_ensemble(run, **{key: value for key, value in choice.items() if value is not None})
+    summary = rebuild_ensemble(run, trust, **{key: value for key, value in choice.items() if value is not None})
     write_report(run)  # which shows the ensemble
     show(render_ensemble(summary, before))
 
@@ -204,13 +205,14 @@ def export(
     soup: Annotated[bool, Option("--soup", help=SOUP)] = False,
     allow_worse: Annotated[bool, Option("--allow-worse", help=ALLOW_WORSE)] = False,
     force: ForceOption = False,
+    trust: TrustOption = False,
 ) -> None:
     """Write an ensemble to one file that runs without this package."""
     from ray_ft.ensemble import Ensemble
     from ray_ft.ensemble.export import check_soup, export_ensemble
 
     check_output("an export", output, force, source)
-    loaded = Ensemble.load(source)
+    loaded = Ensemble.load(source, trust=trust)
     if soup and not allow_worse:
         check_soup(loaded)
     path = export_ensemble(loaded, output, soup)

@@ -1,9 +1,6 @@
 """A network and its pretrained weights, read without running code that a file brings."""
 
-import importlib
-import inspect
 import pickle
-import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from ray_ft.errors import ConfigError, WeightsError, first_few, first_line, shorten, show_value
 from ray_ft.files.memory import describe_excess
 from ray_ft.models.diffraction_net import DiffractionNet, read_params
+from ray_ft.models.factory import call_factory
 
 
 def load_network(checkpoint_path: str | Path, **params: Any) -> DiffractionNet:
@@ -37,10 +35,11 @@ def load_network(checkpoint_path: str | Path, **params: Any) -> DiffractionNet:
 def build_network(factory: str | None, params: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
     """Build a network and load its pretrained weights, every name and shape of them; without any, its own stay.
 
-    The factory is `package.module:callable`; without one the network is a DiffractionNet, sized by the weights.
+    The factory is `package.module:callable`, and its code is run; without one the network is a DiffractionNet, sized by
+    the weights.
 
     Raises:
-        ConfigError: The factory cannot be imported or called with `params`.
+        ConfigError: The factory cannot be imported, builds no network, or cannot be called with `params`.
         WeightsError: Names or shapes differ.
     """
     if factory is None:
@@ -111,35 +110,6 @@ def add_sizes(params: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[
             rule = f"model.params.{name} is read off the checkpoint, which has {sizes[name]}"
             raise ConfigError(f"{rule}, got {show_value(params[name])}; leave it out")
     return {**params, **sizes}
-
-
-def call_factory(factory: str | None, params: Mapping[str, Any]) -> nn.Module:
-    build, name = DiffractionNet if factory is None else import_factory(factory), factory or "DiffractionNet"
-    given = show_value(dict(params))
-    try:
-        inspect.signature(build).bind(**params)
-    except (TypeError, ValueError) as error:  # a class of C may have no signature
-        raise ConfigError(f"model.params must be keyword arguments of {name}, got {given}: {error}") from error
-    try:
-        network = build(**params)
-    except Exception as error:  # of any class, as torch's layers raise for sizes that are none
-        if factory is not None:
-            raise  # a bug in the user's own code keeps its traceback
-        rule = "model.params must suit DiffractionNet and its checkpoint"
-        raise ConfigError(f"{rule}, got {given}: {first_line(error)}") from error
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"model.factory must build a torch.nn.Module, got {type(network).__name__} from {factory}")
-    return network
-
-
-def import_factory(factory: str) -> Any:
-    module_name, _, name = factory.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a command, unlike `python -m`, does not see the user's own folder
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"model.factory must be importable, got {factory}: {error}") from error
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
