@@ -146,7 +146,8 @@ def predict(
     from ray_ft.prediction.sources import open_source
     from ray_ft.prediction.streams import predict_to_archive, predict_to_folder
 
-    check_kinds(device, output, on_ray)
+    check_device(device)
+    check_kinds(output, on_ray)
     if output.suffix:  # a folder is gone on with, or refused
         check_output("--output", output, force, source, inputs)
     opened = open_source(inputs, column)
@@ -161,6 +162,8 @@ def predict(
             compute = ComputeSection.model_validate({"address": address, "device": device})
             found = predict_on_ray(loaded, source, opened, output, compute=compute, **asked)
         else:
+            from ray_ft.ensemble.device import pick_device
+
             loaded = Ensemble.load(source, pick_device(device), trust)
             n_threads = threads or (os.cpu_count() or 1 if loaded.device.type == "cpu" else 1)
             write = predict_to_archive if output.suffix else predict_to_folder
@@ -175,19 +178,14 @@ def warn_of(card: "Card") -> None:
         typer.echo(f"note: {card.warning}", err=True)
 
 
-def check_kinds(device: str, output: Path, on_ray: bool) -> None:
+def check_device(device: str) -> None:
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device must be auto, cpu or cuda, got {device}")
+
+
+def check_kinds(output: Path, on_ray: bool) -> None:
     if output.suffix not in ("", ".npz") or (on_ray and output.suffix):
         raise DataError(f"--output must end in .npz, or be a folder; with --ray a folder; got {output}")
-
-
-def pick_device(device: str) -> str:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda needs a GPU that torch can use, got none; leave it out")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def describe_stream(found: "Streamed", n_members: int, output: Path, seconds: float) -> str:
@@ -265,12 +263,14 @@ def serve(
     max_body_mb: Annotated[float, Option(help="Largest body that a request may have, in MB.", min=0.001)] = 64,
     replicas: Annotated[int, Option(help="Number of processes that predict.", min=1)] = 1,
     address: AddressOption = None,
+    device: Annotated[str, Option(help=DEVICE)] = "auto",
     trust: TrustOption = False,
 ) -> None:
     """Serve an ensemble over HTTP until Ctrl-C: POST /predict, GET /health.
 
     There is no authentication.
     """
+    check_device(device)
     from ray_ft.serving.server import serve as serve_ensemble
 
-    serve_ensemble(source, host, port, max_samples, max_body_mb, replicas, address, trust)
+    serve_ensemble(source, host, port, max_samples, max_body_mb, replicas, address, trust, device)
