@@ -168,7 +168,7 @@ async def check_refused(
         (422, "inputs must have the shape (6,)", b'{"inputs": [[1, 2]]}'),
         (422, "data must be finite", b'{"inputs": [[1e999, 0, 0, 0, 0, 0]]}'),
         (422, "some are no numbers", b'{"inputs": [[null, 0, 0, 0, 0, 0]]}'),
-        (422, "within 3.4e+38 as float32", b'{"inputs": [[1e99, 0, 0, 0, 0, 0]]}'),
+        (422, "within 3.4e+38, as float32", b'{"inputs": [[1e99, 0, 0, 0, 0, 0]]}'),
         (422, "some are no numbers, or too large", b'{"inputs": [[1' + b"0" * 400 + b"]]}"),
         (422, "level: it should be a valid number", b'{"inputs": [[1]], "level": "high"}'),
         (422, "between 50 % and 100 %, got 30 %", b'{"inputs": [[1]], "level": 0.3}'),
