@@ -639,6 +639,9 @@ def test_sigterm_ends_the_server_and_leaves_nothing(server: Server) -> None:
     lines = server.process.stdout.read().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("log in ")
+    logs = Path(lines[0].removeprefix("log in "))
+    assert logs.is_dir()
+    assert logs.parents[3].stat().st_mode & 0o777 == 0o700, "Ray lets all users write below"
     ends = time.monotonic() + 10
     while server.find_processes() and time.monotonic() < ends:
         time.sleep(0.1)
