@@ -44,13 +44,12 @@ from ray_ft.models import (
 from ray_ft.objectives import Objective, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import score_baselines
-from ray_ft.results.opening import Identity, open_run
+from ray_ft.results.opening import Identity, check_config, open_run
 from ray_ft.results.records import (
     Verdict,
     gather_losses,
     load_blind,
     load_judged,
-    load_provenance,
     score_strategies,
 )
 from ray_ft.results.summarizing import (
@@ -349,21 +348,30 @@ def describe_defeat(run: RunFolder, verdicts: Mapping[str, Verdict]) -> RayFTErr
     )
 
 
-def rebuild_ensemble(root: Path, **choice: Any) -> EnsembleSummary:
+def rebuild_ensemble(root: Path, trust: bool = False, **choice: Any) -> EnsembleSummary:
     """Build the ensemble of a finished run again, from its members and the data and weights that it names.
 
     Args:
         root: The run folder.
+        trust: Whether to import and call the factory that the run's config names. That is code: allow it for runs of
+            your own.
         choice: Values of the config's section `ensemble` that replace the run's.
 
     Raises:
         ConfigError: A value is not valid.
-        RunFolderError: The folder is no finished run, or its data or weights have changed.
+        RunFolderError: The folder is no finished run, needs code that is not trusted, or its data or weights have
+            changed.
     """
     run = RunFolder(root)
     plan, verdicts = load_judged(run)
-    load_provenance(run)  # without it the folder would pass for one that is not a run's
-    prepared = prepare(reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()}))
+    config = reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()})
+    check_config(run, config.identity())  # before any code that it names is run
+    if config.model.factory and not trust:
+        raise RunFolderError(
+            "the ensemble of a run whose network comes from a factory is built by its code, which would run with your "
+            f"rights, got {config.model.factory} in {run.config}; if it is yours, say so by trust=True, or --trust"
+        )
+    prepared = prepare(config)
     if "level" in choice:
         check_level(1 - choice["level"], len(prepared.problem.samples))
     before = None

@@ -153,12 +153,12 @@ def test_outputs_do_not_take_the_place_of_what_is_there(run: Path, ray_ft_here: 
 
 
 def test_a_rebuilt_ensemble_is_in_the_report(run: Path, ray_ft_here: Command) -> None:
-    result = ray_ft_here("ensemble", "run", "--strategies", "top,last", "--method", "stacked")
+    result = ray_ft_here("ensemble", "run", "--trust", "--strategies", "top,last", "--method", "stacked")
     assert result.returncode == 0, result.stderr
     assert "24 members in run/ensemble, stacked; score" in result.stdout
     assert "24 members of\ntop, last (stacked weights)" in Path("run/report.html").read_text()
-    worse = ray_ft_here("ensemble", "run", "--strategies", "last").stdout
+    worse = ray_ft_here("ensemble", "run", "--trust", "--strategies", "last").stdout
     assert "note: the ensemble before it was better" in worse
     assert "--strategies top,last --method stacked builds that again" in worse
-    refused = ray_ft_here("ensemble", "run", "--level", "0.99")
+    refused = ray_ft_here("ensemble", "run", "--trust", "--level", "0.99")
     assert (refused.returncode, "need at least 99 samples" in refused.stderr) == (2, True)

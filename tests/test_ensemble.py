@@ -34,7 +34,7 @@ def predict_whole(ensemble: Ensemble, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("strategies", [["top"], ["last", "top"]])
 def test_predictions_are_those_of_the_whole_networks(run: Path, strategies: list[str]) -> None:
-    rebuild_ensemble(run, strategies=strategies, method="uniform")
+    rebuild_ensemble(run, trust=True, strategies=strategies, method="uniform")
     ensemble, x = Ensemble.load(run), np.load("x.npy")
     members = predict_whole(ensemble, x)
     assert len(members) == len(strategies)
@@ -53,7 +53,7 @@ def test_predictions_are_those_of_the_whole_networks(run: Path, strategies: list
 @pytest.mark.parametrize("method", ["greedy", "stacked"])
 def test_weights_of_a_fold_are_chosen_on_the_others(run: Path, method: str) -> None:
     """The score is that of the blind fold models, and labels of a fold do not reach its own weights."""
-    summary = rebuild_ensemble(run, strategies=["top", "last"], method=method)
+    summary = rebuild_ensemble(run, trust=True, strategies=["top", "last"], method=method)
     ensemble, x, y = Ensemble.load(run), np.load("x.npy"), np.load("y.npy")
     assert (ensemble.card.method, summary.method) == (method, method)
     np.testing.assert_allclose(ensemble.weights.sum((0, 3)), 1, rtol=1e-5)
@@ -68,9 +68,9 @@ def test_weights_of_a_fold_are_chosen_on_the_others(run: Path, method: str) -> N
 
 def test_a_rebuilt_ensemble_is_the_same(run: Path) -> None:
     card = (run / "ensemble" / "card.json").read_text()
-    rebuild_ensemble(run)
+    rebuild_ensemble(run, trust=True)
     assert (run / "ensemble" / "card.json").read_text() == card
-    rebuild_ensemble(run, license="CC-BY-4.0", units="share of the power", level=0.8)
+    rebuild_ensemble(run, trust=True, license="CC-BY-4.0", units="share of the power", level=0.8)
     loaded = Ensemble.load(run).card
     assert (loaded.license, loaded.units, loaded.level) == ("CC-BY-4.0", "share of the power", 0.8)
 
@@ -206,9 +206,9 @@ def test_inputs_and_levels_that_cannot_be_are_refused(run: Path) -> None:
     with pytest.raises(ConfigError, match=r"intervals of 99 % need at least 99 samples, got 30"):
         ensemble.predict(x, level=0.99)
     with pytest.raises(ConfigError, match=r"ensemble\.strategies: the run has no strategy topp; did you mean top\?"):
-        rebuild_ensemble(run, strategies=["topp"])
+        rebuild_ensemble(run, trust=True, strategies=["topp"])
     with pytest.raises(ConfigError, match=r"ensemble\.symmetric: it needs data\.symmetry"):
-        rebuild_ensemble(run, symmetric=True)
+        rebuild_ensemble(run, trust=True, symmetric=True)
 
 
 def test_far_inputs_are_flagged(run: Path) -> None:
@@ -220,7 +220,7 @@ def test_far_inputs_are_flagged(run: Path) -> None:
 
 
 def test_a_soup_of_seeds_is_scored(run: Path) -> None:
-    summary = rebuild_ensemble(run)
+    summary = rebuild_ensemble(run, trust=True)
     assert summary.soup_score == pytest.approx(summary.score, rel=0.2)
 
 

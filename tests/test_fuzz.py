@@ -1,7 +1,8 @@
 """Whatever stands in a file, a reader gives what is right or says in one text what is wrong: it does not raise anything
 else, hang, run code, or reach past its folder.
 
-`RAY_FT_FUZZ=20 pytest tests/test_fuzz.py` tries twenty times as many inputs.
+`RAY_FT_FUZZ=20 pytest tests/test_fuzz.py` tries twenty times as many inputs, and others than the day before;
+`pytest -m slow tests/test_fuzz.py` gives 1,000 to the commands, by seeds that are kept.
 """
 
 import contextlib
@@ -12,6 +13,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -650,3 +653,22 @@ def test_mutated_parquet(data: st.DataObject) -> None:
     with refusing():
         opened = open_source("x.parquet", "x")
         list(read_chunks(opened, 0, min(len(opened), 100), 7))
+
+
+# ---- whole commands
+
+
+@pytest.mark.parametrize("n", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_hostile_inputs_of_commands(n: int, toy_run: Path, tmp_path: Path) -> None:
+    """No traceback, no code, no process, no connection, and nothing written outside of the folder."""
+    script = Path(__file__).with_name("hostile_commands.py")
+    work = tmp_path.with_name(f"{tmp_path.name}-commands")
+    work.mkdir()
+    first = 0 if DEPTH == 1 else int.from_bytes(os.urandom(4))
+    with (work / "log").open("w") as log:
+        command = [sys.executable, str(script), str(toy_run), str(first), str(n)]
+        ended = subprocess.run(command, cwd=work, stdout=log, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    said = (work / "log").read_text().splitlines()
+    assert len(said) == n
+    assert sum(" -> 2 error: " in line for line in said) > n / 2

@@ -166,7 +166,7 @@ def test_a_budget_that_was_growing_when_it_was_cut_off_leaves_what_was_finished(
     assert (tmp_path / "run/report.html").exists()
     if phase == "search":
         assert_same(found, whole)
-        cross_validation.rebuild_ensemble(tmp_path / "run")
+        cross_validation.rebuild_ensemble(tmp_path / "run", trust=True)
     else:
         assert found.strategies["top"].n_candidates == 8
 

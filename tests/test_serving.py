@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 
 from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import ConfigError
-from ray_ft.serving.server import check_free
+from ray_ft.serving.server import check_free, serve, share_machine
 
 pytest.importorskip("ray.serve")
 from fastapi import FastAPI  # it comes with Serve
@@ -167,7 +168,7 @@ async def check_refused(
         (422, "inputs must have the shape (6,)", b'{"inputs": [[1, 2]]}'),
         (422, "data must be finite", b'{"inputs": [[1e999, 0, 0, 0, 0, 0]]}'),
         (422, "some are no numbers", b'{"inputs": [[null, 0, 0, 0, 0, 0]]}'),
-        (422, "within 3.4e+38 as float32", b'{"inputs": [[1e99, 0, 0, 0, 0, 0]]}'),
+        (422, "within 3.4e+38, as float32", b'{"inputs": [[1e99, 0, 0, 0, 0, 0]]}'),
         (422, "some are no numbers, or too large", b'{"inputs": [[1' + b"0" * 400 + b"]]}"),
         (422, "level: it should be a valid number", b'{"inputs": [[1]], "level": "high"}'),
         (422, "between 50 % and 100 %, got 30 %", b'{"inputs": [[1]], "level": 0.3}'),
@@ -351,9 +352,10 @@ def test_a_failure_of_the_server_is_logged_and_not_shown(
 
 @pytest.mark.parametrize("limit", ["MAX_WAITING", "MAX_WAITING_BODIES"])
 def test_a_full_server_says_so(limit: str, ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of requests, or of bodies, of which a chunked one counts as the largest that there may be."""
+    """Of requests, or of the bytes that have come of their bodies."""
     monkeypatch.setattr(served, limit, 2)
     body = json.dumps({"inputs": X.tolist()}).encode()
+    limits = Limits(max_body_mb=len(body) / served.MEGABYTE)
 
     async def crowd() -> list[tuple[int, Mapping[str, str], bytes]]:
         free = asyncio.Event()
@@ -362,7 +364,7 @@ def test_a_full_server_says_so(limit: str, ensemble: Ensemble, monkeypatch: pyte
             await free.wait()
             return predict_together(ensemble, [request])[0]
 
-        app = build_app(ensemble, Limits(), predict)
+        app = build_app(ensemble, limits, predict)
         first = [asyncio.create_task(ask(app, body)) for _ in range(2)]
         while json.loads((await ask(app, target="/health", method="GET"))[2])["waiting"] < 2:
             await asyncio.sleep(0.01)
@@ -379,7 +381,32 @@ def test_a_full_server_says_so(limit: str, ensemble: Ensemble, monkeypatch: pyte
 def test_a_slow_body_is_refused(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served, "READ_SECONDS", 0.01)
     status, _, content = asyncio.run(ask(app, b"{}", delay_s=10))
-    assert (status, json.loads(content)["error"]) == (408, "a body must come within 0.01 s, got a part")
+    text = "a body must come within 0.01 s, and a second more for each 0.5 MB, got 0 bytes of it"
+    assert (status, json.loads(content)["error"]) == (408, text)
+
+
+def test_a_large_body_has_time_by_what_has_come(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = json.dumps({"inputs": X.tolist()}).encode() + b" " * 9_000  # in three parts
+    monkeypatch.setattr(served, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(served, "READ_RATE", 10_000)
+    assert asyncio.run(ask(app, body, delay_s=0.2))[0] == 200
+    monkeypatch.setattr(served, "READ_RATE", 10**9)
+    assert asyncio.run(ask(app, body, delay_s=0.2))[0] == 408
+
+
+def test_who_still_sends_takes_no_place(app: FastAPI) -> None:
+    body = json.dumps({"inputs": X.tolist()}).encode()
+
+    async def crowd() -> int:
+        slow = [asyncio.create_task(ask(app, body, delay_s=30)) for _ in range(served.MAX_WAITING)]
+        await asyncio.sleep(0.1)
+        status, _, _ = await ask(app, body)
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        return status
+
+    assert asyncio.run(crowd()) == 200
 
 
 def test_json_has_null_for_what_is_no_number(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,8 +480,10 @@ def server(toy_run: Path) -> Iterator[Server]:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True
     ) as process:
         assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(3)]
         line = process.stdout.readline()
         try:
+            assert said == [f"loading {toy_run} …\n", "starting Ray …\n", "starting 1 replica on cpu …\n"]
             assert line == f"toy is served on http://127.0.0.1:{port}  (POST /predict, GET /health)\n"
             yield Server(process, f"http://127.0.0.1:{port}", mark)
         finally:
@@ -472,6 +501,77 @@ def test_the_server_answers(server: Server, ensemble: Ensemble) -> None:
     assert (status, kind) == (200, NPZ)
     with np.load(io.BytesIO(content)) as found:
         check_equal(dict(found), ensemble.predict(X, 0.8))
+
+
+@pytest.mark.ray
+def test_idle_and_slow_clients_do_not_keep_others_out(server: Server, ensemble: Ensemble) -> None:
+    place, body = urllib.parse.urlsplit(server.url).netloc.split(":"), json.dumps({"inputs": X.tolist()}).encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with contextlib.ExitStack() as clients:
+        crowd = [clients.enter_context(socket.create_connection((place[0], int(place[1])), 10)) for _ in range(300)]
+        for slow in crowd[100:]:
+            slow.sendall(head.encode() + body[:5])
+        time.sleep(1)
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: server.ask("/predict", body), range(20)))
+        assert {status for status, _, _ in answers} == {200}
+        check_equal(json.loads(answers[0][2]), ensemble.predict(X))
+        crowd[-1].sendall(body[5:])
+        assert crowd[-1].recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_what_ends_a_server_at_once_is_told_before_anything_is_loaded(toy_run: Path) -> None:
+    """Torch and Ray take seconds to import; they are not, and what is begun is said."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code = (
+            "import sys; from ray_ft.cli import main; sys.argv = ['ray-ft', 'serve', *sys.argv[1:]]\n"
+            "try: main()\n"
+            "finally: assert not {'torch', 'ray', 'fastapi'} & sys.modules.keys()"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", code, str(toy_run), "--port", port], capture_output=True, text=True, check=False
+        )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: --host and --port must be free to listen on")
+
+
+def test_a_missing_extra_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ConfigError, match=r"needs Ray Serve, got none \(no module uvicorn\); install it by: pip"):
+        serve("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "replicas", "device", "share"),
+    [
+        (0, 2, "auto", 0),
+        (4, 2, "cpu", 0),
+        (4, 2, "auto", 1),
+        (4, 6, "cuda", 0.5),
+        (1, 3, "auto", 0.333),
+        (2, 14, "cuda", 0.142),
+    ],
+)
+def test_replicas_share_gpus(n_gpus: int, replicas: int, device: str, share: float, monkeypatch: Any) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0} | ({"GPU": float(n_gpus)} if n_gpus else {}))
+    found = share_machine(replicas, None, device)
+    assert found["num_gpus"] == share
+    assert (share and n_gpus * int(1 / share)) in (0, *range(replicas, 99))
+    assert replicas * found["num_cpus"] <= max(replicas, os.cpu_count() or 1)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, ray_ft_here: Any) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    with pytest.raises(ConfigError, match="--device cuda needs GPUs, but no node of the cluster has any"):
+        share_machine(1, "auto", "cuda")
+    assert "--device must be auto, cpu or cuda, got tpu" in ray_ft_here("serve", "x", "--device", "tpu").stderr
 
 
 @pytest.mark.ray
@@ -539,6 +639,9 @@ def test_sigterm_ends_the_server_and_leaves_nothing(server: Server) -> None:
     lines = server.process.stdout.read().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("log in ")
+    logs = Path(lines[0].removeprefix("log in "))
+    assert logs.is_dir()
+    assert logs.parents[3].stat().st_mode & 0o777 == 0o700, "Ray lets all users write below"
     ends = time.monotonic() + 10
     while server.find_processes() and time.monotonic() < ends:
         time.sleep(0.1)

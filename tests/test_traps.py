@@ -47,10 +47,10 @@ def test_a_fold_that_is_missing_is_named(toy_folder: Path) -> None:
     history.losses[:, 0, 1, prepared.problem.splits.held_out(0, 2)] = np.nan
     np.savez(run.candidate("top-000").history, losses=history.losses)
     with pytest.raises(RunFolderError, match=r"without those of repeat 0, fold 2, seed 1; remove .*top-000"):
-        rebuild_ensemble(run.root)
+        rebuild_ensemble(run.root, trust=True)
     run.candidate("top-000").history.write_bytes(b"PK")
     with pytest.raises(RunFolderError, match="missing or damaged"):
-        rebuild_ensemble(run.root)
+        rebuild_ensemble(run.root, trust=True)
 
 
 def test_an_image_of_a_sample_stays_on_its_side(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from ray_ft.backends.trial import train_trial
 from ray_ft.backends.workers import fetch, prepare_strategies
 from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError, RunError, StorageError, first_line
+from ray_ft.files.private import open_private_folder
 from ray_ft.fitting.candidate import write_failure
 from ray_ft.fitting.preparation import prepare_strategy
 from ray_ft.runs.folder import RunFolder
@@ -119,6 +120,7 @@ def connect(compute: ComputeSection) -> Iterator[None]:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if compute.address is None:
+        quiet["_temp_dir"] = str(place_ray())
         ray.init(num_cpus=os.cpu_count(), object_store_memory=OBJECT_STORE_BYTES, **LOCAL, **quiet)
     else:
         check_reachable(compute.address)
@@ -135,6 +137,11 @@ def connect(compute: ComputeSection) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def place_ray() -> Path:
+    """Where a local Ray keeps its logs, sockets and pickled errors: it lets all users write there, so it is closed."""
+    return open_private_folder(os.environ.get("RAY_TMPDIR")) / "ray"
 
 
 def run_task(compute: ComputeSection, function: Callable[..., Any], *args: Any) -> Any:

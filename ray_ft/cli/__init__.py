@@ -59,7 +59,7 @@ def cv(
 
     with resumable(), open_folder(out or Path("runs") / config.name) as run:
         summary = cross_validate(config, run, inline, Console(highlight=False), report=True)
-        show(render_summary(summary, run))
+        show(render_summary(summary, run, own_code=config.model.factory is not None))
         if config.n_candidates < (done := max(own.n_candidates for own in summary.strategies.values())):
             typer.echo(f"\nnote: {done} candidates of a strategy were searched before, and all of them count")
 
@@ -167,10 +167,16 @@ def plan(config: "Config") -> None:
 
 @app.command()
 def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
-    """Check a config against its data, its checkpoint and its network."""
+    """Check a config against its data, its checkpoint and its network.
+
+    The code of a model.factory is run, with your rights, and named before.
+    """
     loaded = load(config, {}, overrides)
     from ray_ft.cross_validation import prepare
+    from ray_ft.models.factory import find_code
 
+    if factory := loaded.model.factory:
+        typer.echo(f"runs        {factory}, code that begins with {find_code(factory)}")
     prepared = prepare(loaded)
     data = prepared.problem.samples
     typer.echo(f"config      {config or 'embedded demo'}: valid")

@@ -65,6 +65,7 @@ def ensemble(
     level: Annotated[float | None, Option(help=LEVEL, show_default=OF_RUN)] = None,
     units: Annotated[str | None, Option(help=UNITS, show_default=OF_RUN)] = None,
     license: Annotated[str | None, Option(help=LICENSE, show_default=OF_RUN)] = None,
+    trust: TrustOption = False,
 ) -> None:
     """Build the ensemble of a run from its members, again or in another way."""
     from ray_ft.cross_validation import rebuild_ensemble
@@ -75,7 +76,7 @@ def ensemble(
     choice = {"strategies": names, "method": method, "symmetric": symmetric, "level": level, "units": units}
     choice["license"] = license
     before = find_ensemble(run)
-    summary = rebuild_ensemble(run, **{key: value for key, value in choice.items() if value is not None})
+    summary = rebuild_ensemble(run, trust, **{key: value for key, value in choice.items() if value is not None})
     write_report(run)  # which shows the ensemble
     show(render_ensemble(summary, before))
 
@@ -146,7 +147,8 @@ def predict(
     from ray_ft.prediction.sources import open_source
     from ray_ft.prediction.streams import predict_to_archive, predict_to_folder
 
-    check_kinds(device, output, on_ray)
+    check_device(device)
+    check_kinds(output, on_ray)
     if output.suffix:  # a folder is gone on with, or refused
         check_output("--output", output, force, source, inputs)
     opened = open_source(inputs, column)
@@ -161,6 +163,8 @@ def predict(
             compute = ComputeSection.model_validate({"address": address, "device": device})
             found = predict_on_ray(loaded, source, opened, output, compute=compute, **asked)
         else:
+            from ray_ft.ensemble.device import pick_device
+
             loaded = Ensemble.load(source, pick_device(device), trust)
             n_threads = threads or (os.cpu_count() or 1 if loaded.device.type == "cpu" else 1)
             write = predict_to_archive if output.suffix else predict_to_folder
@@ -184,19 +188,14 @@ def note_lack(loaded: "Ensemble") -> None:
         typer.echo(f"note: {lack}; {WITHOUT_INTERVALS}", err=True)
 
 
-def check_kinds(device: str, output: Path, on_ray: bool) -> None:
+def check_device(device: str) -> None:
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device must be auto, cpu or cuda, got {device}")
+
+
+def check_kinds(output: Path, on_ray: bool) -> None:
     if output.suffix not in ("", ".npz") or (on_ray and output.suffix):
         raise DataError(f"--output must end in .npz, or be a folder; with --ray a folder; got {output}")
-
-
-def pick_device(device: str) -> str:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda needs a GPU that torch can use, got none; leave it out")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def describe_stream(found: "Streamed", n_members: int, output: Path, seconds: float) -> str:
@@ -214,13 +213,14 @@ def export(
     soup: Annotated[bool, Option("--soup", help=SOUP)] = False,
     allow_worse: Annotated[bool, Option("--allow-worse", help=ALLOW_WORSE)] = False,
     force: ForceOption = False,
+    trust: TrustOption = False,
 ) -> None:
     """Write an ensemble to one file that runs without this package."""
     from ray_ft.ensemble import Ensemble
     from ray_ft.ensemble.export import check_soup, export_ensemble
 
     check_output("an export", output, force, source)
-    loaded = Ensemble.load(source)
+    loaded = Ensemble.load(source, trust=trust)
     if soup and not allow_worse:
         check_soup(loaded)
     path = export_ensemble(loaded, output, soup)
@@ -274,12 +274,14 @@ def serve(
     max_body_mb: Annotated[float, Option(help="Largest body that a request may have, in MB.", min=0.001)] = 64,
     replicas: Annotated[int, Option(help="Number of processes that predict.", min=1)] = 1,
     address: AddressOption = None,
+    device: Annotated[str, Option(help=DEVICE)] = "auto",
     trust: TrustOption = False,
 ) -> None:
     """Serve an ensemble over HTTP until Ctrl-C: POST /predict, GET /health.
 
     There is no authentication.
     """
+    check_device(device)
     from ray_ft.serving.server import serve as serve_ensemble
 
-    serve_ensemble(source, host, port, max_samples, max_body_mb, replicas, address, trust)
+    serve_ensemble(source, host, port, max_samples, max_body_mb, replicas, address, trust, device)

@@ -24,7 +24,7 @@ InlineOption = Annotated[bool, Option("--inline", help=INLINE)]
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object instead of the table.")]
 LEVEL = "Confidence level of the intervals, between 0.5 and 1. Without it, that of the ensemble holds."
 LevelOption = Annotated[float | None, Option(help=LEVEL)]
-TRUST = "Run the code of the network if the ensemble needs it. Code can do anything: trust only your own."
+TRUST = "Run the code of the network that the folder names if it is needed. Code can do anything: trust only your own."
 TrustOption = Annotated[bool, Option("--trust", help=TRUST)]
 
 CONFIG = "YAML file of what to run. Without it, the embedded demo is run."

@@ -90,6 +90,11 @@ class Card(BaseModel, extra="forbid", frozen=True):
     versions: dict[str, str | None]
     files: dict[str, str]
 
+    @property
+    def needs_code(self) -> bool:
+        """Whether the network could not be written down, and is built by a factory."""
+        return bool(self.split and self.model.factory)
+
 
 @dataclass(frozen=True)
 class Origin:

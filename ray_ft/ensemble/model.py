@@ -85,7 +85,7 @@ class Ensemble:
             for key, tensor in stacked.items():
                 strategy, _, name = key.partition("/")
                 states[strategy][name] = tensor.to(device)
-            if card.split and card.model.factory and not trust:
+            if card.needs_code and not trust:
                 raise EnsembleError(
                     "an ensemble whose network could not be written down as operations needs its own code, which would "
                     f"run with your rights, got {card.model.factory} in {folder.card}; if it is yours, load it with "

@@ -2,7 +2,8 @@
 
 from ray_ft.models.checkpoints import read_weights
 from ray_ft.models.diffraction_net import DiffractionNet
-from ray_ft.models.loading import build_network, load_network, load_pretrained, seed_all
+from ray_ft.models.factory import seed_all
+from ray_ft.models.loading import build_network, load_network, load_pretrained
 from ray_ft.models.pretrained import (
     SAME,
     Pretrained,

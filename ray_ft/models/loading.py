@@ -1,22 +1,17 @@
 """A network with its pretrained weights."""
 
-import contextlib
-import importlib
-import inspect
-import random
-import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ray_ft.errors import ConfigError, WeightsError, first_few, first_line, show_value
+from ray_ft.errors import ConfigError, WeightsError, first_few, show_value
 from ray_ft.models.checkpoints import StoredWeights, read_weights
 from ray_ft.models.diffraction_net import DiffractionNet, read_params
+from ray_ft.models.factory import call_factory
 from ray_ft.models.matching import list_places, match_weights
 
 
@@ -70,10 +65,11 @@ def load_pretrained(
 def build_network(factory: str | None, params: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
     """Build a network and load its pretrained weights, every name and shape of them; without any, its own stay.
 
-    The factory is `package.module:callable`; without one the network is a DiffractionNet, sized by the weights.
+    The factory is `package.module:callable`, and its code is run; without one the network is a DiffractionNet, sized by
+    the weights.
 
     Raises:
-        ConfigError: The factory cannot be imported or called with `params`.
+        ConfigError: The factory cannot be imported, builds no network, or cannot be called with `params`.
         WeightsError: Names or shapes differ.
     """
     if factory is None:
@@ -107,51 +103,6 @@ def add_sizes(params: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[
 def find_diffraction_net(stored: StoredWeights) -> Mapping[str, Tensor]:
     """Find what has the names of a DiffractionNet's first and last tensors; else all that there is."""
     return next((place.tensors for place in list_places(stored, ("stem_conv.weight", "spec_bias"))), stored.tensors)
-
-
-def call_factory(factory: str | None, params: Mapping[str, Any]) -> nn.Module:
-    build, name = DiffractionNet if factory is None else import_factory(factory), factory or "DiffractionNet"
-    given = show_value(dict(params))
-    try:
-        inspect.signature(build).bind(**params)
-    except (TypeError, ValueError) as error:  # a class of C may have no signature
-        raise ConfigError(f"model.params must be keyword arguments of {name}, got {given}: {error}") from error
-    try:
-        network = build(**params)
-    except Exception as error:  # of any class, as torch's layers raise for sizes that are none
-        if factory is not None:
-            raise  # a bug in the user's own code keeps its traceback
-        rule = "model.params must suit DiffractionNet and its checkpoint"
-        raise ConfigError(f"{rule}, got {given}: {first_line(error)}") from error
-    if not isinstance(network, nn.Module):
-        raise ConfigError(f"model.factory must build a torch.nn.Module, got {type(network).__name__} from {factory}")
-    return network
-
-
-def import_factory(factory: str) -> Any:
-    module_name, _, name = factory.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a command, unlike `python -m`, does not see the user's own folder
-    try:
-        with seed_all():  # what is drawn at import is then the same in every process
-            return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"model.factory must be importable, got {factory}: {error}") from error
-
-
-@contextlib.contextmanager
-def seed_all(seed: int = 0, others: int = 0) -> Iterator[None]:
-    """Seed torch's generator by one number, NumPy's and Python's by another, and leave them as they were."""
-    before = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            np.random.seed(others)
-            random.seed(others)
-            yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

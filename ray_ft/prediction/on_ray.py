@@ -57,6 +57,7 @@ def predict_on_ray(
         if left:
             check_space(output, first, n_left)
             worker = {"path": path.absolute(), "method": ensemble.card.method, "source": source, "spec": spec}
+            worker["trust"] = ensemble.card.needs_code  # what was trusted once; what needs no code gets none to run
             rows = run_parts({**worker, "output": output.absolute()}, left, compute)
             with show_pace(console, n_samples, n_samples - n_left) as advance, contextlib.closing(rows):
                 for row in rows:
@@ -125,10 +126,10 @@ class PartPredictor:
     """Predicts parts in a worker of Ray, with the ensemble in `path`, into the folder `output`."""
 
     def __init__(
-        self, path: Path, method: str, source: Source, spec: PredictionSpec, output: Path, device: str
+        self, path: Path, method: str, source: Source, spec: PredictionSpec, trust: bool, output: Path, device: str
     ) -> None:
         torch.set_num_threads(1)
-        self.ensemble = Ensemble.load(path, device, trust=True).use_method(method)  # the command has asked
+        self.ensemble = Ensemble.load(path, device, trust).use_method(method)
         self.source, self.spec, self.output = source, spec, output
 
     def __call__(self, batch: dict[str, Int[np.ndarray, " part"]]) -> dict[str, Shaped[np.ndarray, " part"]]:

@@ -30,11 +30,13 @@ def join_lines(*parts: str | Text | Table) -> Group:
     return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
 
 
-def render_summary(summary: Summary, run: RunFolder) -> Group:
-    """Draw the table of a finished run, its winner, and what to do next."""
+def render_summary(summary: Summary, run: RunFolder, own_code: bool = False) -> Group:
+    """Draw the table of a finished run, its winner, and what to do next, which may need code of the user's own."""
     unit = words.unit_of(summary)
     title = f"{summary.name}: {describe_shape(summary)}; {summary.metric}{unit.suffix}, lower is better"
     table, lines = build_table(summary, unit), describe_outcome(summary, run, unit)
+    commands = suggest_commands(summary, run, own_code)
+    lines += ["", "next:", *(f"  ray-ft {shlex.join(command)}" for command in commands)]
     return join_lines(Text(title, style="bold"), table, "", build_search_table(summary, unit), "", *lines)
 
 
@@ -110,13 +112,10 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         f"report    {run.place.rstrip('/')}/{run.report.name}",
         *say_interruptions(summary),
         f"time      {summary.wall_s:.0f} s; members trained {describe_training(summary)}",
-        "",
-        "next:",
-        *(f"  ray-ft {shlex.join(command)}" for command in suggest_commands(summary, run)),
     ]
 
 
-def suggest_commands(summary: Summary, run: RunFolder) -> list[tuple[str, ...]]:
+def suggest_commands(summary: Summary, run: RunFolder, own_code: bool) -> list[tuple[str, ...]]:
     """Write what can follow; its output has a name of the run's own, so that it takes the place of no other file."""
     folder = Path("runs") / summary.name if run.mirror else run.root
     named = folder if folder.name.strip(".") else folder.resolve()
@@ -124,7 +123,7 @@ def suggest_commands(summary: Summary, run: RunFolder) -> list[tuple[str, ...]]:
     return [
         *([("fetch", run.place, str(folder))] if run.mirror else []),
         ("predict", str(folder), "--inputs", "x.npy", "--output", str(output)),
-        ("ensemble", str(folder)),
+        ("ensemble", str(folder), *(["--trust"] if own_code else [])),
     ]
 
 

@@ -71,16 +71,25 @@ def check_identity(run: RunFolder, identity: Identity) -> None:
                 f"a new run needs an empty folder, got {run.place} with {first_few(strangers)}; choose another --out"
             )
         return
-    old, new = load_provenance(run), identity.as_dict()
+    old, new = check_config(run, identity.config), identity.as_dict()
+    hashed = {"data_hash": "the data", "weights_hash": "the pretrained weights", "splits_hash": "the splits"}
+    refuse(run, [f"{what} have changed since" for key, what in hashed.items() if old[key] != new[key]][:1])
+
+
+def check_config(run: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
+    """Make sure that a run was made with this config, and by this release; return its provenance."""
+    old = load_provenance(run)
     if old["format"] != FORMAT:
         release = old["environment"]["versions"].get("ray-ft")
         raise RunFolderError(
             f"a run goes on with the release that began it, got {run.place} by ray-ft {release}; choose another --out "
             "(report, predict and evaluate read it as it is)"
         )
-    changes = list(compare(old["config"], new["config"], ""))
-    hashed = {"data_hash": "the data", "weights_hash": "the pretrained weights", "splits_hash": "the splits"}
-    changes = changes or [f"{what} have changed since" for key, what in hashed.items() if old[key] != new[key]][:1]
+    refuse(run, list(compare(old["config"], config, "")))
+    return old
+
+
+def refuse(run: RunFolder, changes: list[str]) -> None:
     if changes:
         listed = "\n".join(f"  {change}" for change in changes)
         raise RunFolderError(

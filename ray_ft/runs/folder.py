@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import os
 import re
 import tempfile
 from collections.abc import Collection, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_ft.errors import RunFolderError, StorageError, first_line, show_value
+from ray_ft.files.private import open_private_folder
 from ray_ft.runs.storage import Mirror, is_uri
 
 CANDIDATE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}-([0-9]{3}(-r[0-9]+-f[0-9]+-e[0-9]+)?|range)")
@@ -143,8 +143,8 @@ def open_folder(out: "str | Path | RunFolder", shared: bool = False) -> Iterator
     if isinstance(out, RunFolder):
         yield RunFolder(out.root.absolute()) if shared and out.mirror is None else out
     elif is_uri(out) and not str(out).startswith("file://"):
-        name = f"ray-ft-{os.getuid()}-{hashlib.sha256(str(out).encode()).hexdigest()[:16]}"
-        with hold(Path(tempfile.gettempdir()) / name, str(out)), follow(str(out), skip=LEFT_BEHIND) as run:
+        name = f"{hashlib.sha256(str(out).encode()).hexdigest()[:16]}.lock"
+        with hold(open_private_folder() / name, str(out)), follow(str(out), skip=LEFT_BEHIND) as run:
             yield run
     else:
         path = Path(str(out).removeprefix("file://"))

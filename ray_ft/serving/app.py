@@ -28,9 +28,10 @@ from ray_ft.prediction.quantities import PredictionSpec, choose_quantities
 JSON, NPZ = "application/json", "application/x-npz"
 NPY_TYPES = ("application/x-npy", "application/octet-stream")
 MEGABYTE = 2**20
-MAX_WAITING = 64  # requests for predictions; a further one is told to come again
-MAX_WAITING_BODIES = 16  # of the largest size, in bytes, together; a chunked one counts as such
-READ_SECONDS = 60.0  # for a client to send its body
+MAX_WAITING = 64  # requests for predictions whose body is there; a further one is told to come again
+MAX_WAITING_BODIES = 16  # of the largest size, in bytes that have come, together
+READ_SECONDS = 10.0  # for a client to send its body, and more for a large one:
+READ_RATE = MEGABYTE / 2  # bytes per second
 # Of the card.
 SHOWN = {"version", "metric", "score", "level", "layout", "input_shape", "target_shape", "classes", "units"}
 MAX_PROBLEMS = 4  # of a request, in one message
@@ -86,7 +87,8 @@ def build_app(
 ) -> FastAPI:
     """Build the application that answers for an ensemble; `predict` says what it predicts for a checked request."""
     app = FastAPI(title="ray-ft", openapi_url=None, redirect_slashes=False)
-    waiting: dict[Request, int] = {}  # and the bytes of its body
+    waiting: set[Request] = set()  # for a prediction; who still sends, however slowly, takes no place
+    held: dict[Request, int] = {}  # bytes that have come of each body
     one_at_a_time = ThreadPoolExecutor(1)  # a body that becomes an array takes much memory
 
     @app.api_route("/health", methods=["GET", "HEAD"])
@@ -101,14 +103,18 @@ def build_app(
         content_type = read_content_type(request.headers)
         kind = JSON if content_type == JSON else NPZ  # the answer is like the body
         run = asyncio.get_running_loop().run_in_executor
-        n_bytes = read_length(request.headers, limits)
-        most = MAX_WAITING_BODIES * limits.max_body_mb * MEGABYTE
-        if len(waiting) >= MAX_WAITING or n_bytes + sum(waiting.values()) > most:
-            text = f"the server is busy with {len(waiting)} requests, as many as may wait; send it again later"
-            raise HTTPException(503, text, {"Retry-After": "1"})
-        waiting[request] = n_bytes
+        check_length(read_length(request.headers), limits)
+
+        def hold(n_bytes: int) -> None:
+            held[request] = n_bytes
+            most = MAX_WAITING_BODIES * limits.max_body_mb * MEGABYTE
+            if len(waiting) >= MAX_WAITING or sum(held.values()) > most:
+                text = f"the server is busy with {len(waiting)} requests, as many as may wait; send it again later"
+                raise HTTPException(503, text, {"Retry-After": "1"})
+
         try:
-            body = await read_body(request, limits)
+            body = await read_body(request, limits, hold)
+            waiting.add(request)
             asked = (body, content_type, dict(request.query_params), ensemble, limits.max_samples)
             prepared, spec = await run(one_at_a_time, parse_request, *asked)
             found = await predict(prepared)
@@ -117,7 +123,8 @@ def build_app(
             arrays = {name: getattr(found, name) for name in spec.quantities}
             return Response(await run(one_at_a_time, format_answer, arrays, kind), media_type=kind)
         finally:
-            del waiting[request]
+            waiting.discard(request)
+            del held[request]
 
     app.add_exception_handler(StarletteHTTPException, answer_refusal)
     app.add_exception_handler(UserError, lambda _, error: answer(422, {"error": str(error)}))
@@ -161,12 +168,10 @@ def read_content_type(headers: Mapping[str, str]) -> str:
     return name
 
 
-def read_length(headers: Mapping[str, str], limits: Limits) -> int:
-    """Read how long a body will be; a chunked one, which does not say so, may be as long as any."""
+def read_length(headers: Mapping[str, str]) -> int:
+    """Read how long a body will be; a chunked one does not say so."""
     text = headers.get("content-length", "")
-    n_bytes = int(text) if text.isdecimal() and len(text) < 19 else int(limits.max_body_mb * MEGABYTE)
-    check_length(n_bytes, limits)
-    return n_bytes
+    return int(text) if text.isdecimal() and len(text) < 19 else 0
 
 
 def check_length(n_bytes: int, limits: Limits) -> None:
@@ -175,16 +180,21 @@ def check_length(n_bytes: int, limits: Limits) -> None:
         raise HTTPException(413, f"{text}; send fewer samples at a time, or .npy")
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """Read a body part by part; refuse one that is too long, or too slow."""
+async def read_body(request: Request, limits: Limits, hold: Callable[[int], None]) -> bytes:
+    """Read a body part by part; refuse one that is too long, or too slow. `hold` is told how long it has become."""
     body = bytearray()
+    started = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(READ_SECONDS):
+        async with asyncio.timeout(READ_SECONDS) as deadline:
+            hold(0)
             async for part in request.stream():
                 body += part
                 check_length(len(body), limits)
+                hold(len(body))
+                deadline.reschedule(started + READ_SECONDS + len(body) / READ_RATE)
     except TimeoutError as error:
-        raise HTTPException(408, f"a body must come within {READ_SECONDS:g} s, got a part") from error
+        rule = f"a body must come within {READ_SECONDS:g} s, and a second more for each {READ_RATE / MEGABYTE:g} MB"
+        raise HTTPException(408, f"{rule}, got {len(body)} bytes of it") from error
     return bytes(body)
 
 

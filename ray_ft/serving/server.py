@@ -5,10 +5,13 @@ Requests that come within 10 ms share a pass, by Serve's own batches: docs/ensem
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
+import math
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +19,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_ft.backends.running import set_up_ray
-from ray_ft.config import ComputeSection
-from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from ray_ft.ensemble import Prediction
+
 APPLICATION = "ray-ft"
 WAIT_SECONDS = 0.01  # for others that share a pass
-MAX_ONGOING = 128  # requests in a replica, twice what it lets wait: it refuses the others itself, in JSON
+MAX_ONGOING = 1024  # requests in a replica, those of slow clients too: it refuses what is too many itself, in JSON
 END_SECONDS = 5.0  # for requests under way when the server ends
+NO_SERVE = "ray-ft serve needs Ray Serve, got none ({}); install it by: pip install 'ray-ft[serve]'"
 
 
 def serve(
@@ -39,42 +42,59 @@ def serve(
     replicas: int = 1,
     address: str | None = None,
     trust: bool = False,
+    device: str = "auto",
 ) -> None:
     """Serve an ensemble until Ctrl-C or SIGTERM, by a local Ray, which ends with the server, or on a cluster.
 
-    On a cluster, all nodes must see the folder, and host and port are those of its head node.
+    On a cluster, all nodes must see the folder, and host and port are those of its head node. What takes seconds is
+    said on the standard error before it is done.
     """
-    card = Ensemble.load(path, trust=trust).card  # before Ray starts: what is wrong with it shows at once
     if address is None:
         check_free(host, port)
+    check_extra()
+    say(f"loading {path}")  # whatever takes long is imported from here on
+    from ray_ft.backends.running import set_up_ray
+    from ray_ft.config import ComputeSection
+    from ray_ft.ensemble import Ensemble
+    from ray_ft.ensemble.device import pick_device
+
+    if address is None and pick_device(device) == "cpu":
+        device = "cpu"
+    card = Ensemble.load(path, trust=trust).card  # before Ray starts: what is wrong with it shows at once
+    say("starting Ray" if address is None else f"joining {address}")
     set_up_ray(address)
-    import_serve()
-    from ray_ft.backends.tune import connect  # after the settings above, which Ray reads when it is imported
+    import_serve()  # which sets levels of its own for what it logs
+    from ray_ft.backends.tune import connect, place_ray  # after the settings above, which Ray reads when it is imported
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    build = partial(build_replica, Path(path).absolute(), max_samples, max_body_mb)
+    build = partial(build_replica, Path(path).absolute(), max_samples, max_body_mb, trust)
     with (
         contextlib.suppress(KeyboardInterrupt),
         ending_on_sigterm(),
         connect(ComputeSection(address=address)),
         ending_on_sigterm(),  # again, as Ray sets a handler of its own when it starts
-        running(build, host, port, replicas, address),
+        running(build, host, port, replicas, address, device),
     ):
         shown = f"[{host}]" if ":" in host else host
         print(f"{card.run} is served on http://{shown}:{port}  (POST /predict, GET /health)", flush=True)
         if address is None:
-            print(f"log in {os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs/serve", flush=True)
+            print(f"log in {place_ray()}/session_latest/logs/serve", flush=True)
         threading.Event().wait()
 
 
-def build_replica(path: Path, max_samples: int, max_body_mb: float) -> "FastAPI":
+def say(what: str) -> None:
+    print(f"{what} …", file=sys.stderr, flush=True)
+
+
+def build_replica(path: Path, max_samples: int, max_body_mb: float, trust: bool, device: str) -> "FastAPI":
     """Build what a replica runs, in its process; Serve gathers the requests that come within a short time."""
+    from ray_ft.ensemble import Ensemble
     from ray_ft.serving.app import Limits, PreparedRequest, build_app, predict_together
 
-    ensemble = Ensemble.load(path, trust=True)  # the command has asked
+    ensemble = Ensemble.load(path, device, trust)
     thread = ThreadPoolExecutor(1)
 
-    async def predict(requests: list[PreparedRequest]) -> list[Prediction | Exception]:
+    async def predict(requests: list[PreparedRequest]) -> "list[Prediction | Exception]":
         return await asyncio.get_running_loop().run_in_executor(thread, predict_together, ensemble, requests)
 
     share = import_serve().batch(
@@ -85,12 +105,18 @@ def build_replica(path: Path, max_samples: int, max_body_mb: float) -> "FastAPI"
     return build_app(ensemble, Limits(max_samples, max_body_mb), share(predict))
 
 
+def check_extra() -> None:
+    """Look for what the extra brings; the import, which takes seconds, may yet find that a part of it is missing."""
+    for name in ("fastapi", "uvicorn", "starlette"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(NO_SERVE.format(f"no module {name}"))
+
+
 def import_serve() -> Any:
     try:
         from ray import serve as ray_serve
     except ImportError as error:
-        rule = f"ray-ft serve needs Ray Serve, got none ({error})"
-        raise ConfigError(f"{rule}; install it by: pip install 'ray-ft[serve]'") from error
+        raise ConfigError(NO_SERVE.format(error)) from error
     return ray_serve
 
 
@@ -117,17 +143,21 @@ def ending_on_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(build: "Callable[[], FastAPI]", host: str, port: int, replicas: int, address: str | None) -> Iterator[None]:
+def running(
+    build: "Callable[[str], FastAPI]", host: str, port: int, replicas: int, address: str | None, device: str
+) -> Iterator[None]:
     """Run the replicas and the proxy; let requests under way end, and end them."""
     ray_serve = import_serve()
     if ray_serve.status().proxies:  # they listen where they were told to, and would end with this server
         raise ConfigError("the cluster must not run Ray Serve yet, got one that does; leave --address out")
-    n_cpus = os.cpu_count() or 1
+    share = share_machine(replicas, address, device)
+    on = "cuda" if share["num_gpus"] else "cpu"
+    say(f"starting {replicas} {'replica' if replicas == 1 else 'replicas'} on {on}")
     deployment = ray_serve.deployment(
-        ray_serve.ingress(lambda: build())(),
+        ray_serve.ingress(lambda: build(on))(),
         name="predictor",
         num_replicas=replicas,
-        ray_actor_options={"num_cpus": 1 if address else n_cpus // replicas or round(n_cpus / replicas, 3)},
+        ray_actor_options=share,
         max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=MAX_ONGOING,
         graceful_shutdown_timeout_s=END_SECONDS,
@@ -143,3 +173,26 @@ def running(build: "Callable[[], FastAPI]", host: str, port: int, replicas: int,
             raise RunError(f"the server must start, got: {str(error).strip().splitlines()[-1]}") from error
         at_end.callback(ray_serve.delete, APPLICATION)  # which waits for requests under way
         yield
+
+
+def share_machine(replicas: int, address: str | None, device: str) -> dict[str, float]:
+    """What a replica holds: a CPU of a cluster or a share of this machine's, and a share of a GPU if it is to use one.
+
+    Raises:
+        ConfigError: It is to use one, and the cluster has none.
+    """
+    import ray
+
+    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
+    n_cpus, n_gpus = os.cpu_count() or 1, int(has.get("GPU", 0))
+    if device == "cuda" and not n_gpus:
+        raise ConfigError("--device cuda needs GPUs, but no node of the cluster has any; leave it out")
+    return {
+        "num_cpus": 1.0 if address else divide(n_cpus, replicas),
+        "num_gpus": 0.0 if device == "cpu" or not n_gpus else min(1.0, divide(1, math.ceil(replicas / n_gpus))),
+    }
+
+
+def divide(n: int, parts: int) -> float:
+    """Divide in whole numbers, else in shares of one of which all parts fit."""
+    return float(n // parts) or math.floor(1000 * n / parts) / 1000
