@@ -27,6 +27,7 @@ from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import Reduction, reduce_members
 from ray_ft.errors import DataError, RunError, RunFolderError, WeightsError
+from ray_ft.files.cpus import count_cpus
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
@@ -204,6 +205,7 @@ def prepare(config: Config) -> Prepared:
         UserError: It breaks a rule.
     """
     data, cv, model = config.data, config.cv, config.model
+    torch.set_num_threads(min(torch.get_num_threads(), count_cpus()))  # which knows of no quota
     domain = find_domain(config.layout)
     samples = load_samples(data.inputs, data.targets, domain, data.groups, data.stratify, cv.folds)
     objective = find_objective(cv.metric)

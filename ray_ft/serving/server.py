@@ -20,6 +20,7 @@ from ray_ft.backends.running import set_up_ray
 from ray_ft.config import ComputeSection
 from ray_ft.ensemble import Ensemble, Prediction
 from ray_ft.errors import ConfigError, RunError
+from ray_ft.files.cpus import count_cpus
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -122,7 +123,7 @@ def running(build: "Callable[[], FastAPI]", host: str, port: int, replicas: int,
     ray_serve = import_serve()
     if ray_serve.status().proxies:  # they listen where they were told to, and would end with this server
         raise ConfigError("the cluster must not run Ray Serve yet, got one that does; leave --address out")
-    n_cpus = os.cpu_count() or 1
+    n_cpus = count_cpus()
     deployment = ray_serve.deployment(
         ray_serve.ingress(lambda: build())(),
         name="predictor",
