@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ray_ft import cross_validate
-from ray_ft.backends import gpu_check, tune
+from ray_ft.backends import gpu_check, local_ray
 from ray_ft.config import Config, load_config
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError
@@ -20,7 +20,7 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a 
 
 @pytest.fixture
 def gpus_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "LOCAL", tune.LOCAL | {"num_gpus": 2})
+    monkeypatch.setattr(local_ray, "LOCAL", local_ray.LOCAL | {"num_gpus": 2})
 
 
 @pytest.mark.ray

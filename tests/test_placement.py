@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ray._common.ray_option_utils import _resource_option
 from ray.util.placement_group import placement_group
 
-from ray_ft.backends import tune
+from ray_ft.backends import local_ray
 from ray_ft.backends.placement import Allocation, find_device, share_cpus, share_gpus
 from ray_ft.backends.tune import connect
 from ray_ft.config import ComputeSection, load_config
@@ -116,7 +116,7 @@ def test_shares_that_ray_does_not_give_are_refused_at_load(values: dict[str, obj
 @pytest.mark.filterwarnings("ignore")
 def test_processes_that_share_gpus_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two thirds of a GPU for each of six on four GPUs would never be: Ray gives no share out of two GPUs."""
-    monkeypatch.setattr(tune, "LOCAL", tune.LOCAL | {"num_gpus": 4})
+    monkeypatch.setattr(local_ray, "LOCAL", local_ray.LOCAL | {"num_gpus": 4})
     own = share_gpus(ComputeSection(gpus_per_candidate=4, workers_per_candidate=6), 1, 15, 4.0, True)
     with connect(ComputeSection()):
         group = placement_group([{"GPU": own.gpus}] * own.n_workers, strategy="PACK")

@@ -21,6 +21,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ray_ft.backends.gpu_check import check_gpus
+from ray_ft.backends.local_ray import start_ray
 from ray_ft.backends.placement import Allocation, choose_allocation
 from ray_ft.backends.preflight import check_folder, check_reachable
 from ray_ft.backends.rounds import Rounds
@@ -35,9 +36,6 @@ from ray_ft.fitting.preparation import prepare_strategy
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import read_log
 from ray_ft.search.plan import Assignment
-
-LOCAL: dict[str, Any] = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
-OBJECT_STORE_BYTES = 512 * 2**20
 
 
 def train_on_ray(rounds: Rounds, first: Assignment, open_loggers: Callable[[], list[tune.Callback]]) -> None:
@@ -122,7 +120,7 @@ def connect(compute: ComputeSection) -> Iterator[None]:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if compute.address is None:
-        ray.init(num_cpus=count_cpus(), object_store_memory=OBJECT_STORE_BYTES, **LOCAL, **quiet)
+        start_ray(**quiet)
     else:
         check_reachable(compute.address)
         try:

@@ -6,7 +6,6 @@ Requests that come within 10 ms share a pass, by Serve's own batches: docs/ensem
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import threading
@@ -50,6 +49,7 @@ def serve(
         check_free(host, port)
     set_up_ray(address)
     import_serve()
+    from ray_ft.backends.local_ray import find_folder
     from ray_ft.backends.tune import connect  # after the settings above, which Ray reads when it is imported
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -64,7 +64,7 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         print(f"{card.run} is served on http://{shown}:{port}  (POST /predict, GET /health)", flush=True)
         if address is None:
-            print(f"log in {os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs/serve", flush=True)
+            print(f"log in {find_folder()}/session_latest/logs/serve", flush=True)
         threading.Event().wait()
 
 
