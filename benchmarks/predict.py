@@ -21,6 +21,7 @@ import torch
 
 from ray_ft.ensemble import Ensemble
 from ray_ft.ensemble.model import apply_stacked
+from ray_ft.files.cpus import count_cpus
 from ray_ft.prediction.sources import open_source
 from ray_ft.prediction.streams import predict_to_folder
 from ray_ft.statistics.intervals import build_pointwise, build_simultaneous
@@ -35,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="folder of a finished demo")
     parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=count_cpus())
     parser.add_argument("--rows", default="all,few,mean", help="of all, few, mean; comma-separated")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)

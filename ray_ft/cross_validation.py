@@ -28,6 +28,7 @@ from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import Reduction, reduce_members
 from ray_ft.errors import DataError, NetworkError, RayFTError, RunError, RunFolderError, WeightsError
+from ray_ft.files.cpus import count_cpus
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
@@ -214,6 +215,7 @@ def prepare(config: Config) -> Prepared:
         UserError: It breaks a rule.
     """
     data, cv, model = config.data, config.cv, config.model
+    torch.set_num_threads(min(torch.get_num_threads(), count_cpus()))  # which knows of no quota
     domain, objective = find_domain(config.layout), find_objective(cv.metric)
     encode = partial(objective.encode_targets, classes=data.classes or ())
     samples = load_samples(data.inputs, data.targets, domain, data.groups, data.stratify, cv.folds, encode)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ray_ft import Config, cross_validate
+from ray_ft.backends import running
 from ray_ft.backends.running import check_memory
 from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
@@ -85,7 +86,7 @@ def test_candidates_that_train_at_a_time_count_together(toy_config: Config, monk
     prepared = prepare(toy_config)
     own = prepared.problem, prepared.strategies, toy_config.compute, {"top": 1000}
     monkeypatch.setattr(memory, "find_available", lambda: 1000)
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr(running, "count_cpus", lambda: 4)
     check_memory(*own, 1)
     with pytest.raises(ConfigError, match="4 candidates at a time must fit into memory"):
         check_memory(*own, 6)

@@ -1,13 +1,21 @@
 """What a candidate is given of a cluster."""
 
+import math
 import os
 
 import pytest
 import ray
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from ray._common.ray_option_utils import _resource_option
+from ray.util.placement_group import placement_group
 
+from ray_ft.backends import local_ray
 from ray_ft.backends.placement import Allocation, find_device, share_cpus, share_gpus
 from ray_ft.backends.tune import connect
-from ray_ft.config import ComputeSection
+from ray_ft.config import ComputeSection, load_config
+from ray_ft.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -35,6 +43,7 @@ def test_cpus_are_divided_among_the_candidates_that_wait(n_left: int, nodes: lis
         (4, 4.0, True, Allocation(1, 1, 1.0)),
         (1, 4.0, True, Allocation(4, 1, 1.0)),  # one candidate over several
         (2, 8.0, False, Allocation(4, 1, 1.0)),
+        (1, 32.0, False, Allocation(15, 1, 1.0)),  # no more than it has members
     ],
 )
 def test_gpus_are_shared_by_many_and_joined_for_few(
@@ -47,6 +56,71 @@ def test_what_the_config_asks_for_is_given() -> None:
     asked = ComputeSection(cpus_per_candidate=4, workers_per_candidate=2)
     assert share_cpus(asked, 8, 15, [2.0]) == Allocation(2, 2, 0.0)
     assert share_gpus(ComputeSection(gpus_per_candidate=0.1), 1, 15, 8.0, True) == Allocation(1, 1, 0.1)
+    assert share_gpus(ComputeSection(gpus_per_candidate=4), 1, 3, 8.0, True) == Allocation(3, 1, 1.0)
+
+
+@settings(max_examples=500)
+@given(
+    n_gpus=st.integers(1, 64),
+    n_left=st.integers(1, 64),
+    n_members=st.integers(1, 64),
+    small=st.booleans(),
+    asked=st.none() | st.integers(0, 64) | st.floats(0, 64),
+    n_workers=st.none() | st.integers(1, 64),
+)
+def test_every_share_of_gpus_is_one_that_ray_gives_or_is_refused_at_load(
+    n_gpus: int, n_left: int, n_members: int, small: bool, asked: float | None, n_workers: int | None
+) -> None:
+    values = {"gpus_per_candidate": asked, "workers_per_candidate": n_workers}
+    if asked and not (0.0001 <= asked <= 1 or (float(asked).is_integer() and asked <= (n_workers or asked))):
+        with pytest.raises(ValidationError, match="should be"):
+            ComputeSection.model_validate(values)
+        return
+    compute = ComputeSection.model_validate(values)
+    own = share_gpus(compute, n_left, n_members, float(n_gpus), small)
+    _resource_option("num_gpus").validate("num_gpus", own.gpus)
+    own.request()
+    assert own.gpus <= 1, "a process trains on one GPU"
+    assert own.n_workers <= n_members
+    if own.gpus:
+        n_held = math.ceil(own.n_workers / math.floor(1 / own.gpus + 1e-9))  # GPUs, none of which is given in pieces
+        assert n_held <= math.ceil(n_gpus if asked is None else asked)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"gpus_per_candidate": 2.5},
+            "compute.gpus_per_candidate: it should be a share of one GPU, from 0.0001 to 1, or a whole number of GPUs, "
+            "got 2.5",
+        ),
+        (
+            {"gpus_per_candidate": 3, "workers_per_candidate": 2},
+            "compute: workers_per_candidate should be 3 or more where gpus_per_candidate is 3, as a process trains on "
+            "one GPU, got 2; leave it out",
+        ),
+        (
+            {"gpus_per_candidate": 0, "device": "cuda"},
+            "compute: gpus_per_candidate should be more than 0 where device is cuda, got 0; leave it out",
+        ),
+    ],
+)
+def test_shares_that_ray_does_not_give_are_refused_at_load(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {f"compute.{key}": value for key, value in values.items()})
+    assert str(caught.value).splitlines()[1:] == [f"  {said}"]
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_processes_that_share_gpus_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thirds of a GPU for each of six on four GPUs would never be: Ray gives no share out of two GPUs."""
+    monkeypatch.setattr(local_ray, "LOCAL", local_ray.LOCAL | {"num_gpus": 4})
+    own = share_gpus(ComputeSection(gpus_per_candidate=4, workers_per_candidate=6), 1, 15, 4.0, True)
+    with connect(ComputeSection()):
+        group = placement_group([{"GPU": own.gpus}] * own.n_workers, strategy="PACK")
+        assert group.wait(20)
 
 
 @pytest.mark.ray

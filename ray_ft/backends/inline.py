@@ -1,6 +1,5 @@
 """Candidates one after the other in this process, without Ray: for a debugger, and to compare with."""
 
-import os
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ import torch
 
 from ray_ft.backends.rounds import Rounds, Shared
 from ray_ft.errors import StorageError
+from ray_ft.files.cpus import count_cpus
 from ray_ft.fitting.candidate import Report, run_members, write_failure, write_range
 from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
 from ray_ft.fitting.range_test import run_range_test
@@ -63,7 +63,7 @@ class InlineTrainer:
         problem, settings = shared.problem, shared.settings
         if asked == "auto":
             asked = "cuda" if torch.cuda.is_available() else "cpu"
-        device, n_threads = torch.device(asked), shared.compute.cpus_per_candidate or os.cpu_count() or 1
+        device, n_threads = torch.device(asked), shared.compute.cpus_per_candidate or count_cpus()
         if name not in self.prepared:
             given = problem, shared.pretrained, shared.strategies[name], settings.precision
             self.prepared[name] = prepare_strategy(*given, device, n_threads)

@@ -12,7 +12,7 @@ from ray import tune
 
 from ray_ft.backends.preflight import list_nodes
 from ray_ft.backends.rounds import Shared
-from ray_ft.config import ComputeSection
+from ray_ft.config import SMALLEST_SHARE, ComputeSection
 from ray_ft.errors import ConfigError
 from ray_ft.fitting.memory_need import BYTES_PER_WEIGHT
 
@@ -49,23 +49,29 @@ def choose_allocation(shared: Shared, n_left: int, n_members: int) -> Allocation
     else:
         allocation = share_cpus(compute, n_left, n_members, has["CPU"])
     for name, asked in (("CPU", allocation.cpus), ("GPU", allocation.gpus)):
-        largest_node = max(has[name], default=0)
+        largest_node, asked = max(has[name], default=0), round(asked * allocation.n_workers, 4)
         if asked > largest_node and compute.address is None:  # to a cluster, nodes may yet be added
             raise ConfigError(
                 f"one node must hold a candidate, but it asks for {asked:g} {name} and the largest node has "
-                f"{largest_node:g}; lower compute.{name.lower()}s_per_candidate"
+                f"{largest_node:g}; lower compute.{name.lower()}s_per_candidate or compute.workers_per_candidate"
             )
     return allocation
 
 
 def share_gpus(compute: ComputeSection, n_left: int, n_members: int, n_gpus: float, small: bool) -> Allocation:
-    """Several GPUs for each of few candidates; of many, several on one GPU if they are small."""
+    """Several GPUs for each of few candidates; of many, several on one GPU if they are small.
+
+    A process trains on one GPU, so it holds no more. Where several processes are on one, their number divides it: Ray
+    gives out what is left of one GPU only, never of two together.
+    """
     gpus = compute.gpus_per_candidate
     if gpus is None:
         n_sharing = min(N_SHARING, math.ceil(n_left / n_gpus)) if small else 1
         gpus = max(1, n_gpus // n_left) if n_left <= n_gpus else 1 / n_sharing
     n_workers = min(n_members, compute.workers_per_candidate or max(1, math.floor(gpus)))
-    return Allocation(n_workers, math.ceil((compute.cpus_per_candidate or 1) / n_workers), gpus / n_workers)
+    share = 1 / math.ceil(n_workers / gpus) if gpus > 1 else gpus / n_workers
+    cpus = math.ceil((compute.cpus_per_candidate or 1) / n_workers)
+    return Allocation(n_workers, cpus, max(SMALLEST_SHARE, share) if gpus else 0.0)
 
 
 def share_cpus(compute: ComputeSection, n_left: int, n_members: int, cpus_of_nodes: Sequence[float]) -> Allocation:

@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_ft.errors import ConfigError, RunFolderError, StorageError, first_line
@@ -78,4 +78,4 @@ def wait_for(answer: Any) -> str:
     except GetTimeoutError:
         return f"no answer within {WAIT_S:.0f} s"
     except RayError as error:
-        return first_line(error)
+        return first_line(error.cause if isinstance(error, RayTaskError) else error)

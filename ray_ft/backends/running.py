@@ -11,6 +11,7 @@ import torch
 from ray_ft.backends.rounds import Rounds
 from ray_ft.config import ComputeSection, LoggersSection, SearchSection
 from ray_ft.errors import ConfigError
+from ray_ft.files.cpus import count_cpus
 from ray_ft.files.memory import describe_excess
 from ray_ft.fitting.memory_need import estimate_bytes
 from ray_ft.search.best import OPTUNA
@@ -112,7 +113,7 @@ def check_memory(
     on_gpu = compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
     if on_gpu or (compute.address is not None and n_left > 1):
         return
-    n_at_a_time = min(n_left, max(1, (os.cpu_count() or 1) // (compute.cpus_per_candidate or 1)))
+    n_at_a_time = min(n_left, max(1, count_cpus() // (compute.cpus_per_candidate or 1)))
     largest = max(needed, key=lambda name: needed[name])
     if excess := describe_excess(needed[largest] * n_at_a_time):
         at_a_time = "a candidate" if n_at_a_time == 1 else f"{n_at_a_time} candidates at a time"

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import pickle
 import signal
 import threading
@@ -21,6 +20,8 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTa
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from ray_ft.backends.gpu_check import check_gpus
+from ray_ft.backends.local_ray import start_ray
 from ray_ft.backends.placement import Allocation, choose_allocation
 from ray_ft.backends.preflight import check_folder, check_reachable
 from ray_ft.backends.rounds import Rounds
@@ -29,15 +30,12 @@ from ray_ft.backends.trial import train_trial
 from ray_ft.backends.workers import fetch, prepare_strategies
 from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError, RunError, StorageError, first_line
-from ray_ft.files.private import open_private_folder
+from ray_ft.files.cpus import count_cpus
 from ray_ft.fitting.candidate import write_failure
 from ray_ft.fitting.preparation import prepare_strategy
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import read_log
 from ray_ft.search.plan import Assignment
-
-LOCAL: dict[str, Any] = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
-OBJECT_STORE_BYTES = 512 * 2**20
 
 
 def train_on_ray(rounds: Rounds, first: Assignment, open_loggers: Callable[[], list[tune.Callback]]) -> None:
@@ -79,7 +77,7 @@ def prepare(rounds: Rounds, session: contextlib.ExitStack) -> tuple[Allocation, 
     """Connect, and start to prepare the strategies; the first of them here, while Ray starts."""
     own = rounds.shared
     wanted = [own.strategies[name] for name in rounds.list_left()]
-    place = own.settings.precision, torch.device("cpu"), os.cpu_count() or 1
+    place = own.settings.precision, torch.device("cpu"), count_cpus()
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         first = pool.submit(prepare_strategy, own.problem, own.pretrained, wanted[0], *place)
         session.enter_context(connect(own.compute))
@@ -87,6 +85,8 @@ def prepare(rounds: Rounds, session: contextlib.ExitStack) -> tuple[Allocation, 
             check_folder(own.run)
         n_members = own.problem.splits.n_repeats * own.problem.splits.n_folds * max(rounds.n_seeds.values())
         allocation = choose_allocation(own, rounds.width, n_members)
+        if allocation.gpus:
+            check_gpus("compute.device: cpu")
         return allocation, prepare_strategies(own, wanted, allocation, first)
 
 
@@ -120,8 +120,7 @@ def connect(compute: ComputeSection) -> Iterator[None]:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if compute.address is None:
-        quiet["_temp_dir"] = str(place_ray())
-        ray.init(num_cpus=os.cpu_count(), object_store_memory=OBJECT_STORE_BYTES, **LOCAL, **quiet)
+        start_ray(**quiet)
     else:
         check_reachable(compute.address)
         try:
@@ -137,11 +136,6 @@ def connect(compute: ComputeSection) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def place_ray() -> Path:
-    """Where a local Ray keeps its logs, sockets and pickled errors: it lets all users write there, so it is closed."""
-    return open_private_folder(os.environ.get("RAY_TMPDIR")) / "ray"
 
 
 def run_task(compute: ComputeSection, function: Callable[..., Any], *args: Any) -> Any:

@@ -1,6 +1,5 @@
 """The commands on what a run leaves: its ensemble."""
 
-import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -130,7 +129,9 @@ def predict(
     quantities: Annotated[str | None, Option(help=QUANTITIES)] = None,
     column: Annotated[str | None, Option(help=COLUMN)] = None,
     device: Annotated[str, Option(help=DEVICE)] = "auto",
-    threads: Annotated[int | None, Option(min=1, help=THREADS, show_default="as many as cores; 1 on a GPU")] = None,
+    threads: Annotated[
+        int | None, Option(min=1, help=THREADS, show_default="one a CPU of the process; 1 on a GPU")
+    ] = None,
     on_ray: Annotated[bool, Option("--ray", help=ON_RAY)] = False,
     address: AddressOption = None,
     force: ForceOption = False,
@@ -144,6 +145,7 @@ def predict(
 
     from ray_ft.config import ComputeSection
     from ray_ft.ensemble import Ensemble
+    from ray_ft.files.cpus import count_cpus
     from ray_ft.prediction.sources import open_source
     from ray_ft.prediction.streams import predict_to_archive, predict_to_folder
 
@@ -166,7 +168,7 @@ def predict(
             from ray_ft.ensemble.device import pick_device
 
             loaded = Ensemble.load(source, pick_device(device), trust)
-            n_threads = threads or (os.cpu_count() or 1 if loaded.device.type == "cpu" else 1)
+            n_threads = threads or (count_cpus() if loaded.device.type == "cpu" else 1)
             write = predict_to_archive if output.suffix else predict_to_folder
             found = write(loaded, opened, output, n_threads=n_threads, **asked)
     warn_of(loaded.card)

@@ -24,6 +24,7 @@ from ray_ft.objectives import METRICS, list_baselines
 AS_WRITTEN = "as_written"  # the strategy that `training.freeze_encoder` and `freeze_decoder` describe
 DEFAULT_LAYOUT: DomainName = "diffraction"  # of the network that needs no factory
 N_CANDIDATES = {"best": 6, "guide": 2}  # of a strategy, unless the config says so
+SMALLEST_SHARE = 0.0001  # of a GPU, that Ray gives out
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders
 
 
@@ -246,6 +247,25 @@ class ComputeSection(Section):
     """Number of times that a candidate is tried again after its process died."""
     max_silence_s: Positive = 3600.0
     """Seconds that a process may train without ending an epoch; then it is tried again."""
+
+    @field_validator("gpus_per_candidate")
+    @classmethod
+    def check_gpus(cls, gpus: float | None) -> float | None:
+        """Refuse what Ray does not give: more than one GPU, but no whole number of them."""
+        if gpus and (gpus < SMALLEST_SHARE or (gpus > 1 and not gpus.is_integer())):
+            law = f"it should be a share of one GPU, from {SMALLEST_SHARE} to 1, or a whole number of GPUs"
+            raise ValueError(f"{law}, got {gpus:g}")
+        return gpus
+
+    @model_validator(mode="after")
+    def check_together(self) -> "ComputeSection":
+        gpus, n_workers = self.gpus_per_candidate, self.workers_per_candidate
+        if gpus == 0 and self.device == "cuda":
+            raise ValueError("gpus_per_candidate should be more than 0 where device is cuda, got 0; leave it out")
+        if gpus and n_workers and gpus > max(1, n_workers):
+            law = f"workers_per_candidate should be {gpus:g} or more where gpus_per_candidate is {gpus:g}"
+            raise ValueError(f"{law}, as a process trains on one GPU, got {n_workers}; leave it out")
+        return self
 
 
 class EnsembleSection(Section):

@@ -41,19 +41,27 @@ def find_free() -> int:
 def find_allowances() -> Iterator[int]:
     """What the cgroup of this process, and those around it, leave of their limits."""
     yield 2**63
+    for folder in list_cgroups("memory"):
+        yield from read_allowance(folder)
+
+
+def list_cgroups(controller: str) -> Iterator[Path]:
+    """List the folders of the cgroup of this process, and of those around it, of either version."""
     try:
         lines = (PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, place = line.split(":", 2)
-        if controllers not in ("", "memory"):
+        if controllers and controller not in controllers.split(","):
             continue
         top = CGROUPS / controllers
+        if not top.exists():  # of several that are mounted together, each has a link
+            top = CGROUPS / controller
         own = top / place.lstrip("/")  # in a container the place may be the host's, of which it sees the top alone
         for folder in (own, *own.parents):
             if folder.is_relative_to(top):
-                yield from read_allowance(folder)
+                yield folder
 
 
 def read_allowance(folder: Path) -> Iterator[int]:

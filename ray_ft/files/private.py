@@ -12,13 +12,17 @@ from pathlib import Path
 from ray_ft.errors import RunFolderError
 
 
+def name_private_folder(parent: Path) -> Path:
+    return parent / f"ray-ft-{os.getuid()}"
+
+
 def open_private_folder(parent: str | Path | None = None) -> Path:
     """Find this user's own folder in that of temporary files, or make it.
 
     Raises:
         RunFolderError: It cannot be made, something else has its name, or others may enter it.
     """
-    folder = Path(parent or tempfile.gettempdir()) / f"ray-ft-{os.getuid()}"
+    folder = name_private_folder(Path(parent or tempfile.gettempdir()))
     try:
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700, parents=True)

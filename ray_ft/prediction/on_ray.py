@@ -103,11 +103,14 @@ def run_parts(
     import ray
     import ray.data
 
+    from ray_ft.backends.gpu_check import check_gpus
     from ray_ft.backends.tune import connect
 
     with connect(compute):
         have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
         on_gpu = have.get("GPU", 0) >= 1 and compute.device != "cpu"
+        if on_gpu:
+            check_gpus("--device cpu")
         n_workers = min(int(have.get("GPU" if on_gpu else "CPU", 1)), len(parts))
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)

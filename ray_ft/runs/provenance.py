@@ -1,11 +1,12 @@
 """Where a result was made: versions, the command, the time."""
 
-import os
 import platform
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from ray_ft.files.cpus import count_cpus
 
 PACKAGES = ("ray-ft", "torch", "ray", "numpy", "scikit-learn")
 
@@ -16,7 +17,7 @@ def describe_environment() -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "n_cpus": os.cpu_count(),
+        "n_cpus": count_cpus(),
         "versions": {name: find_version(name) for name in PACKAGES},
     }
 

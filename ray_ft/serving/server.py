@@ -8,7 +8,6 @@ import contextlib
 import importlib.util
 import logging
 import math
-import os
 import signal
 import socket
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_ft.errors import ConfigError, RunError
+from ray_ft.files.cpus import count_cpus
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -64,7 +64,8 @@ def serve(
     say("starting Ray" if address is None else f"joining {address}")
     set_up_ray(address)
     import_serve()  # which sets levels of its own for what it logs
-    from ray_ft.backends.tune import connect, place_ray  # after the settings above, which Ray reads when it is imported
+    from ray_ft.backends.local_ray import find_folder
+    from ray_ft.backends.tune import connect  # after the settings above, which Ray reads when it is imported
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     build = partial(build_replica, Path(path).absolute(), max_samples, max_body_mb, trust)
@@ -78,7 +79,7 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         print(f"{card.run} is served on http://{shown}:{port}  (POST /predict, GET /health)", flush=True)
         if address is None:
-            print(f"log in {place_ray()}/session_latest/logs/serve", flush=True)
+            print(f"log in {find_folder()}/session_latest/logs/serve", flush=True)
         threading.Event().wait()
 
 
@@ -184,7 +185,7 @@ def share_machine(replicas: int, address: str | None, device: str) -> dict[str, 
     import ray
 
     has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
-    n_cpus, n_gpus = os.cpu_count() or 1, int(has.get("GPU", 0))
+    n_cpus, n_gpus = count_cpus(), int(has.get("GPU", 0))
     if device == "cuda" and not n_gpus:
         raise ConfigError("--device cuda needs GPUs, but no node of the cluster has any; leave it out")
     return {
