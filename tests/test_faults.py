@@ -229,6 +229,49 @@ def test_node_lost(toy: Path, undisturbed: Summary) -> None:
     check(undisturbed, at_most=CHECKPOINT_EVERY)
 
 
+# GPUs by name alone, whose holders compute on the CPU: Python reads this as it starts.
+NAMED_GPUS = """
+import importlib.util
+import sys
+
+
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ray_ft.backends.placement":
+            sys.meta_path.remove(self)
+            import ray
+            ray.get_gpu_ids = lambda: []
+            return importlib.util.find_spec(name)
+
+
+sys.meta_path.insert(0, Hook())
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_features_lost_with_their_node(toy: Path) -> None:
+    """Features that Ray keeps on one node are made again there where candidates hold every share of a GPU."""
+    module, rng = toy / "toy_network.py", np.random.default_rng(0)
+    module.write_text(module.read_text().replace("nn.Linear(6,", "nn.Linear(1000,"))
+    np.save(toy / "x.npy", rng.normal(size=(30, 1000)).astype(np.float32))  # 120 kB, as the network runs whole
+    (toy / "sitecustomize.py").write_text(NAMED_GPUS)
+    with SmallCluster([2, 2], gpus=[0, 1]) as cluster:
+        options = ["--strategies", "last", "--candidates", "1", "--address", cluster.address]
+        process = start(*options, nap=0.05, env=ENVIRONMENT)
+        wait_for(find_epoch(1, cluster.nodes[1]), process)
+        (other,) = cluster.tell("add", 2, 1)
+        cluster.tell("kill", cluster.nodes[1])
+        killed = time.monotonic()
+        wait_for(find_epoch(1, other), process)
+        waited = time.monotonic() - killed
+        finish(process)
+    assert waited < 30, "it waited for what others hold"
+    shutil.move("nap", "slept")
+    values = {"cv.strategies": ["last"], "cv.candidates": 1}
+    check(cross_validate(load_config("toy.yaml", values), "calm", inline=True), at_most=CHECKPOINT_EVERY)
+
+
 @pytest.mark.ray
 @pytest.mark.faults
 def test_node_that_leaves_with_notice(toy: Path, undisturbed: Summary) -> None:
