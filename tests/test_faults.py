@@ -268,8 +268,37 @@ def test_features_lost_with_their_node(toy: Path) -> None:
         finish(process)
     assert waited < 30, "it waited for what others hold"
     shutil.move("nap", "slept")
+    assert "made again where it was missing" in str(Summary.load("run").notes)
     values = {"cv.strategies": ["last"], "cv.candidates": 1}
     check(cross_validate(load_config("toy.yaml", values), "calm", inline=True), at_most=CHECKPOINT_EVERY)
+
+
+ROOM_FOR_ONE = """
+    import fcntl, os, pathlib, time
+    if x.sum() < 1e30 and self.training and "ImplicitFunc" in pathlib.Path("/proc/self/cmdline").read_text():
+        pathlib.Path(f"here-{os.getpid()}").touch()
+        while len(list(pathlib.Path().glob("here-*"))) < 2:  # the first waits for another one beside it
+            time.sleep(0.05)
+        try:
+            fcntl.flock(self.device, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+        except BlockingIOError:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_memory_for_one_candidate_at_a_time(toy: Path, undisturbed: Summary) -> None:
+    """What ran out of memory beside another is no failure: it is tried again on twice the share, here all there is."""
+    break_toy(toy, "    def forward(self, x):", ROOM_FOR_ONE)
+    break_toy(toy, "class Toy(nn.Module):", 'device = open("device", "w")')
+    with SmallCluster([2]) as cluster:
+        finish(start("--address", cluster.address, nap=0.02, env=ENVIRONMENT))
+    check(undisturbed, at_most=4 * CHECKPOINT_EVERY)
+    retries = [event for event in read_log(Path("run/log.jsonl")) if event["event"] == "retry"]
+    assert retries
+    assert all(retry["memory"] and "OutOfMemoryError" in retry["reason"] for retry in retries)
+    assert retries[0]["candidate"] in str(Summary.load("run").notes)
 
 
 @pytest.mark.ray
