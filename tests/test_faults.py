@@ -293,7 +293,8 @@ def test_memory_for_one_candidate_at_a_time(toy: Path, undisturbed: Summary) -> 
     break_toy(toy, "    def forward(self, x):", ROOM_FOR_ONE)
     break_toy(toy, "class Toy(nn.Module):", 'device = open("device", "w")')
     with SmallCluster([2]) as cluster:
-        finish(start("--address", cluster.address, nap=0.02, env=ENVIRONMENT))
+        options = ["--set", "compute.max_failures=1", "--address", cluster.address]
+        finish(start(*options, nap=0.1, env=ENVIRONMENT))
     check(undisturbed, at_most=4 * CHECKPOINT_EVERY)
     retries = [event for event in read_log(Path("run/log.jsonl")) if event["event"] == "retry"]
     assert retries

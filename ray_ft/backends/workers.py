@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -166,10 +166,17 @@ def start_here(
 
 
 class Worker:
-    """What is started in a process of its own, where what it needs is fetched: a fitter, or what a test found."""
+    """What is started in a process of its own, where what it needs is fetched: a fitter, or what a test found.
+
+    It starts when it is first asked, as Ray tells of what is raised in a constructor as of a process that has died.
+    """
 
     def __init__(self, start: Callable[..., Any], problem: Problem, keys: Keys) -> None:
-        self.own = start(problem, keys)
+        self.start = partial(start, problem, keys)
+
+    @cached_property
+    def own(self) -> Any:
+        return self.start()
 
     def answer(self, question: Callable[[Any], Any]) -> Any:
         return question(self.own)
