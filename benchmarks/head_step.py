@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.setting import prepare_row, start_members
-from ray_ft.fitting.training import draw_batches, step_within_memory
+from ray_ft.fitting.training import draw_batches, step_pack
 
 BATCH, N_WAVELENGTHS, WIDTH, N_OUT = 16, 301, 256, 4
 PEAK_SIDE = 2048
@@ -71,7 +71,7 @@ def build_step(precision: str) -> Callable[[], object]:
         if batch is None or len(batch.rows) < BATCH:
             batches = draw_batches(member, fitter.recipe, 0)
             batch = next(batches)
-        step_within_memory(fitter.whole, fitter.recipe, [batch], 1)
+        step_pack(fitter.whole, fitter.recipe, [batch])
 
     batches = draw_batches(member, fitter.recipe, 0)
     return step

@@ -58,6 +58,7 @@ from ray_ft.results.summarizing import (
     find_notes,
     note_deals,
     note_dominance,
+    note_shortages,
     summarize_baseline,
     summarize_strategies,
     warn_of_baseline,
@@ -331,6 +332,7 @@ def reduce(
         notes=[
             *([warning] if warning else []), *prepared.notes, *note_deals(deals),
             *note_dominance(objective, blind, losses[lowest]), *find_notes(run, plan, scores, strategies),
+            *note_shortages(run.log),
         ],
         wall_s=before.wall_s if before else time.monotonic() - started, n_epochs_again=n_again,
         n_interruptions=n_interruptions,

@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes in one process tree, which does what it is told on its standard input.
 
-    add CPUS           a node joins; its id is printed
+    add CPUS [GPUS]    a node joins; its id is printed
     kill ID            a node dies at once
     leave ID SECONDS   a node is given notice, as a spot instance is, and dies when the time is over
 
@@ -29,11 +29,13 @@ class SmallCluster:
 
     Args:
         cpus: Of each node; the first is the head.
+        gpus: The same; they exist by name alone.
         more: Further arguments of each node.
     """
 
-    def __init__(self, cpus: list[int], **more: Any) -> None:
-        command = [sys.executable, "-W", "ignore", __file__, json.dumps({"cpus": cpus, "more": more})]
+    def __init__(self, cpus: list[int], gpus: list[int] | None = None, **more: Any) -> None:
+        nodes = {"cpus": cpus, "gpus": gpus or [0] * len(cpus), "more": more}
+        command = [sys.executable, "-W", "ignore", __file__, json.dumps(nodes)]
         self.process = subprocess.Popen(
             command,
             env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.getcwd()},
@@ -63,23 +65,24 @@ class SmallCluster:
         return self.read()
 
 
-def serve(cpus: list[int], more: dict[str, Any]) -> None:
+def serve(cpus: list[int], gpus: list[int], more: dict[str, Any]) -> None:
     from ray._raylet import GcsClient
     from ray.cluster_utils import Cluster
     from ray.core.generated import autoscaler_pb2
 
     common = {"node_ip_address": "127.0.0.1", "include_dashboard": False, **more}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], **common})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus[0], "num_gpus": gpus[0], **common})
     nodes = {cluster.head_node.node_id: cluster.head_node}
     try:
-        for n_cpus in cpus[1:]:
-            node = cluster.add_node(num_cpus=n_cpus, **common)
+        for n_cpus, n_gpus in zip(cpus[1:], gpus[1:], strict=True):
+            node = cluster.add_node(num_cpus=n_cpus, num_gpus=n_gpus, **common)
             nodes[node.node_id] = node
         print("*", cluster.address, *nodes, flush=True)
         for line in sys.stdin:
             verb, *words = line.split()
             if verb == "add":
-                node = cluster.add_node(num_cpus=int(words[0]), **common)
+                n_cpus, n_gpus = (*map(int, words), 0)[:2]
+                node = cluster.add_node(num_cpus=n_cpus, num_gpus=n_gpus, **common)
                 nodes[node.node_id] = node
                 words = [node.node_id]
             elif verb == "kill":

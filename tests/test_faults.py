@@ -229,6 +229,79 @@ def test_node_lost(toy: Path, undisturbed: Summary) -> None:
     check(undisturbed, at_most=CHECKPOINT_EVERY)
 
 
+# GPUs by name alone, whose holders compute on the CPU: Python reads this as it starts.
+NAMED_GPUS = """
+import importlib.util
+import sys
+
+
+class Hook:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ray_ft.backends.placement":
+            sys.meta_path.remove(self)
+            import ray
+            ray.get_gpu_ids = lambda: []
+            return importlib.util.find_spec(name)
+
+
+sys.meta_path.insert(0, Hook())
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_features_lost_with_their_node(toy: Path) -> None:
+    """Features that Ray keeps on one node are made again there where candidates hold every share of a GPU."""
+    module, rng = toy / "toy_network.py", np.random.default_rng(0)
+    module.write_text(module.read_text().replace("nn.Linear(6,", "nn.Linear(1000,"))
+    np.save(toy / "x.npy", rng.normal(size=(30, 1000)).astype(np.float32))  # 120 kB, as the network runs whole
+    (toy / "sitecustomize.py").write_text(NAMED_GPUS)
+    with SmallCluster([2, 2], gpus=[0, 1]) as cluster:
+        options = ["--strategies", "last", "--candidates", "1", "--address", cluster.address]
+        process = start(*options, nap=0.05, env=ENVIRONMENT)
+        wait_for(find_epoch(1, cluster.nodes[1]), process)
+        (other,) = cluster.tell("add", 2, 1)
+        cluster.tell("kill", cluster.nodes[1])
+        killed = time.monotonic()
+        wait_for(find_epoch(1, other), process)
+        waited = time.monotonic() - killed
+        finish(process)
+    assert waited < 30, "it waited for what others hold"
+    shutil.move("nap", "slept")
+    assert "made again where it was missing" in str(Summary.load("run").notes)
+    values = {"cv.strategies": ["last"], "cv.candidates": 1}
+    check(cross_validate(load_config("toy.yaml", values), "calm", inline=True), at_most=CHECKPOINT_EVERY)
+
+
+ROOM_FOR_ONE = """
+    import fcntl, os, pathlib, time
+    if x.sum() < 1e30 and self.training and "ImplicitFunc" in pathlib.Path("/proc/self/cmdline").read_text():
+        pathlib.Path(f"here-{os.getpid()}").touch()
+        while len(list(pathlib.Path().glob("here-*"))) < 2:  # the first waits for another one beside it
+            time.sleep(0.05)
+        try:
+            fcntl.flock(self.device, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+        except BlockingIOError:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_memory_for_one_candidate_at_a_time(toy: Path, undisturbed: Summary) -> None:
+    """What ran out of memory beside another is no failure: it is tried again on twice the share, here all there is."""
+    break_toy(toy, "    def forward(self, x):", ROOM_FOR_ONE)
+    break_toy(toy, "class Toy(nn.Module):", 'device = open("device", "w")')
+    with SmallCluster([2]) as cluster:
+        options = ["--set", "compute.max_failures=1", "--address", cluster.address]
+        finish(start(*options, nap=0.1, env=ENVIRONMENT))
+    check(undisturbed, at_most=4 * CHECKPOINT_EVERY)
+    retries = [event for event in read_log(Path("run/log.jsonl")) if event["event"] == "retry"]
+    assert retries
+    assert all(retry["memory"] and "OutOfMemoryError" in retry["reason"] for retry in retries)
+    assert retries[0]["candidate"] in str(Summary.load("run").notes)
+
+
 @pytest.mark.ray
 @pytest.mark.faults
 def test_node_that_leaves_with_notice(toy: Path, undisturbed: Summary) -> None:

@@ -1,15 +1,18 @@
 """Candidates one after the other in this process, without Ray: for a debugger, and to compare with."""
 
+import gc
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from ray_ft.backends.rounds import Rounds, Shared
-from ray_ft.errors import StorageError
+from ray_ft.errors import StorageError, first_line
 from ray_ft.files.cpus import count_cpus
+from ray_ft.files.memory import is_out_of_memory
 from ray_ft.fitting.candidate import Report, run_members, write_failure, write_range
+from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
 from ray_ft.fitting.range_test import run_range_test
 from ray_ft.fitting.starting import start_fitter
@@ -21,15 +24,26 @@ class StopCandidate(Exception):  # noqa: N818  # no error: it ends a candidate
 
 
 def train_inline(rounds: Rounds, first: Assignment) -> None:
-    """Train until nothing is left."""
+    """Train until nothing is left.
+
+    Raises:
+        RunError: Memory did not suffice for an assignment; the others have ended.
+        StorageError: Files of the run cannot be written.
+    """
     torch.set_num_threads(1)  # one a member, so that sums are taken in the same order whatever there is
     trainer = InlineTrainer(rounds.shared)
     own: Assignment | None = first
     while own is not None:
         started = time.monotonic()
-        trainer.train(own)
-        rounds.end(own, time.monotonic() - started)
+        reason = trainer.train(own)
+        if reason and own.name not in rounds.lost_before:
+            rounds.give_up(own, reason)
+        else:
+            if reason:
+                write_failure(rounds.shared.run, own, rounds.shared.problem.splits.hash, reason)
+            rounds.end(own, time.monotonic() - started)
         own = rounds.take()
+    rounds.raise_lost()
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,26 @@ class InlineTrainer:
     shared: Shared
     prepared: dict[str, PreparedStrategy] = field(default_factory=dict)
 
-    def train(self, own: Assignment) -> None:
+    def train(self, own: Assignment) -> str:
+        """Train an assignment; where memory does not suffice, anew from its last checkpoint, one member at a time.
+
+        Returns:
+            What was said of memory, where it did not suffice for that either; else nothing.
+        """
+        shared, compute = self.shared, self.shared.compute
+        n_threads = compute.cpus_per_candidate or count_cpus()
+        reason = self.attempt(own, shared.settings, n_threads)
+        for _ in range(compute.max_failures):
+            if not reason:
+                break
+            shared.note("retry", candidate=own.name, reason=reason, memory=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+            reason = self.attempt(own, replace(shared.settings, packing="looped"), 1)
+        return reason
+
+    def attempt(self, own: Assignment, settings: FitSettings, n_threads: int) -> str:
+        """Train an assignment; return what was said of memory, where it did not suffice."""
         shared = self.shared
 
         def report(epoch: int, mean: float, final: bool) -> None:
@@ -49,21 +82,24 @@ class InlineTrainer:
                 raise StopCandidate
 
         try:
-            self.run(own, report)
+            self.run(own, report, settings, n_threads)
         except StopCandidate:
             pass
         except StorageError:  # the next candidate's could not be written either
             raise
-        except Exception:  # the border of a candidate: the others go on, as on Ray
+        except Exception as error:  # the border of a candidate: the others go on, as on Ray
+            if is_out_of_memory(error):
+                return f"{type(error).__name__}: {first_line(error)}"
             write_failure(shared.run, own, shared.problem.splits.hash, traceback.format_exc())
+        return ""
 
-    def run(self, own: Assignment, report: Report) -> None:
+    def run(self, own: Assignment, report: Report, settings: FitSettings, n_threads: int) -> None:
         """Train an assignment; its strategy is prepared for the first."""
         shared, asked, name = self.shared, self.shared.compute.device, own.spec.strategy
-        problem, settings = shared.problem, shared.settings
+        problem = shared.problem
         if asked == "auto":
             asked = "cuda" if torch.cuda.is_available() else "cpu"
-        device, n_threads = torch.device(asked), shared.compute.cpus_per_candidate or count_cpus()
+        device = torch.device(asked)
         if name not in self.prepared:
             given = problem, shared.pretrained, shared.strategies[name], settings.precision
             self.prepared[name] = prepare_strategy(*given, device, n_threads)

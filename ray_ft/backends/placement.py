@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -34,6 +34,15 @@ class Allocation:
         if self.n_workers == 1:
             return bundle
         return tune.PlacementGroupFactory([{}, *[bundle] * self.n_workers], strategy="PACK")
+
+    def widen(self) -> "Allocation":
+        """Twice the share of a node, so that fewer train there at a time; several processes hold what they can."""
+        if self.n_workers > 1:
+            return self
+        if self.gpus:
+            return replace(self, gpus=max(self.gpus, min(1.0, 2 * self.gpus)))
+        largest = max((int(node["Resources"].get("CPU", 0)) for node in list_nodes()), default=0)
+        return replace(self, cpus=max(self.cpus, min(2 * self.cpus, largest)))
 
 
 def choose_allocation(shared: Shared, n_left: int, n_members: int) -> Allocation:

@@ -28,7 +28,7 @@ from ray_ft.results.records import (
     load_result,
 )
 from ray_ft.runs.folder import RunFolder
-from ray_ft.runs.journal import Journal, sum_seconds
+from ray_ft.runs.journal import Journal, read_log, sum_seconds
 from ray_ft.search.plan import Assignment, CandidateSpec, assign_finish, assign_range_test, assign_search
 from ray_ft.search.problem import Problem
 from ray_ft.search.proposer import Proposer
@@ -67,7 +67,8 @@ class Shared:
         stopped = self.halving.stopped_at(own.name) is not None
         state = "stopped" if stopped or result is None else result["state"]
         self.display.show_end(own.name, state)
-        self.note("end of candidate", candidate=own.name, state=state, spent_s=round(seconds, 3))
+        note = {"note": result["note"]} if result and result.get("note") else {}
+        self.note("end of candidate", candidate=own.name, state=state, spent_s=round(seconds, 3), **note)
 
     def note(self, event: str, **fields: Any) -> None:
         """Log what must not be lost with this process."""
@@ -108,6 +109,8 @@ class Rounds:
         self.plan: dict[str, list[CandidateSpec]] = {name: [] for name in proposers}
         self.verdicts: dict[str, Verdict] = {}
         self.seconds = sum_seconds(shared.run.log)
+        self.lost: dict[str, str] = {}  # by the name of what has no result in this call: what the machine did to it
+        self.lost_before = {event.get("candidate") for event in read_log(shared.run.log) if event["event"] == "lost"}
         costs = {name: own.n_trained for name, own in shared.strategies.items()}
         self.lanes = {name: Lane(self.go_on(name)) for name in sorted(proposers, key=lambda name: -costs[name])}
 
@@ -145,12 +148,24 @@ class Rounds:
         self.shared.finish(own, seconds)
         self.lanes[own.spec.strategy].running.discard(own.name)
 
-    def give_up(self, own: Assignment) -> None:
+    def give_up(self, own: Assignment, reason: str) -> None:
         """Take note that an assignment has no result in this call, so its strategy goes no further in it."""
+        self.shared.note("lost", candidate=own.name, reason=reason)
+        self.lost[own.name] = reason
         self.shared.halving.finish(own.name)
         lane = self.lanes[own.spec.strategy]
         lane.running.discard(own.name)
         lane.batches = iter(())
+
+    def raise_lost(self) -> None:
+        """Raise what is no candidate's own failure, so that the same command goes on from here."""
+        if self.lost:
+            listed = "\n".join(f"  {name}: {reason}" for name, reason in self.lost.items())
+            raise RunError(
+                f"a candidate's process may die {self.shared.compute.max_failures} times "
+                f"(compute.max_failures), but it died once more\n{listed}\nwhat was trained is kept: repeat the "
+                "command to try these again; if they die as often once more, they count as failed"
+            )
 
     def conclude(self) -> tuple[tuple[CandidateSpec, ...], dict[str, Verdict]]:
         """Write how all candidates ended; return them and that. What a larger budget has planned is planned again."""

@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import ray
 from ray import tune
 
 from ray_ft.backends.placement import Allocation
-from ray_ft.backends.workers import find_range, open_fitter
+from ray_ft.backends.workers import Preparation, find_range, open_fitter
 from ray_ft.errors import StorageError
 from ray_ft.fitting.candidate import run_members, write_range
 from ray_ft.fitting.fitter import FitSettings
@@ -25,13 +26,16 @@ def train_trial(
     params: dict[str, Any],
     problem: Problem,
     run: RunFolder,
-    prepared: Mapping[str, Any],
+    prepared: Mapping[str, Preparation],
     settings: FitSettings,
     allocation: Allocation,
     max_silence_s: float,
 ) -> None:
-    """Train one assignment in a worker of Ray."""
+    """Train one assignment in a worker of Ray; one that memory did not suffice for, a member at a time."""
     own: Assignment = params["assignment"]
+    if "roomier" in params:
+        settings = replace(settings, packing="looped")
+        allocation = replace(allocation, cpus=1) if allocation.n_workers == 1 else allocation
     node = ray.get_runtime_context().get_node_id()
 
     def report(epoch: int, mean: float, final: bool) -> None:

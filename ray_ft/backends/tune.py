@@ -16,7 +16,8 @@ from typing import Any
 import ray
 import torch
 from ray import tune
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayTaskError
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -27,15 +28,17 @@ from ray_ft.backends.preflight import check_folder, check_reachable
 from ray_ft.backends.rounds import Rounds
 from ray_ft.backends.successive_halving import SuccessiveHalving
 from ray_ft.backends.trial import train_trial
-from ray_ft.backends.workers import fetch, prepare_strategies
+from ray_ft.backends.workers import Preparation, fetch, is_of_machine, prepare_strategies
 from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError, RunError, StorageError, first_line
 from ray_ft.files.cpus import count_cpus
+from ray_ft.files.memory import is_out_of_memory
 from ray_ft.fitting.candidate import write_failure
 from ray_ft.fitting.preparation import prepare_strategy
 from ray_ft.runs.folder import RunFolder
-from ray_ft.runs.journal import read_log
 from ray_ft.search.plan import Assignment
+
+LOW = "running low on memory"  # what Ray says of an actor that it has ended for it
 
 
 def train_on_ray(rounds: Rounds, first: Assignment, open_loggers: Callable[[], list[tune.Callback]]) -> None:
@@ -52,7 +55,7 @@ def train_on_ray(rounds: Rounds, first: Assignment, open_loggers: Callable[[], l
             tune_config=tune.TuneConfig(
                 search_alg=HandOut(rounds, first),
                 num_samples=-1,
-                scheduler=OrderedHalving(own.halving),
+                scheduler=OrderedHalving(own.halving, allocation),
                 reuse_actors=True,
                 trial_name_creator=name_trial,
                 trial_dirname_creator=name_trial,
@@ -73,7 +76,7 @@ def train_on_ray(rounds: Rounds, first: Assignment, open_loggers: Callable[[], l
         raise RunError("Ray Tune ended before all candidates did; repeat the command to go on")
 
 
-def prepare(rounds: Rounds, session: contextlib.ExitStack) -> tuple[Allocation, dict[str, Any]]:
+def prepare(rounds: Rounds, session: contextlib.ExitStack) -> tuple[Allocation, dict[str, Preparation]]:
     """Connect, and start to prepare the strategies; the first of them here, while Ray starts."""
     own = rounds.shared
     wanted = [own.strategies[name] for name in rounds.list_left()]
@@ -159,11 +162,11 @@ def build_storage(run: RunFolder) -> dict[str, Any]:
 
 
 class OrderedHalving(FIFOScheduler):
-    """Passes each result on to successive halving, and its verdict to Tune."""
+    """Passes each result on to successive halving, and its verdict to Tune; makes room for what ran out of memory."""
 
-    def __init__(self, halving: SuccessiveHalving) -> None:
+    def __init__(self, halving: SuccessiveHalving, allocation: Allocation) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
-        self.halving = halving
+        self.halving, self.allocation = halving, allocation
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its scheduler with its state, which is never restored here
@@ -174,20 +177,24 @@ class OrderedHalving(FIFOScheduler):
             self.halving.record(name, result["epoch"], result["loss"], result["final"])
         return TrialScheduler.STOP if self.halving.stopped_at(name) is not None else TrialScheduler.CONTINUE
 
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Have what is tried again, for want of memory, hold more of a node than before."""
+        if trial.status == Trial.ERROR and is_short_of_memory(load_error(trial)):  # else nothing follows
+            roomier: Allocation = trial.config.get("roomier", self.allocation).widen()
+            trial.config["roomier"] = roomier
+            trial.update_resources(roomier.request())
+
 
 class Watcher(tune.Callback, tune.Stopper):
     """Shows and logs progress, keeps the time, and records candidates whose retries are used up.
 
-    It ends all trials when files of the run can no longer be written; `broken` then says why. `lost` says, by name, why
-    the process of a candidate died too often.
+    It ends all trials when files of the run can no longer be written; `broken` then says why.
     """
 
     def __init__(self, rounds: Rounds) -> None:
         self.rounds, self.shared = rounds, rounds.shared
         self.started: dict[str, float] = {}
         self.broken = ""
-        self.lost: dict[str, str] = {}
-        self.lost_before = {event["candidate"] for event in read_log(self.shared.run.log) if event["event"] == "lost"}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks with its state, which is never restored here
@@ -212,14 +219,13 @@ class Watcher(tune.Callback, tune.Stopper):
             self.finish(trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.shared.note("retry", candidate=trial.config["candidate"], reason=self.explain(trial))
+        memory = {"memory": True} if is_short_of_memory(load_error(trial)) else {}
+        self.shared.note("retry", candidate=trial.config["candidate"], reason=self.explain(trial), **memory)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name, reason, own = trial.config["candidate"], self.explain(trial), self.shared
-        if has_died(load_error(trial)) and name not in self.lost_before:
-            own.note("lost", candidate=name, reason=reason)
-            self.lost[name] = reason
-            self.rounds.give_up(trial.config["assignment"])
+        if is_of_machine(load_error(trial)) and name not in self.rounds.lost_before:
+            self.rounds.give_up(trial.config["assignment"], reason)
             return
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
         write_failure(own.run, trial.config["assignment"], own.problem.splits.hash, f"{text}\n{reason}")
@@ -245,13 +251,7 @@ class Watcher(tune.Callback, tune.Stopper):
         """Raise what is no candidate's own failure, so that the same command goes on from here."""
         if self.broken:
             raise StorageError(self.broken)
-        if self.lost:
-            listed = "\n".join(f"  {name}: {reason}" for name, reason in self.lost.items())
-            raise RunError(
-                f"a candidate's process may die {self.shared.compute.max_failures} times "
-                f"(compute.max_failures), but it died once more\n{listed}\nwhat was trained is kept: repeat the "
-                "command to try these again; if they die as often once more, they count as failed"
-            )
+        self.rounds.raise_lost()
 
 
 def load_error(trial: Any) -> Exception | None:
@@ -261,8 +261,8 @@ def load_error(trial: Any) -> Exception | None:
     return error
 
 
-def has_died(error: Exception | None) -> bool:
-    """Whether a process went away, rather than an exception was raised in it."""
+def is_short_of_memory(error: Exception | None) -> bool:
+    """Whether memory did not suffice, or Ray has ended a process before that."""
     if isinstance(error, RayTaskError):
         error = error.cause
-    return isinstance(error, RayActorError | NodeDiedError | OutOfMemoryError | WorkerCrashedError)
+    return LOW in str(error) or is_out_of_memory(error)

@@ -5,18 +5,19 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_ft.backends.placement import Allocation, find_device
 from ray_ft.backends.rounds import Shared
+from ray_ft.files.memory import is_out_of_memory
 from ray_ft.fitting.fitter import FitSettings, Fitter, JoinedFitter
 from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
 from ray_ft.fitting.range_test import RangeTest, run_range_test
@@ -40,22 +41,60 @@ class Preparer:
         return ship(prepare_strategy(problem, pretrained, strategy, precision, find_device()))
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """A strategy that is prepared once for all, and what it takes to prepare it again.
+
+    What is lost with a node, or was never made for want of memory, is made again by whoever misses it, on the share
+    that it holds already. Ray would make it again too, by a preparer that it starts anew; but that one waits for a
+    share of its own where candidates hold all of them and wait for it, so neither would ever go on.
+    """
+
+    shipped: Any  # reference to what the preparer made
+    pretrained: Any  # reference, to what the process of the command keeps
+    strategy: Strategy
+    precision: Literal["auto", "float32", "bf16"]
+
+    def receive(self, problem: Problem) -> PreparedStrategy:
+        """Fetch what was prepared, or else prepare it here."""
+        try:
+            shipped, arrays = fetch(self.shipped)
+        except Exception as error:
+            if not is_of_machine(error):
+                raise
+            lost = type(error).__name__
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the shared arrays cannot be written to; they are not
+                features = tuple(torch.from_numpy(array) for array in arrays)
+            received: PreparedStrategy = replace(shipped, features=features)
+            return received
+        given = problem, fetch(self.pretrained), self.strategy, self.precision
+        note = f"what its candidates share was lost ({lost}) and made again where it was missing"
+        return replace(prepare_strategy(*given, find_device()), note=note)
+
+
 def prepare_strategies(
     shared: Shared, strategies: Sequence[Strategy], allocation: Allocation, first: Future[PreparedStrategy]
-) -> dict[str, Any]:
-    """Start to prepare strategies, in the order of need; return the references by name.
+) -> dict[str, Preparation]:
+    """Start to prepare strategies, in the order of need; return what there is to receive by name.
 
     The first comes as prepared on the CPU of this process while Ray started. The preparer takes no CPU of its own, as
     the candidates that hold them wait for it. On a GPU it is there before them. As nothing refers to it afterwards, it
     ends when it is done.
     """
-    prepared = {} if allocation.gpus else {strategies[0].name: ray.put(ship(first.result()))}
-    if left := [strategy for strategy in strategies if strategy.name not in prepared]:
-        options = {"num_cpus": 0, "num_gpus": min(1.0, allocation.gpus), "max_restarts": 2, "max_task_retries": 2}
-        preparer = start_actor(Preparer, options)
-        given, precision = (ray.put(shared.problem), ray.put(shared.pretrained)), shared.settings.precision
-        prepared |= {strategy.name: preparer.prepare.remote(*given, strategy, precision) for strategy in left}
-    return prepared
+    problem, pretrained, precision = ray.put(shared.problem), ray.put(shared.pretrained), shared.settings.precision
+    shipped = {}
+    if not allocation.gpus:
+        try:
+            shipped = {strategies[0].name: ray.put(ship(first.result()))}
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+    if left := [strategy for strategy in strategies if strategy.name not in shipped]:
+        preparer = start_actor(Preparer, {"num_cpus": 0, "num_gpus": min(1.0, allocation.gpus)})
+        shipped |= {own.name: preparer.prepare.remote(problem, pretrained, own, precision) for own in left}
+    return {own.name: Preparation(shipped[own.name], pretrained, own, precision) for own in strategies}
 
 
 def start_actor(kind: type, options: dict[str, Any], *args: Any) -> Any:
@@ -68,24 +107,12 @@ def ship(prepared: PreparedStrategy) -> Shipped:
     return replace(prepared, features=()), [feature.cpu().numpy() for feature in prepared.features]
 
 
-def receive(reference: Any) -> PreparedStrategy:
-    shipped, arrays = fetch(reference)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the shared arrays cannot be written to; they are not
-        features = tuple(torch.from_numpy(array) for array in arrays)
-    received: PreparedStrategy = replace(shipped, features=features)
-    return received
-
-
 @contextlib.contextmanager
 def open_fitter(
-    problem: Problem, own: Assignment, reference: Any, settings: FitSettings, allocation: Allocation
+    problem: Problem, own: Assignment, strategy: Preparation, settings: FitSettings, allocation: Allocation
 ) -> Iterator[Fitter]:
-    """Start the members of an assignment in this process or, a share of them each, in those of its placement group.
-
-    The reference is that of its strategy, from `prepare_strategies`.
-    """
-    start = partial(start_here, own.spec, reference, settings, allocation)
+    """Start the members of an assignment in this process or, a share of them each, in those of its placement group."""
+    start = partial(start_here, own.spec, strategy, settings, allocation)
     if allocation.n_workers == 1:
         yield start(problem, own.keys)
         return
@@ -95,10 +122,10 @@ def open_fitter(
 
 
 def find_range(
-    problem: Problem, own: Assignment, reference: Any, settings: FitSettings, allocation: Allocation
+    problem: Problem, own: Assignment, strategy: Preparation, settings: FitSettings, allocation: Allocation
 ) -> RangeTest:
     """Test the range of a strategy in this process or, where its placement group holds the devices, in one of those."""
-    test = partial(find_range_here, own.spec, reference, settings)
+    test = partial(find_range_here, own.spec, strategy, settings)
     if allocation.n_workers == 1:
         return test(problem, ())
     with start_workers(test, problem, [()], allocation) as workers:
@@ -126,21 +153,30 @@ def start_workers(
             ray.kill(worker)  # the process that leads them may go on to the next candidate
 
 
-def find_range_here(spec: CandidateSpec, reference: Any, settings: FitSettings, problem: Problem, _: Keys) -> RangeTest:
-    return run_range_test(problem, receive(reference), spec, settings, find_device())
+def find_range_here(
+    spec: CandidateSpec, strategy: Preparation, settings: FitSettings, problem: Problem, _: Keys
+) -> RangeTest:
+    return run_range_test(problem, strategy.receive(problem), spec, settings, find_device())
 
 
 def start_here(
-    spec: CandidateSpec, reference: Any, settings: FitSettings, held: Allocation, problem: Problem, keys: Keys
+    spec: CandidateSpec, strategy: Preparation, settings: FitSettings, held: Allocation, problem: Problem, keys: Keys
 ) -> Fitter:
-    return start_fitter(problem, receive(reference), spec, keys, settings, find_device(), held.cpus)
+    return start_fitter(problem, strategy.receive(problem), spec, keys, settings, find_device(), held.cpus)
 
 
 class Worker:
-    """What is started in a process of its own, where what it needs is fetched: a fitter, or what a test found."""
+    """What is started in a process of its own, where what it needs is fetched: a fitter, or what a test found.
+
+    It starts when it is first asked, as Ray tells of what is raised in a constructor as of a process that has died.
+    """
 
     def __init__(self, start: Callable[..., Any], problem: Problem, keys: Keys) -> None:
-        self.own = start(problem, keys)
+        self.start = partial(start, problem, keys)
+
+    @cached_property
+    def own(self) -> Any:
+        return self.start()
 
     def answer(self, question: Callable[[Any], Any]) -> Any:
         return question(self.own)
@@ -159,3 +195,10 @@ def fetch(references: Any) -> Any:
         return ray.get(references)
     except RayTaskError as error:
         raise error.cause from error
+
+
+def is_of_machine(error: BaseException | None) -> bool:
+    """Whether the machine failed, and not what ran on it: Ray lost a process or an object, or memory was short."""
+    if isinstance(error, RayTaskError):
+        error = error.cause
+    return isinstance(error, RayError) or is_out_of_memory(error)

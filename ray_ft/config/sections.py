@@ -244,7 +244,7 @@ class ComputeSection(Section):
     packing: Literal["auto", "packed", "looped"] = "auto"
     """Whether members train in one step or one after the other. `auto` tries both and takes the faster."""
     max_failures: Whole = 2
-    """Number of times that a candidate is tried again after its process died."""
+    """Number of times that a candidate is tried again after its process died or ran out of memory."""
     max_silence_s: Positive = 3600.0
     """Seconds that a process may train without ending an epoch; then it is tried again."""
 

@@ -1,5 +1,6 @@
-"""How much memory can be taken: what the machine has free, or what its container still allows."""
+"""How much memory can be taken: what the machine has free, or its container still allows; and what was too much."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,17 @@ CGROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+# What torch, and the libraries that it calls, say in errors that have no class of their own.
+SHORTAGES = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory did not suffice, that of the machine or that of an accelerator."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if any(kind.__name__ in ("MemoryError", "OutOfMemoryError") for kind in type(error).__mro__):
+        return True  # by name, as torch and Ray have one each, and neither is imported for it
+    return isinstance(error, RuntimeError) and any(shortage in str(error) for shortage in SHORTAGES)
 
 
 def describe_excess(n_bytes: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ray_ft.files.memory import is_out_of_memory
 from ray_ft.files.writing import replace_file
 
 
@@ -20,6 +21,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         try:
             torch.save(content, partial)
         except RuntimeError as error:  # as which torch tells of a full disk
+            if is_out_of_memory(error):
+                raise
             raise OSError(errno.EIO, "torch could not write it; is the disk full?", str(path)) from error
 
 

@@ -26,6 +26,7 @@ class PreparedStrategy:
     split: SplitNetwork  # the network, split where the trained parameters begin
     features: Features  # of each view and sample, without noise
     dtype: torch.dtype  # of the products in training
+    note: str = ""  # on what went wrong before it was prepared
 
 
 def prepare_strategy(

@@ -151,26 +151,20 @@ def share(tensor: Tensor, index: int | slice) -> Tensor:
     return tensor.data[index].requires_grad_(tensor.requires_grad)
 
 
-def train_epoch(pack: Pack, recipe: Recipe, epoch: int) -> int:
+def train_epoch(pack: Pack, recipe: Recipe, epoch: int) -> None:
     """Pass each member once over all views of its samples, in an epoch from 0; the members change in place.
-
-    Returns:
-        How many members were packed, fewer than came where memory did not allow for all.
 
     Raises:
         DivergedError: A loss is infinite or not a number.
     """
     batches = [draw_batches(member, recipe, epoch) for member in pack.members]
     totals = torch.zeros(len(pack.members), device=recipe.bank.targets.device)
-    size = len(pack.members)
     while any(step := [next(of_member, None) for of_member in batches]):
-        losses, size = step_within_memory(pack, recipe, step, size)
-        totals += losses
+        totals += step_pack(pack, recipe, step)
     for member, total in zip(pack.members, totals.tolist(), strict=True):
         if not math.isfinite(total):
             raise DivergedError(f"the training loss of {member.key} became {total} in epoch {epoch + 1}; lower the lr")
     check_single_batches(pack, recipe, epoch)
-    return size
 
 
 def check_single_batches(pack: Pack, recipe: Recipe, epoch: int) -> None:
@@ -184,22 +178,6 @@ def check_single_batches(pack: Pack, recipe: Recipe, epoch: int) -> None:
             f"batch norm needs batches of two or more samples, got one: {broken[0]} is no number in epoch {epoch + 1}; "
             "raise batch_size, or cv.train_size where a training part is one sample"
         )
-
-
-def step_within_memory(
-    pack: Pack, recipe: Recipe, batches: Sequence[Batch | None], size: int
-) -> tuple[Float[Tensor, " member"], int]:
-    """Take a step in packs of this size, or of what fits into memory; also return the size that did."""
-    losses: list[Tensor] = []
-    while (done := sum(map(len, losses))) < len(pack.members):
-        part = slice(done, done + size)
-        try:
-            losses.append(step_pack(pack.part(part), recipe, batches[part]))
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size = -(-size // 2)
-    return torch.cat(losses), size
 
 
 def draw_batches(member: Member, recipe: Recipe, epoch: int) -> Iterator[Batch]:
@@ -258,14 +236,10 @@ def step_stacked(pack: Pack, recipe: Recipe, batches: Sequence[Batch]) -> Float[
     masks = tuple(torch.stack(of_site) for of_site in zip(*(batch.masks for batch in batches), strict=True))
     targets = torch.stack([batch.targets for batch in batches])
     leaves = [pack.state[name] for name in split.trained_names]
-    # A step that fails for want of memory has changed nothing: the buffers follow when all else is done.
-    state = {name: tensor if name in split.trained_names else tensor.clone() for name, tensor in pack.state.items()}
-    losses = torch.vmap(partial(compute_loss, recipe), in_dims=(0, axes, 0, 0))(state, features, masks, targets)
+    losses = torch.vmap(partial(compute_loss, recipe), in_dims=(0, axes, 0, 0))(pack.state, features, masks, targets)
     found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
     used = [name for name, gradient in zip(split.trained_names, found, strict=True) if gradient is not None]
     gradients = clip_stacked([gradient for gradient in found if gradient is not None], recipe.grad_clip)
-    for name in state.keys() - set(split.trained_names):
-        pack.state[name].copy_(state[name])
     for i, (member, batch) in enumerate(zip(pack.members, batches, strict=True)):
         for name, gradient in zip(used, gradients, strict=True):
             member.state[name].grad = gradient[i]

@@ -3,18 +3,20 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from ray_ft.data.folds import Deals, Splits
-from ray_ft.errors import write_share
+from ray_ft.errors import first_few, write_share
 from ray_ft.files.writing import write_record, write_text
 from ray_ft.objectives import Objective
 from ray_ft.results.records import Plan, Verdicts, load_attempts, load_curves, load_result
 from ray_ft.results.summary import BaselineSummary, StrategySummary, Summary
 from ray_ft.runs.folder import RunFolder
+from ray_ft.runs.journal import read_log
 from ray_ft.search.plan import RECIPE, name_candidate
 from ray_ft.search.settling import Attempt, assess
 from ray_ft.search.strategies import Strategy
@@ -176,6 +178,18 @@ def find_notes(run: RunFolder, plan: Plan, scores: Scores, strategies: Mapping[s
         elif random and score is not None and score.spread.seeds is not None:
             notes += note_seeds(name, score)
     return notes
+
+
+def note_shortages(log: Path) -> list[str]:
+    """Say for what memory did not suffice at first."""
+    events = (event for event in read_log(log) if event["event"] == "retry" and event.get("memory"))
+    short = list(dict.fromkeys(str(event.get("candidate")) for event in events))
+    if not short:
+        return []
+    return [
+        f"memory did not suffice for {first_few(short)} at first: tried again from the last checkpoint, one member and "
+        "fewer candidates at a time"
+    ]
 
 
 def note_seeds(name: str, score: StrategyScore) -> list[str]:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
+from ray_ft.files.memory import is_out_of_memory
 from ray_ft.split.dropout import DropoutSite, draw_masks
 from ray_ft.split.graph import cut_network
 from ray_ft.split.program import Program
@@ -213,6 +214,8 @@ def split_network(network: nn.Module, trained: Collection[str], example: Tensor)
     # Export runs the network's own code under its tracer, and either may raise any class. Whatever it was,
     # the whole network is right, only slower.
     except Exception as error:
+        if is_out_of_memory(error):  # the machine's, of which the network is no worse
+            raise
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return replace(whole, reason=f"it cannot be split: {line}")
     return replace(split, training=cut.masked, sites=cut.sites)
