@@ -65,7 +65,8 @@ def start_actor(kind: type, options: dict[str, Any], *args: Any) -> Any:
 
 
 def ship(prepared: PreparedStrategy) -> Shipped:
-    return replace(prepared, features=()), [feature.cpu().numpy() for feature in prepared.features]
+    on_cpu = replace(prepared, split=prepared.split.to("cpu"), features=())
+    return on_cpu, [feature.cpu().numpy() for feature in prepared.features]
 
 
 def receive(reference: Any) -> PreparedStrategy:

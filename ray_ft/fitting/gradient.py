@@ -54,8 +54,10 @@ class GradientFitter:
         device: torch.device,
         n_threads: int = 1,
     ) -> None:
+        # On a GPU threads would take turns at one stream, with packs that are smaller by their number.
+        n_threads = n_threads if device.type == "cpu" else 1
         self.keys, self.n_threads, self.splits = tuple(keys), n_threads, problem.splits
-        split = prepared.split.set_dropout(dict.fromkeys(prepared.stage.dropouts, hyper.head_dropout or 0.0))
+        split = prepared.split.to(device).set_dropout(dict.fromkeys(prepared.stage.dropouts, hyper.head_dropout or 0.0))
         inputs, targets = (torch.from_numpy(views).to(device) for views in problem.build_views())
         clean = ViewBank(tuple(feature.to(device) for feature in prepared.features), targets)
         noise = (hyper.noise_std, settings.n_noisy_views, problem.seed)

@@ -111,7 +111,7 @@ class Program:
 
 
 def place(name: str, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give an operation that makes a tensor of numbers alone, such as `arange`, the caller's device: else it is the CPU."""
+    """Give an operation that makes a tensor of numbers alone, such as `arange`, the caller's device."""
     formal = getattr(getattr(resolve_operation(name), "_schema", None), "arguments", ())
     takes_device = any(argument.name == PLACE for argument in formal)
     if takes_device and not any(isinstance(argument.type, torch.TensorType) for argument in formal):
