@@ -10,6 +10,7 @@ import torch
 from ray_ft.backends.rounds import Rounds, Shared
 from ray_ft.errors import StorageError
 from ray_ft.fitting.candidate import Report, run_members, write_failure, write_range
+from ray_ft.fitting.determinism import deterministic
 from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
 from ray_ft.fitting.range_test import run_range_test
 from ray_ft.fitting.starting import start_fitter
@@ -25,11 +26,12 @@ def train_inline(rounds: Rounds, first: Assignment) -> None:
     torch.set_num_threads(1)  # one a member, so that sums are taken in the same order whatever there is
     trainer = InlineTrainer(rounds.shared)
     own: Assignment | None = first
-    while own is not None:
-        started = time.monotonic()
-        trainer.train(own)
-        rounds.end(own, time.monotonic() - started)
-        own = rounds.take()
+    with deterministic(rounds.shared.settings.deterministic):
+        while own is not None:
+            started = time.monotonic()
+            trainer.train(own)
+            rounds.end(own, time.monotonic() - started)
+            own = rounds.take()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ray_ft.backends.rounds import Shared
 from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError
 from ray_ft.files.memory import find_available
+from ray_ft.fitting.determinism import set_deterministic
 from ray_ft.fitting.memory_need import estimate_bytes, estimate_gpu_bytes
 
 N_SHARING = 4  # candidates on one GPU, at most
@@ -115,8 +116,10 @@ def share_cpus(compute: ComputeSection, n_left: int, n_members: int, cpus_of_nod
     return Allocation(n_workers, max(1, cpus // n_workers), 0.0)
 
 
-def find_device() -> torch.device:
+def find_device(deterministic: bool = False) -> torch.device:
     """The GPU that this process holds; a process that holds none sees none."""
+    if deterministic:
+        set_deterministic()
     torch.set_num_threads(1)  # one a member, so that sums are taken in the same order whatever there is
     if ray.get_gpu_ids():
         return torch.device("cuda")

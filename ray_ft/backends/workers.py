@@ -36,8 +36,9 @@ class Preparer:
     def __init__(self) -> None:
         os.nice(10)  # what trains goes first
 
-    def prepare(self, problem: Problem, pretrained: Pretrained, strategy: Strategy, precision: Any) -> Shipped:
-        return ship(prepare_strategy(problem, pretrained, strategy, precision, find_device()))
+    def prepare(self, problem: Problem, pretrained: Pretrained, strategy: Strategy, settings: FitSettings) -> Shipped:
+        device = find_device(settings.deterministic)
+        return ship(prepare_strategy(problem, pretrained, strategy, settings.precision, device))
 
 
 def prepare_strategies(
@@ -53,8 +54,8 @@ def prepare_strategies(
     if left := [strategy for strategy in strategies if strategy.name not in prepared]:
         options = {"num_cpus": 0, "num_gpus": min(1.0, allocation.gpus), "max_restarts": 2, "max_task_retries": 2}
         preparer = start_actor(Preparer, options)
-        given, precision = (ray.put(shared.problem), ray.put(shared.pretrained)), shared.settings.precision
-        prepared |= {strategy.name: preparer.prepare.remote(*given, strategy, precision) for strategy in left}
+        given, settings = (ray.put(shared.problem), ray.put(shared.pretrained)), shared.settings
+        prepared |= {strategy.name: preparer.prepare.remote(*given, strategy, settings) for strategy in left}
     return prepared
 
 
@@ -128,13 +129,14 @@ def start_workers(
 
 
 def find_range_here(spec: CandidateSpec, reference: Any, settings: FitSettings, problem: Problem, _: Keys) -> RangeTest:
-    return run_range_test(problem, receive(reference), spec, settings, find_device())
+    return run_range_test(problem, receive(reference), spec, settings, find_device(settings.deterministic))
 
 
 def start_here(
     spec: CandidateSpec, reference: Any, settings: FitSettings, held: Allocation, problem: Problem, keys: Keys
 ) -> Fitter:
-    return start_fitter(problem, receive(reference), spec, keys, settings, find_device(), held.cpus)
+    device = find_device(settings.deterministic)
+    return start_fitter(problem, receive(reference), spec, keys, settings, device, held.cpus)
 
 
 class Worker:

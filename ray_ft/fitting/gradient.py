@@ -68,16 +68,16 @@ class GradientFitter:
         self.whole = self.create_members(self.keys)
         self.snapshots: list[dict[str, Tensor]] = [self.recipe.split.state for _ in self.keys]
         self.obstacle = ""  # why the members cannot be packed
-        self.pack_size = self.choose_pack_size(settings.packing)
+        self.pack_size = self.choose_pack_size(settings.packing, settings.deterministic)
 
     def create_members(self, keys: Sequence[MemberKey]) -> Pack:
         samples = [self.splits.training(key.repeat, key.fold) for key in keys]
         return create_pack(keys, self.stream, self.recipe.split, self.recipe.hyper, samples)
 
-    def choose_pack_size(self, packing: Packing) -> int:
-        """Time a few steps of fresh members, packed and not."""
-        evenly = -(-len(self.keys) // self.n_threads)
-        if evenly == 1 or packing == "looped":
+    def choose_pack_size(self, packing: Packing, deterministic: bool) -> int:
+        """Time a few steps of fresh members, packed and not; if nothing may hang on time, the device decides."""
+        evenly, on_cpu = -(-len(self.keys) // self.n_threads), self.recipe.bank.targets.device.type == "cpu"
+        if evenly == 1 or packing == "looped" or (packing == "auto" and deterministic and on_cpu):
             return 1
         if self.recipe.split.draws:
             self.obstacle = "the network may draw random numbers itself"
@@ -85,7 +85,7 @@ class GradientFitter:
         if packing == "packed":
             return evenly
         alone = self.time_steps(self.create_members(self.keys[:1]))
-        if self.recipe.bank.targets.device.type == "cpu" and alone > LONG_STEP_S:
+        if on_cpu and alone > LONG_STEP_S:
             return 1
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]  # it is timed
         try:
@@ -93,7 +93,7 @@ class GradientFitter:
         except (RuntimeError, NotImplementedError) as error:  # an operation that `vmap` cannot pack
             self.obstacle = str(error).strip().split("\n")[0]
             return 1
-        return evenly if packed * GAIN < alone else 1
+        return evenly if deterministic or packed * GAIN < alone else 1
 
     def time_steps(self, pack: Pack) -> float:
         """Seconds of a step, after one to warm up; the members are changed."""
