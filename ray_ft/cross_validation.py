@@ -277,8 +277,9 @@ def search(
     config, problem, strategies = prepared.config, prepared.problem, prepared.strategies
     training, compute, minutes = config.training, config.compute, config.search.minutes
     settings = FitSettings(
-        training.grad_clip, training.n_noisy_views, training.precision, compute.packing, training.checkpoint_every
-    )
+        training.grad_clip, training.n_noisy_views, training.precision,
+        compute.packing, training.checkpoint_every, compute.deterministic,
+    )  # fmt: skip
     cost = {name: strategy.n_trained for name, strategy in strategies.items()}  # of an epoch, roughly
     with Display(console, problem.objective.metric, cost) as display:
         halving = start_halving(strategies, config.search, compute.address)

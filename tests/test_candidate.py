@@ -1,13 +1,16 @@
 """A candidate against a plain loop over its recorded losses, and what it leaves on disk."""
 
 import json
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from ray_ft.backends.trial import free_device
 from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
 from ray_ft.data.folds import Splits
@@ -90,3 +93,27 @@ def test_patience_ends_it(toy_folder: Path) -> None:
     reports, folder = run(toy_folder, "run", training__patience=1, training__lr=10.0)
     assert reports[-1][2]
     assert len(reports) < json.loads((folder / "result.json").read_text())["spec"]["stages"][0]["epochs"]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_candidate_that_ended_holds_no_memory_of_a_gpu(
+    toy_folder: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    fitters: list[weakref.ref] = []
+    alive: list[object] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: alive.extend(own() for own in fitters))
+
+    @free_device()
+    def train() -> None:
+        prepared = prepare(load_config(toy_folder / "toy.yaml", {"cv.strategies": ["top"], "cv.candidates": 1}))
+        problem, spec = prepared.problem, prepared.first_round[0]
+        own = prepare_strategy(problem, prepared.pretrained, prepared.strategies["top"], "float32", CPU)
+        fitter = start_fitter(problem, own, spec, KEYS, FitSettings(packing="looped"), CPU)
+        fitters.append(weakref.ref(fitter))
+        fitter.run_epoch(0)
+        if stopped:
+            raise SystemExit  # as Ray Tune stops one
+
+    with suppress(SystemExit):
+        train()
+    assert alive == [None]

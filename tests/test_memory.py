@@ -90,3 +90,17 @@ def test_candidates_that_train_at_a_time_count_together(toy_config: Config, monk
     check_memory(*own, 1)
     with pytest.raises(ConfigError, match="4 candidates at a time must fit into memory"):
         check_memory(*own, 6)
+
+
+def test_what_trains_on_gpus_is_collected_in_the_hosts_memory(
+    toy_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(toy_config)
+    own = prepared.problem, prepared.strategies, toy_config.compute, {"top": 1000}
+    monkeypatch.setattr(memory, "find_available", lambda: 1000)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    check_memory(*own, 1)
+    rule = "2 candidates at a time must fit into memory.*raise compute.gpus_per_candidate"
+    with pytest.raises(ConfigError, match=rule):
+        check_memory(*own, 6)

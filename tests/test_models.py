@@ -2,14 +2,18 @@
 
 import json
 import zlib
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import ray_ft
+from ray_ft.config import load_config
 from ray_ft.errors import WeightsError
+from ray_ft.files.hashes import hash_tensors
 from ray_ft.models import read_weights
 
 DATA = Path(__file__).parent / "data"
@@ -61,3 +65,29 @@ def test_differing_names_and_shapes_are_listed_both_ways(tmp_path: Path) -> None
     torch.save(weights, tmp_path / "net.pt")
     with pytest.raises(WeightsError, match=r"(?s)lacks: head.0.bias.*network lacks: extra"):
         ray_ft.load_network(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.complex64, torch.bool, torch.int64]
+)
+def test_tensors_of_every_type_have_a_name_by_content(dtype: torch.dtype) -> None:
+    one, other = torch.zeros(2, 3).to(dtype), torch.ones(2, 3).to(dtype)
+    names = [hash_tensors({"a": tensor}) for tensor in (one, one.clone(), other, one.flatten(), one[0, 0], one[:0])]
+    assert names[0] == names[1]
+    assert len(set(names)) == 5
+
+
+def test_a_name_is_that_of_the_values_and_not_of_how_they_lie() -> None:
+    tensor = torch.randn(3, 2, dtype=torch.complex64)
+    assert hash_tensors({"a": tensor.mT.conj()}) == hash_tensors({"a": tensor.mT.conj().resolve_conj().contiguous()})
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_checkpoint_of_half_precision_is_fine_tuned(toy_folder: Path, suffix: str) -> None:
+    weights = import_module("toy_network").Toy().state_dict()
+    halved = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    torch.save(halved, "half.pt")
+    save_file(halved, "half.safetensors")
+    values = {"model.checkpoint": f"half{suffix}", "cv.strategies": ["last"], "cv.candidates": 1, "training.epochs": 1}
+    summary = ray_ft.cross_validate(load_config("toy.yaml", values), "run", inline=True)
+    assert summary.strategies["last"].training == ["looped, float32"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ray_ft.split.network import split_network
@@ -414,6 +415,27 @@ def test_an_operation_computes_what_torch_computes(name: str) -> None:
     changed = [leaf for leaf in tree_leaves((args, keywords)) if isinstance(leaf, Tensor)]
     found = run_step(name, *CASES[name][0], **CASES[name][1])
     torch.testing.assert_close(found, (expected, changed), rtol=0, atol=0, equal_nan=True)
+
+
+def takes_device(name: str) -> bool:
+    _, packet, overload = name.split(".")
+    schema = getattr(getattr(torch.ops.aten, packet), overload)._schema
+    return any(argument.name == "device" for argument in schema.arguments)
+
+
+@pytest.mark.parametrize("name", list(filter(takes_device, CASES)))
+def test_what_makes_a_tensor_makes_it_on_the_callers_device(name: str) -> None:
+    """Without a GPU: fake tensors know their device."""
+    inputs: list[Tensor] = []
+    args, keywords = CASES[name]
+    step = [name, encode(args, inputs), {key: encode(value, inputs) for key, value in keywords.items()}]
+    content = {"n_inputs": len(inputs) + 1, "steps": [step], "output": [{"value": len(inputs) + 1}]}
+    program = read_program(json.loads(json.dumps(content)))
+    with FakeTensorMode():
+        (result,) = program.run(
+            [torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda") for tensor in (*inputs, X)], {}
+        )
+    assert result.device.type == "cuda"
 
 
 def list_operations() -> list[str]:

@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ray_ft.config import GradientHyperparameters, scale_lr
 from ray_ft.fitting.training import (
@@ -22,6 +24,7 @@ from ray_ft.fitting.training import (
     draw_batches,
     predict_watched,
     train_epoch,
+    update,
 )
 from ray_ft.objectives import find_objective
 from ray_ft.search.problem import MemberKey
@@ -83,6 +86,37 @@ def test_stacked_clipping_is_that_of_torch_for_each_member() -> None:
         nn.utils.clip_grad_norm_(alone, 1.5)
         for parameter, found in zip(alone, clipped, strict=True):
             torch.testing.assert_close(found[i], parameter.grad)
+
+
+class OptimizerCalls(TorchDispatchMode):
+    """Counts the calls of the fused optimizer."""
+
+    n_calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n_calls += "_fused_adamw_" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("lrs", "n_calls"), [((0.1, 0.1, 0.1), 1), ((0.1, 0.2, 0.1), 2)])
+def test_members_of_one_learning_rate_share_a_call_of_the_optimizer(lrs: tuple[float, ...], n_calls: int) -> None:
+    _, split, _ = build_bank()
+    keys, samples = [MemberKey(0, fold, 0) for fold in range(3)], [np.arange(5)] * 3
+    together, alone = (create_pack(keys, (1,), split, HYPER, samples) for _ in range(2))
+    for step in range(3):
+        for pack in (together, alone):
+            generator = torch.Generator().manual_seed(step)
+            for member in pack.members:
+                for name in split.trained_names:
+                    member.state[name].grad = torch.randn(member.state[name].shape, generator=generator)
+        with OptimizerCalls() as counter:
+            update(together.members, lrs)
+        assert counter.n_calls == n_calls
+        for member, lr in zip(alone.members, lrs, strict=True):
+            member.optimizer.param_groups[0]["lr"] = lr
+            member.optimizer.step()
+    for name, tensor in alone.state.items():
+        assert torch.equal(together.state[name], tensor), name
 
 
 def test_autocast_is_on_for_bf16_alone() -> None:

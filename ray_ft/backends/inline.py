@@ -12,6 +12,7 @@ from ray_ft.errors import StorageError, first_line
 from ray_ft.files.cpus import count_cpus
 from ray_ft.files.memory import is_out_of_memory
 from ray_ft.fitting.candidate import Report, run_members, write_failure, write_range
+from ray_ft.fitting.determinism import deterministic
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
 from ray_ft.fitting.range_test import run_range_test
@@ -33,16 +34,17 @@ def train_inline(rounds: Rounds, first: Assignment) -> None:
     torch.set_num_threads(1)  # one a member, so that sums are taken in the same order whatever there is
     trainer = InlineTrainer(rounds.shared)
     own: Assignment | None = first
-    while own is not None:
-        started = time.monotonic()
-        reason = trainer.train(own)
-        if reason and own.name not in rounds.lost_before:
-            rounds.give_up(own, reason)
-        else:
-            if reason:
-                write_failure(rounds.shared.run, own, rounds.shared.problem.splits.hash, reason)
-            rounds.end(own, time.monotonic() - started)
-        own = rounds.take()
+    with deterministic(rounds.shared.settings.deterministic):
+        while own is not None:
+            started = time.monotonic()
+            reason = trainer.train(own)
+            if reason and own.name not in rounds.lost_before:
+                rounds.give_up(own, reason)
+            else:
+                if reason:
+                    write_failure(rounds.shared.run, own, rounds.shared.problem.splits.hash, reason)
+                rounds.end(own, time.monotonic() - started)
+            own = rounds.take()
     rounds.raise_lost()
 
 

@@ -107,13 +107,17 @@ def check_memory(
 ) -> None:
     """Refuse candidates of which those that train at a time would not fit into the memory of this machine.
 
-    Of a cluster that is joined, and of GPUs, this machine's memory says nothing. `needed` has the bytes of a candidate
-    of each strategy; `n_left` candidates may train at a time.
+    Of a cluster that is joined this machine's memory says nothing. What trains on a GPU is prepared, checkpointed and
+    collected here, so it counts as well. `needed` has the bytes of a candidate of each strategy; `n_left` candidates
+    may train at a time.
     """
-    on_gpu = compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available())
-    if on_gpu or (compute.address is not None and n_left > 1):
+    if compute.address is not None and n_left > 1:
         return
-    n_at_a_time = min(n_left, max(1, count_cpus() // (compute.cpus_per_candidate or 1)))
+    kind, n_devices, asked = "cpus", count_cpus(), float(compute.cpus_per_candidate or 1)
+    if compute.device == "cuda" or (compute.device == "auto" and torch.cuda.is_available()):
+        kind, n_devices = "gpus", torch.cuda.device_count()
+        asked = compute.gpus_per_candidate or 1.0  # where none is asked for, they share one as far as memory allows
+    n_at_a_time = min(n_left, max(1, int(n_devices / asked)))
     largest = max(needed, key=lambda name: needed[name])
     if excess := describe_excess(needed[largest] * n_at_a_time):
         at_a_time = "a candidate" if n_at_a_time == 1 else f"{n_at_a_time} candidates at a time"
@@ -121,7 +125,7 @@ def check_memory(
             f"{at_a_time} must fit into memory, got {largest}, of {len(problem.keys):,} members with "
             f"{strategies[largest].n_trained:,} trained parameters each, on {len(problem.samples):,} samples: "
             f"{excess}; lower cv.seeds, cv.repeats or training.n_noisy_views, train less, or raise "
-            "compute.cpus_per_candidate, so that fewer candidates train at a time"
+            f"compute.{kind}_per_candidate, so that fewer candidates train at a time"
         )
 
 

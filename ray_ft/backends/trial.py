@@ -3,12 +3,14 @@
 import contextlib
 import faulthandler
 import socket
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import ray
+import torch
 from ray import tune
 
 from ray_ft.backends.placement import Allocation
@@ -22,6 +24,19 @@ from ray_ft.search.plan import Assignment
 from ray_ft.search.problem import Problem
 
 
+@contextlib.contextmanager
+def free_device() -> Iterator[None]:
+    """Give back at the end what torch keeps of a GPU's memory: others share it, and this process may wait for work."""
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # which hold the members
+        raise
+    finally:
+        torch.cuda.empty_cache()
+
+
+@free_device()
 def train_trial(
     params: dict[str, Any],
     problem: Problem,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -37,8 +37,9 @@ class Preparer:
     def __init__(self) -> None:
         os.nice(10)  # what trains goes first
 
-    def prepare(self, problem: Problem, pretrained: Pretrained, strategy: Strategy, precision: Any) -> Shipped:
-        return ship(prepare_strategy(problem, pretrained, strategy, precision, find_device()))
+    def prepare(self, problem: Problem, pretrained: Pretrained, strategy: Strategy, settings: FitSettings) -> Shipped:
+        device = find_device(settings.deterministic)
+        return ship(prepare_strategy(problem, pretrained, strategy, settings.precision, device))
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Preparation:
     shipped: Any  # reference to what the preparer made
     pretrained: Any  # reference, to what the process of the command keeps
     strategy: Strategy
-    precision: Literal["auto", "float32", "bf16"]
+    settings: FitSettings
 
     def receive(self, problem: Problem) -> PreparedStrategy:
         """Fetch what was prepared, or else prepare it here."""
@@ -69,9 +70,9 @@ class Preparation:
                 features = tuple(torch.from_numpy(array) for array in arrays)
             received: PreparedStrategy = replace(shipped, features=features)
             return received
-        given = problem, fetch(self.pretrained), self.strategy, self.precision
+        given = problem, fetch(self.pretrained), self.strategy, self.settings.precision
         note = f"what its candidates share was lost ({lost}) and made again where it was missing"
-        return replace(prepare_strategy(*given, find_device()), note=note)
+        return replace(prepare_strategy(*given, find_device(self.settings.deterministic)), note=note)
 
 
 def prepare_strategies(
@@ -83,7 +84,7 @@ def prepare_strategies(
     the candidates that hold them wait for it. On a GPU it is there before them. As nothing refers to it afterwards, it
     ends when it is done.
     """
-    problem, pretrained, precision = ray.put(shared.problem), ray.put(shared.pretrained), shared.settings.precision
+    problem, pretrained, settings = ray.put(shared.problem), ray.put(shared.pretrained), shared.settings
     shipped = {}
     if not allocation.gpus:
         try:
@@ -93,8 +94,8 @@ def prepare_strategies(
                 raise
     if left := [strategy for strategy in strategies if strategy.name not in shipped]:
         preparer = start_actor(Preparer, {"num_cpus": 0, "num_gpus": min(1.0, allocation.gpus)})
-        shipped |= {own.name: preparer.prepare.remote(problem, pretrained, own, precision) for own in left}
-    return {own.name: Preparation(shipped[own.name], pretrained, own, precision) for own in strategies}
+        shipped |= {own.name: preparer.prepare.remote(problem, pretrained, own, settings) for own in left}
+    return {own.name: Preparation(shipped[own.name], pretrained, own, settings) for own in strategies}
 
 
 def start_actor(kind: type, options: dict[str, Any], *args: Any) -> Any:
@@ -104,7 +105,8 @@ def start_actor(kind: type, options: dict[str, Any], *args: Any) -> Any:
 
 
 def ship(prepared: PreparedStrategy) -> Shipped:
-    return replace(prepared, features=()), [feature.cpu().numpy() for feature in prepared.features]
+    on_cpu = replace(prepared, split=prepared.split.to("cpu"), features=())
+    return on_cpu, [feature.cpu().numpy() for feature in prepared.features]
 
 
 @contextlib.contextmanager
@@ -156,13 +158,14 @@ def start_workers(
 def find_range_here(
     spec: CandidateSpec, strategy: Preparation, settings: FitSettings, problem: Problem, _: Keys
 ) -> RangeTest:
-    return run_range_test(problem, strategy.receive(problem), spec, settings, find_device())
+    return run_range_test(problem, strategy.receive(problem), spec, settings, find_device(settings.deterministic))
 
 
 def start_here(
     spec: CandidateSpec, strategy: Preparation, settings: FitSettings, held: Allocation, problem: Problem, keys: Keys
 ) -> Fitter:
-    return start_fitter(problem, strategy.receive(problem), spec, keys, settings, find_device(), held.cpus)
+    device = find_device(settings.deterministic)
+    return start_fitter(problem, strategy.receive(problem), spec, keys, settings, device, held.cpus)
 
 
 class Worker:

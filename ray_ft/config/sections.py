@@ -243,6 +243,8 @@ class ComputeSection(Section):
     """Processes that share a candidate's members. Without it, one for each GPU, or as few as fit."""
     packing: Literal["auto", "packed", "looped"] = "auto"
     """Whether members train in one step or one after the other. `auto` tries both and takes the faster."""
+    deterministic: bool = False
+    """Whether the same run gives the same bits again on the same kind of GPU. It is slower, and no TF32 is used."""
     max_failures: Whole = 2
     """Number of times that a candidate is tried again after its process died or ran out of memory."""
     max_silence_s: Positive = 3600.0

@@ -33,8 +33,11 @@ def hash_arrays(*arrays: Shaped[np.ndarray, "..."]) -> str:
 
 def hash_tensors(tensors: "Mapping[str, Tensor]") -> str:
     """Name tensors by name, shape, type and content, whatever their order and device."""
+    import torch  # here, as help is to be instant
+
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
+        digest.update(plain.view(torch.uint8).numpy().data)  # as bytes: NumPy lacks types such as bfloat16
     return digest.hexdigest()

@@ -28,6 +28,7 @@ class FitSettings:
     precision: Literal["auto", "float32", "bf16"] = "auto"  # of the products; auto: bf16 where the device gains from it
     packing: Packing = "auto"  # whether members train in one step or one after the other; auto times both
     checkpoint_every: int = 5  # epochs between checkpoints of a candidate
+    deterministic: bool = False  # whether the same steps give the same bits, and nothing is chosen by timing
 
 
 @dataclass(frozen=True)

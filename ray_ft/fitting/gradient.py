@@ -56,8 +56,10 @@ class GradientFitter:
         device: torch.device,
         n_threads: int = 1,
     ) -> None:
+        # On a GPU threads would take turns at one stream, with packs that are smaller by their number.
+        n_threads = n_threads if device.type == "cpu" else 1
         self.keys, self.n_threads, self.splits = tuple(keys), n_threads, problem.splits
-        split = prepared.split.set_dropout(dict.fromkeys(prepared.stage.dropouts, hyper.head_dropout or 0.0))
+        split = prepared.split.to(device).set_dropout(dict.fromkeys(prepared.stage.dropouts, hyper.head_dropout or 0.0))
         inputs, targets = (torch.from_numpy(views).to(device) for views in problem.build_views())
         clean = ViewBank(tuple(feature.to(device) for feature in prepared.features), targets)
         noise = (hyper.noise_std, settings.n_noisy_views, problem.seed)
@@ -74,16 +76,16 @@ class GradientFitter:
         self.reasons.append(prepared.note)
         self.too_many = 0  # members in one step, for which memory did not suffice
         self.packing, self.pack_size = settings.packing, 1
-        self.pack_size = self.choose_pack_size(settings.packing)
+        self.pack_size = self.choose_pack_size(settings.packing, settings.deterministic)
 
     def create_members(self, keys: Sequence[MemberKey]) -> Pack:
         samples = [self.splits.training(key.repeat, key.fold) for key in keys]
         return create_pack(keys, self.stream, self.recipe.split, self.recipe.hyper, samples)
 
-    def choose_pack_size(self, packing: Packing) -> int:
-        """Time a few steps of fresh members, packed and not."""
-        evenly = -(-len(self.keys) // self.n_threads)
-        if evenly == 1 or packing == "looped":
+    def choose_pack_size(self, packing: Packing, deterministic: bool) -> int:
+        """Time a few steps of fresh members, packed and not; if nothing may hang on time, the device decides."""
+        evenly, on_cpu = -(-len(self.keys) // self.n_threads), self.recipe.bank.targets.device.type == "cpu"
+        if evenly == 1 or packing == "looped" or (packing == "auto" and deterministic and on_cpu):
             return 1
         if self.recipe.split.draws:
             self.obstacle = "the network may draw random numbers itself"
@@ -91,7 +93,7 @@ class GradientFitter:
         if packing == "packed":
             return evenly
         alone = self.time_steps(self.create_members(self.keys[:1]))
-        if self.recipe.bank.targets.device.type == "cpu" and alone > LONG_STEP_S:
+        if on_cpu and alone > LONG_STEP_S:
             return 1
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]  # it is timed
         self.pack_size = evenly
@@ -102,7 +104,7 @@ class GradientFitter:
                 raise
             self.obstacle = first_line(error)
             return 1
-        return self.pack_size if packed * GAIN < alone else 1
+        return self.pack_size if deterministic or packed * GAIN < alone else 1
 
     def time_pack(self) -> float:
         """Seconds of a step, by the member, of members that are packed."""

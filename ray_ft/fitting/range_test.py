@@ -22,6 +22,7 @@ from ray_ft.fitting.preparation import PreparedStrategy
 from ray_ft.fitting.training import draw_batches, step_alone
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import MemberKey, Problem
+from ray_ft.split.network import SplitNetwork
 
 LOWEST, HIGHEST, N_STEPS = 1e-6, 10.0, 84  # twelve steps a decade
 KEPT = 0.7  # share of the smoothed loss that a step keeps
@@ -59,12 +60,11 @@ def run_range_test(
             break
         if smoothed / weight < lowest:
             lowest, found = smoothed / weight, float(lr)
-    return RangeTest(found, measure_work(problem, prepared))
+    return RangeTest(found, measure_work(problem, recipe.split))
 
 
-def measure_work(problem: Problem, prepared: PreparedStrategy) -> float:
+def measure_work(problem: Problem, split: SplitNetwork) -> float:
     """Count the operations of a forward pass that training repeats, as a share of those of the whole network."""
-    split = prepared.split
     inputs = torch.from_numpy(problem.samples.inputs[:N_COUNTED]).to(split.device)
     with torch.no_grad():
         with FlopCounterMode(display=False) as frozen:

@@ -211,8 +211,11 @@ class RidgeFitter:
         return {key: {"state": self.states[key], "kept": self.kept[key]} for key in self.keys}
 
     def load(self, saved: Mapping[MemberKey, dict[str, Any]]) -> None:
-        self.states = {key: saved[key]["state"] for key in self.keys}
-        self.kept = {key: saved[key]["kept"] for key in self.keys}
+        device = self.split.device  # a checkpoint is read on the CPU
+        self.states, self.kept = (
+            {key: {name: tensor.to(device) for name, tensor in saved[key][part].items()} for key in self.keys}
+            for part in ("state", "kept")
+        )
 
     def has_drifted(self) -> bool:
         return hash_tensors(self.split.tensors) != self.frozen_hash

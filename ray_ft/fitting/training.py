@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from ray_ft.config import GradientHyperparameters, scale_lr
 from ray_ft.errors import DivergedError
@@ -186,14 +187,15 @@ def draw_batches(member: Member, recipe: Recipe, epoch: int) -> Iterator[Batch]:
     device = bank.targets.device
     rng = np.random.default_rng([*member.stream, epoch])
     seed = int(rng.integers(2**62))
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed) if split.sites else None
     if split.draws:
         torch.manual_seed(seed)
     targets = bank.targets.flatten(0, 1)
     clean = (np.arange(bank.n_views)[:, None] * bank.n_samples + member.samples).ravel()
     clean = rng.permutation(clean)
     copies = rng.integers(1, bank.n_noisy + 1, len(clean)) if bank.n_noisy else np.zeros(len(clean), int)
-    rows = clean + copies * (bank.n_views * bank.n_samples)
+    places = np.stack([clean + copies * (bank.n_views * bank.n_samples), clean])
+    rows, clean_rows = torch.from_numpy(places).to(device)  # at once, as each copy to a GPU waits for it
     bounds = list(range(0, len(rows), hyper.batch_size))
     has_buffers = len(split.state) > len(split.trained_names)
     if has_buffers and len(bounds) > 1 and len(rows) - bounds[-1] == 1:
@@ -201,9 +203,9 @@ def draw_batches(member: Member, recipe: Recipe, epoch: int) -> Iterator[Batch]:
     n_batches = len(bounds)
     for i, part in enumerate(map(slice, bounds, [*bounds[1:], len(rows)])):
         lr = hyper.lr * scale_lr(epoch * n_batches + i, hyper.epochs * n_batches, hyper.warmup_epochs * n_batches)
-        own = torch.from_numpy(rows[part]).to(device)
-        masks = split.draw_masks(len(own), generator)
-        yield Batch(lr, own, targets[torch.from_numpy(clean[part]).to(device)], masks)
+        own = rows[part]
+        masks = split.draw_masks(len(own), generator) if generator else ()
+        yield Batch(lr, own, targets[clean_rows[part]], masks)
 
 
 def step_pack(pack: Pack, recipe: Recipe, batches: Sequence[Batch | None]) -> Float[Tensor, " member"]:
@@ -226,7 +228,7 @@ def step_alone(member: Member, recipe: Recipe, batch: Batch) -> Tensor:
     loss = compute_loss(recipe, member.state, features, batch.masks, batch.targets)
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     torch.nn.utils.clip_grad_norm_([member.state[name] for name in recipe.split.trained_names], recipe.grad_clip)
-    update(member, batch.lr)
+    update([member], [batch.lr])
     return loss.detach()
 
 
@@ -240,10 +242,10 @@ def step_stacked(pack: Pack, recipe: Recipe, batches: Sequence[Batch]) -> Float[
     found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
     used = [name for name, gradient in zip(split.trained_names, found, strict=True) if gradient is not None]
     gradients = clip_stacked([gradient for gradient in found if gradient is not None], recipe.grad_clip)
-    for i, (member, batch) in enumerate(zip(pack.members, batches, strict=True)):
+    for i, member in enumerate(pack.members):
         for name, gradient in zip(used, gradients, strict=True):
             member.state[name].grad = gradient[i]
-        update(member, batch.lr)
+    update(pack.members, [batch.lr for batch in batches])
     return losses.detach()
 
 
@@ -255,10 +257,21 @@ def clip_stacked(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
     return [(gradient * factors.view(-1, *[1] * (gradient.dim() - 1))).contiguous() for gradient in gradients]
 
 
-def update(member: Member, lr: float) -> None:
-    member.optimizer.param_groups[0]["lr"] = lr
-    member.optimizer.step()
-    member.optimizer.zero_grad()  # so that gradients take up memory for one step alone
+@torch.no_grad()
+def update(members: Sequence[Member], lrs: Sequence[float]) -> None:
+    """Take the step of each member's optimizer, in one call for all of one learning rate, as each call has its cost."""
+    for lr in dict.fromkeys(lrs):
+        optimizers = [member.optimizer for member, own in zip(members, lrs, strict=True) if own == lr]
+        (beta1, beta2), weight_decay, eps = (optimizers[0].defaults[key] for key in ("betas", "weight_decay", "eps"))
+        params, gradients, means, squares, unused, counts = lists = tuple[list[Tensor], ...]([] for _ in range(6))
+        for optimizer in optimizers:
+            optimizer._init_group(optimizer.param_groups[0], *lists)  # type: ignore[no-untyped-call]
+        adamw(
+            params, gradients, means, squares, unused, counts, fused=True, amsgrad=False, maximize=False,
+            beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps,
+        )  # fmt: skip
+        for optimizer in optimizers:
+            optimizer.zero_grad()  # so that gradients take up memory for one step alone
 
 
 def compute_loss(

@@ -20,6 +20,7 @@ class Stage:
     dropouts: tuple[str, ...] = ()  # names of the dropout modules whose share a candidate sets
     longest: int = 1  # the most epochs that a candidate may take
     noisy: bool = False  # whether a candidate may train on noisy copies
+    batch_size: int = 1  # the most samples of a member's step
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module) -> S
             find_head_dropouts(network) if stage.bounds("head_dropout") is not None else (),
             stage.longest,
             (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
+            int((stage.bounds("batch_size") or (1, 1))[1]),
         )
         for stage in strategy.stages
     )

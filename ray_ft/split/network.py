@@ -119,7 +119,7 @@ class SplitNetwork:
                 return self.run_backbone(part.to(self.device))
 
         parts = torch.split(inputs, batch_size)
-        if n_threads == 1:
+        if n_threads == 1 or self.device.type != "cpu":  # threads would take turns at one stream
             slices = list(map(run, parts))
         else:
             with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

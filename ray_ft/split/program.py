@@ -82,7 +82,7 @@ class Program:
             Call(
                 find(name),
                 tuple(map(prepare_reading, arguments)),
-                tuple((key, prepare_reading(argument)) for key, argument in keywords.items()),
+                tuple((key, prepare_reading(argument)) for key, argument in place(name, keywords).items()),
                 tuple(last_uses.get(index, ())),
             )
             for index, (name, arguments, keywords) in enumerate(self.steps)
@@ -90,7 +90,8 @@ class Program:
 
     @cached_property
     def reads_device(self) -> bool:
-        return PLACE in list_named(self.arguments, "torch")
+        named = PLACE in list_named(self.arguments, "torch")
+        return named or any(reading[0] == "device" for call in self.calls for _, reading in call.keywords)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -107,6 +108,15 @@ class Program:
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # calls are prepared anew
+
+
+def place(name: str, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give an operation that makes a tensor of numbers alone, such as `arange`, the caller's device."""
+    formal = getattr(getattr(resolve_operation(name), "_schema", None), "arguments", ())
+    takes_device = any(argument.name == PLACE for argument in formal)
+    if takes_device and not any(isinstance(argument.type, torch.TensorType) for argument in formal):
+        return {**keywords, PLACE: {"torch": PLACE}}
+    return keywords
 
 
 def prepare_reading(argument: Any) -> Reading:
