@@ -27,13 +27,14 @@ LAUNCHER_FILES = [*CLOUD_FILES.values(), ROOT / "configs" / "cluster" / "ssh_hos
 SPOT_NOTICE = ROOT / "configs" / "cluster" / "spot_notice.py"
 KUBERAY_FILE = ROOT / "configs" / "cluster" / "kuberay_job.yaml"
 SLURM_FILE = ROOT / "configs" / "cluster" / "slurm.sbatch"
-SCRIPTS = [ROOT / ".ci" / "run", SLURM_FILE, *sorted((ROOT / "tests" / "cluster").glob("*.sh"))]
+PBS_FILE = ROOT / "configs" / "cluster" / "job.pbs"
+SCRIPTS = [ROOT / ".ci" / "run", SLURM_FILE, PBS_FILE, *sorted((ROOT / "tests" / "cluster").glob("*.sh"))]
 HEALTH_CHECKS = {"period_ms": 2000, "timeout_ms": 3000, "failure_threshold": 3}
 
 
 def test_every_file_of_a_cluster_is_tested_here() -> None:
     shipped = {ROOT / "cluster.yaml", *(ROOT / "configs" / "cluster").iterdir()}
-    assert {*LAUNCHER_FILES, SPOT_NOTICE, KUBERAY_FILE, SLURM_FILE} == shipped
+    assert {*LAUNCHER_FILES, SPOT_NOTICE, KUBERAY_FILE, SLURM_FILE, PBS_FILE} == shipped
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -216,32 +217,71 @@ def test_a_spoilt_rayjob_is_refused(spoil: Callable[[dict[str, Any]], Any]) -> N
 
 
 def test_a_rayjob_is_closed_goes_on_and_notices_a_lost_node() -> None:
-    job, policy = yaml.safe_load_all(KUBERAY_FILE.read_text())
+    job, _ = yaml.safe_load_all(KUBERAY_FILE.read_text())
     cluster = job["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
     assert not cluster["headGroupSpec"].get("enableIngress")
-    assert policy["spec"]["policyTypes"] == ["Ingress"]
     assert job["spec"]["shutdownAfterJobFinishes"]
     assert job["spec"]["backoffLimit"] > 0
     env = {variable["name"]: variable["value"] for variable in first_container(job)["env"]}
     assert env == {"RAY_USAGE_STATS_ENABLED": "0"} | {f"RAY_health_check_{k}": str(v) for k, v in HEALTH_CHECKS.items()}
-    pods = [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
-    assert all(pod["volumes"] == pods[0]["volumes"] for pod in pods), "the run folder is shared"
     assert "--out /shared/" in job["spec"]["entrypoint"]
 
 
-def test_a_slurm_job_is_closed_goes_on_and_leaves_the_rays_of_others_alone() -> None:
-    text = SLURM_FILE.read_text()
-    code = "\n".join(line for line in text.splitlines() if not line.startswith("# "))
-    for option in ("--requeue", "--no-kill", "--signal=B:USR1@120"):
-        assert f"#SBATCH {option}\n" in text
+def test_the_pods_of_a_rayjob_hold_what_they_ask_for_and_share_a_volume_that_they_may_write() -> None:
+    job, _ = yaml.safe_load_all(KUBERAY_FILE.read_text())
+    cluster = job["spec"]["rayClusterSpec"]
+    pods = [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    for pod in pods:
+        assert pod["volumes"] == pods[0]["volumes"], "the run folder is shared"
+        assert pod["securityContext"] == pods[0]["securityContext"]
+        assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
+        (container,) = pod["containers"]
+        assert container["resources"]["requests"].items() <= container["resources"]["limits"].items()
+        for name in container["resources"]["limits"]:
+            if name.endswith("/gpu"):
+                assert {"key": name, "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
+
+
+def test_a_network_policy_is_for_the_pods_of_this_cluster_alone() -> None:
+    job, policy = yaml.safe_load_all(KUBERAY_FILE.read_text())
+    cluster, own = job["spec"]["rayClusterSpec"], policy["spec"]["podSelector"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert own["matchLabels"].items() <= group["template"]["metadata"]["labels"].items()
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    among, dashboard = policy["spec"]["ingress"]
+    assert among == {"from": [{"podSelector": own}]}
+    assert dashboard["ports"] == [{"port": 8265}]
+    assert all(peer["podSelector"]["matchLabels"] for peer in dashboard["from"]), "an empty selector is everybody"
+    assert set(dashboard["from"][0]["podSelector"]["matchLabels"].values()) == {job["metadata"]["name"]}
+
+
+@pytest.mark.parametrize("path", [SLURM_FILE, PBS_FILE], ids=lambda path: path.name)
+def test_a_batch_job_is_closed_and_leaves_the_rays_of_others_alone(path: Path) -> None:
+    code = "\n".join(line for line in path.read_text().splitlines() if not line.startswith("# "))
     assert "RAY_AUTH_MODE=token" in code
     assert "RAY_USAGE_STATS_ENABLED=0" in code
+    assert 'chmod 700 "$RAY_TMPDIR"' in code, "Ray opens its own folder to all"
     assert "ray stop" not in code
     assert "symmetric-run" not in code
     for name, value in HEALTH_CHECKS.items():
         assert f"RAY_health_check_{name}={value}" in code
+
+
+@pytest.mark.parametrize("path", [SLURM_FILE, PBS_FILE], ids=lambda path: path.name)
+def test_no_port_of_a_batch_job_can_be_that_of_another(path: Path) -> None:
+    """The kernel chooses all of them, and the one that it could not choose is not opened."""
+    ports = re.findall(r"--([a-z-]*port)=(\S+?)[\s)]", path.read_text())
+    assert dict(ports) == dict.fromkeys(
+        ("port", "min-worker-port", "max-worker-port", "dashboard-agent-listen-port"), "0"
+    )
+    assert 'sys.modules["grpc"] = None' in path.read_text()
+
+
+def test_a_slurm_job_goes_on() -> None:
+    for option in ("--requeue", "--no-kill", "--signal=B:USR1@120"):
+        assert f"#SBATCH {option}\n" in SLURM_FILE.read_text()
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,9 @@ def run_on_a_cluster_without_workers(folder: Path, command: str) -> str:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = os.environ | ENVIRONMENT | {"PATH": path, "PYTHONPATH": f"{Path(__file__).parents[1]}:{folder}"}
     words = [*IN_NAMESPACES, START + command]
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=False)
+    with tempfile.TemporaryDirectory() as short:  # the paths of sockets may have 107 bytes
+        env["RAY_TMPDIR"] = short
+        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout
     return done.stdout
 
