@@ -1,14 +1,16 @@
-"""What can be known before training: that the cluster answers, and that every node reads and writes the run folder."""
+"""What can be known before training: that the cluster answers and has a node, and that nodes share the run folder."""
 
 import shutil
 import socket
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_ft.config import ComputeSection
 from ray_ft.errors import ConfigError, RunFolderError, StorageError, first_line
 from ray_ft.files.writing import write_text
 from ray_ft.runs.folder import RunFolder
@@ -34,6 +36,19 @@ def list_nodes() -> list[dict[str, Any]]:
     """List the nodes that are there now."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
     return [node for node in nodes if node["Alive"]]
+
+
+def await_node(compute: ComputeSection, say: Callable[[str], None]) -> None:
+    """Where no node can hold a candidate yet, ask the cluster for one, say so, and wait for it.
+
+    An autoscaler adds nodes for what waits, and nothing waits before it is known from the nodes what candidates hold.
+    """
+    kind = "GPU" if compute.device == "cuda" or compute.gpus_per_candidate else "CPU"
+    if any(node["Resources"].get(kind) for node in list_nodes()):
+        return
+    say(f"waiting for a node: none of the cluster has a {kind} yet; where no autoscaler adds one, start it")
+    there: Any = ray.remote(num_cpus=1, num_gpus=int(kind == "GPU"))(list_nodes)
+    ray.get(there.remote())
 
 
 def check_folder(run: RunFolder) -> None:

@@ -59,8 +59,11 @@ class Display:
             best = self.best.get(own.spec.strategy)
             shown = "" if best is None else f", best {self.metric} so far {best:.3g}"
             done, n = self.count_candidates()
-            text = f"[{done}/{n} candidates, {self.describe_time()}] {describe(own)} {event}{shown}"
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.say(f"[{done}/{n} candidates, {self.describe_time()}] {describe(own)} {event}{shown}")
+
+    def say(self, text: str) -> None:
+        """Print a line, above the table where there is one."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def count_candidates(self, strategy: str | None = None) -> tuple[int, int]:
         """How many of those that are planned so far have ended, and how many these are."""

@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from ray_ft.backends.gpu_check import check_gpus
 from ray_ft.backends.local_ray import start_ray
 from ray_ft.backends.placement import Allocation, choose_allocation
-from ray_ft.backends.preflight import check_folder, check_reachable
+from ray_ft.backends.preflight import await_node, check_folder, check_reachable
 from ray_ft.backends.rounds import Rounds
 from ray_ft.backends.successive_halving import SuccessiveHalving
 from ray_ft.backends.trial import train_trial
@@ -85,6 +85,7 @@ def prepare(rounds: Rounds, session: contextlib.ExitStack) -> tuple[Allocation, 
         first = pool.submit(prepare_strategy, own.problem, own.pretrained, wanted[0], *place)
         session.enter_context(connect(own.compute))
         if own.compute.address:
+            await_node(own.compute, own.display.say)
             check_folder(own.run)
         n_members = own.problem.splits.n_repeats * own.problem.splits.n_folds * max(rounds.n_seeds.values())
         allocation = choose_allocation(own, rounds.width, n_members)

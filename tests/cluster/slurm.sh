@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The script of configs/cluster/slurm.sbatch on two hosts made of namespaces, with stand-ins for SLURM's srun and
-# scontrol: the job runs, its time is up, it is queued again and goes on. SLURM itself is not there: options of sbatch,
-# and how its srun shares out CPUs and GPUs, stay untried. Not one of pytest's; as root, with the environment of ray-ft
+# scontrol: the job runs, its time is up, it is queued again and goes on, beside another job on the same nodes. SLURM
+# itself is not there: options of sbatch, and how its srun shares out CPUs and GPUs, stay untried. Not one of pytest's; as root, with the environment of ray-ft
 # active:
 #
 #     tests/cluster/slurm.sh
@@ -51,23 +51,26 @@ chmod +x /tmp/bin/*
 start_sshd worker
 cp ~/.ssh/id /tmp/home/head/.ssh/id
 
-submit() { # as SLURM would start it, on the first node; its process is $job
-    on head env PATH="/tmp/bin:$PATH" SLURM_JOB_ID=4711 SLURMD_NODENAME=head SLURM_JOB_NODELIST=head,worker \
+submit() { # LOG [ID [OUT]]: as SLURM would start it, on the first node; its process is $job
+    on head env PATH="/tmp/bin:$PATH" SLURM_JOB_ID="${2:-4711}" SLURMD_NODENAME=head SLURM_JOB_NODELIST=head,worker \
         SLURM_JOB_NUM_NODES=2 SLURM_CPUS_PER_TASK=1 TOY_SLEEP_S=0.1 \
-        bash "$REPO/configs/cluster/slurm.sbatch" --config slow.yaml --out job >"$1.log" 2>&1 &
+        bash "$REPO/configs/cluster/slurm.sbatch" --config slow.yaml --out "${3:-job}" >"$1.log" 2>&1 &
     job=$!
 }
 show_on_failure() { tail -n 30 "$1.log" >&2 && fail "$2"; }
 
-for name in head worker; do on "$name" bash -c 'mkdir -p /tmp/ray-ft-4711 && mount -t tmpfs tmpfs /tmp/ray-ft-4711'; done
+for name in head worker; do # each host has Ray's folders to itself
+    for id in 4711 9711; do on "$name" bash -c "mkdir -p /tmp/ray-ft-$id && mount -t tmpfs tmpfs /tmp/ray-ft-$id"; done
+done
 say "the job starts"
 submit first
-for _ in $(seq 600); do
+for _ in $(seq 1800); do
     compgen -G 'job/candidates/*/checkpoint.pt' >/dev/null && break
     sleep 0.1
 done
 compgen -G 'job/candidates/*/checkpoint.pt' >/dev/null || show_on_failure first "no checkpoint"
 on head ss -ltnH
+[ "$(on head stat -c %a /tmp/ray-ft-4711)" = 700 ] || fail "others can look into Ray's folder"
 
 say "its time is up"
 on head pkill -USR1 -f slurm.sbatch
@@ -79,10 +82,14 @@ for name in head worker; do
     if on "$name" pgrep -l raylet; then fail "Ray goes on on $name"; fi
 done
 
-say "it starts again"
+say "it starts again, beside another job"
 submit second
-wait "$job" || show_on_failure second "the job failed"
+again=$job
+submit other 9711 other
+wait "$again" || show_on_failure second "the job failed"
+wait "$job" || show_on_failure other "the other job failed"
+if grep -i "already in use" second.log other.log; then fail "two jobs want one port"; fi
 grep 'candidates,' second.log
 cat steps
-"$PYTHON" "$REPO/tests/cluster/compare_runs.py" inline job
+"$PYTHON" "$REPO/tests/cluster/compare_runs.py" inline job other
 say "passed"
