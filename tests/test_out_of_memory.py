@@ -144,7 +144,7 @@ def run_search(out: str, at: int) -> int:
 
 SHORT = """
     import pathlib
-    if x.sum() < 1e30 and self.training and pathlib.Path("short").exists():
+    if len(x) > 4 and x.sum() < 1e30 and self.training and pathlib.Path("short").exists():
         raise MemoryError("no more memory")
 """
 

@@ -50,7 +50,7 @@ from ray_ft.backends.preflight import await_node
 from ray_ft.backends.tune import connect
 from ray_ft.config import ComputeSection
 
-compute = ComputeSection(address="127.0.0.1:6379")
+compute = ComputeSection(address="127.0.0.1:6379", gpus_per_candidate=0.25)
 with connect(compute):
     await_node(compute, print)
     print(choose_allocation(SimpleNamespace(compute=compute, strategies={"top": SimpleNamespace(n_trained=1)}), 8, 3))
@@ -76,7 +76,7 @@ def test_a_cluster_without_workers_is_asked_for_one_and_its_gpu_is_shared(tmp_pa
     (tmp_path / "share.py").write_text(SHARE)
     said, allocation = run_on_a_cluster_without_workers(tmp_path, "python share.py").splitlines()
     assert said.startswith("waiting for a node: none of the cluster has a CPU yet")
-    assert allocation == "Allocation(n_workers=1, cpus=1, gpus=0.25)", "four small candidates share what has come"
+    assert allocation == "Allocation(n_workers=1, cpus=1, gpus=0.25)", "what is asked for of what has come"
 
 
 @pytest.mark.ray

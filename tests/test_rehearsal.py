@@ -206,7 +206,7 @@ def test_the_ensemble_of_a_constant_that_no_state_dict_holds_has_the_score_of_it
     found = folds[0, ensemble.calibration.fold_of[0], np.arange(30)]
     np.testing.assert_allclose(found, told, atol=1e-5)
     assert summary.ensemble.score == pytest.approx(((found - y) ** 2).mean(), rel=1e-4)
-    drawn = "import torch; torch.manual_seed(1); import ray_ft; from ray_ft.models.loading import import_factory as f; "
+    drawn = "import torch; torch.manual_seed(1); import ray_ft; from ray_ft.models.factory import import_factory as f; "
     drawn += "print(f('toy_network:Toy').B.tolist())"
     words = [sys.executable, "-c", drawn]
     texts = {subprocess.run(words, capture_output=True, text=True, check=True).stdout for _ in range(2)}
@@ -226,7 +226,7 @@ def test_an_answer_that_another_process_would_not_give_is_refused(toy_folder: Pa
     cross_validate(config, toy_folder / "run", inline=True)
     Toy.B = 2.0
     with pytest.raises(NetworkError, match="the network must be the same in all processes"):
-        rebuild_ensemble(toy_folder / "run")
+        rebuild_ensemble(toy_folder / "run", trust=True)
 
 
 def test_members_with_complex_weights_go_on_from_what_was_saved(toy_folder: Path) -> None:
@@ -254,7 +254,7 @@ def test_complex_numbers_go_through_a_run_to_its_exports(toy_folder: Path) -> No
     write(toy_folder, **COMPLEX)
     values = {"cv.seeds": 2, "cv.strategies": ["own", "line"], "strategies.line": {"train": ["head.*"], "fit": "ridge"}}
     cross_validate(load(toy_folder, **values), toy_folder / "run", inline=True)
-    rebuild_ensemble(toy_folder / "run", strategies=["own"])
+    rebuild_ensemble(toy_folder / "run", trust=True, strategies=["own"])
     ensemble, x = Ensemble.load("run"), np.load("x.npy")
     assert ensemble.card.split == ""
     assert ensemble.states["own"]["head.w"].is_complex()

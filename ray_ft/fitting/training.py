@@ -266,9 +266,10 @@ def update(members: Sequence[Member], lrs: Sequence[float]) -> None:
         params, gradients, means, squares, unused, counts = lists = tuple[list[Tensor], ...]([] for _ in range(6))
         for optimizer in optimizers:
             optimizer._init_group(optimizer.param_groups[0], *lists)  # type: ignore[no-untyped-call]
+        is_complex, fused = any(param.is_complex() for param in params), bool(optimizers[0].defaults["fused"])
         adamw(
-            params, gradients, means, squares, unused, counts, fused=True, amsgrad=False, maximize=False,
-            beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps,
+            params, gradients, means, squares, unused, counts, fused=fused, has_complex=is_complex, amsgrad=False,
+            maximize=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps,
         )  # fmt: skip
         for optimizer in optimizers:
             optimizer.zero_grad()  # so that gradients take up memory for one step alone

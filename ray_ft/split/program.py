@@ -113,7 +113,7 @@ class Program:
 def place(name: str, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
     """Give an operation that makes a tensor of numbers alone, such as `arange`, the caller's device."""
     formal = getattr(getattr(resolve_operation(name), "_schema", None), "arguments", ())
-    takes_device = any(argument.name == PLACE for argument in formal)
+    takes_device = any(argument.name == PLACE for argument in formal) and keywords.get(PLACE) is None
     if takes_device and not any(isinstance(argument.type, torch.TensorType) for argument in formal):
         return {**keywords, PLACE: {"torch": PLACE}}
     return keywords
@@ -148,9 +148,10 @@ def read(
     return device if kind == "device" else [read(kind, part, values, tensors, device) for kind, part in content]
 
 
-def find_device(inputs: Sequence[Any]) -> torch.device:
+def find_device(inputs: Sequence[Any]) -> torch.device | None:
+    """Where the inputs are; None where they have no tensor."""
     leaves = tree_leaves([dict(value) if isinstance(value, Mapping) else value for value in inputs])
-    return next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
+    return next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), None)
 
 
 def find_last_uses(program: Program) -> dict[int, list[int]]:

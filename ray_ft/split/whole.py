@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from ray_ft.errors import NetworkError, locate_error
+from ray_ft.files.memory import is_out_of_memory
 from ray_ft.split.program import Program
 
 LOCK = Lock()  # tensors are exchanged in the one module, whichever thread calls
@@ -28,9 +29,11 @@ def blame_network(when: str) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, NetworkError):
+    except NetworkError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise NetworkError(f"the network must take the inputs, but {when} it raised {locate_error(error)}") from error
 
 
