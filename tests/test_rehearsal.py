@@ -234,8 +234,9 @@ def test_members_with_complex_weights_go_on_from_what_was_saved(toy_folder: Path
     prepared = prepare(load(toy_folder))
     problem, spec = prepared.problem, prepared.first_round[0]
     own = prepare_strategy(problem, prepared.pretrained, prepared.strategies["own"], "float32", CPU)
-    settings = FitSettings(packing="looped")
-    whole, first, second = (start_fitter(problem, own, spec, problem.keys, settings, CPU) for _ in range(3))
+    whole, first, second = (
+        start_fitter(problem, own, spec, problem.keys, FitSettings(packing="looped"), CPU) for _ in range(3)
+    )
     for epoch in range(2):
         whole.run_epoch(epoch)
     first.run_epoch(0)
