@@ -145,14 +145,27 @@ def name_constant(tensor: Tensor) -> str:
 
 
 def find_reached(trace: Trace, trained: set[str]) -> set[Node]:
-    """Find the nodes whose values differ between members or between steps."""
+    """Find the nodes whose values differ between members or between steps.
+
+    What they are written into, such as zeros of which a part is filled, is one where others read it too.
+    """
     changed = {target for node in trace.graph.nodes for target in written(node)}
-    reached: set[Node] = set()
-    for node in trace.graph.nodes:
-        moves = trace.state.get(node) in trained or (node in trace.state and node in changed)
-        if moves or draws(node) or not reached.isdisjoint(node.all_input_nodes):
-            reached.add(node)
-    return reached
+    filled: set[Node] = set()
+    while True:
+        reached: set[Node] = set()
+        for node in trace.graph.nodes:
+            moves = trace.state.get(node) in trained or (node in trace.state and node in changed)
+            if moves or node in filled or draws(node) or not reached.isdisjoint(node.all_input_nodes):
+                reached.add(node)
+        more = {
+            memory[-1]
+            for write in reached
+            for memory in map(find_memory, written(write))
+            if not is_given(trace, memory[-1]) and not list_readers(write, memory) <= reached
+        }
+        if more <= filled:
+            return reached
+        filled |= more
 
 
 def find_features(trace: Trace, reached: set[Node]) -> tuple[Axes, set[Node]]:
@@ -183,13 +196,28 @@ def check_writes(trace: Trace, tail: set[Node]) -> None:
     """Refuse in-place operations whose effect crosses the boundary; `check_split` sees the rest."""
     for write in trace.graph.nodes:
         for target in written(write):
-            memory = [target]  # the value, and those that it is a view of
-            while bases := marked(memory[-1]):
-                memory.append(bases[0])
-            outside = memory[-1] in trace.inputs or memory[-1] in trace.tensors
-            others = {user for value in memory for user in value.users} - {write, *memory}
-            if (outside and write not in tail) or any((o in tail) != (write in tail) for o in others):
+            memory = find_memory(target)
+            outside = is_given(trace, memory[-1]) and write not in tail
+            if outside or any((reader in tail) != (write in tail) for reader in list_readers(write, memory)):
                 raise ValueError(f"{write.name} changes in place a value that others use")
+
+
+def find_memory(value: Node) -> list[Node]:
+    """List a value, and those that it is a view of, the last of which has the memory."""
+    memory = [value]
+    while bases := marked(memory[-1]):
+        memory.append(bases[0])
+    return memory
+
+
+def is_given(trace: Trace, node: Node) -> bool:
+    """Whether a value comes from outside of the graph: an input or a tensor of the network."""
+    return node in trace.inputs or node in trace.tensors
+
+
+def list_readers(write: Node, memory: list[Node]) -> set[Node]:
+    """List what else uses a memory that is written."""
+    return {user for value in memory for user in value.users} - {write, *memory}
 
 
 def build_backbone(trace: Trace, reached: set[Node], axes: Axes) -> Graph:
