@@ -44,8 +44,9 @@ def is_ignored(path: str) -> bool:
 
 def list_context() -> list[str]:
     """What Docker sees of the repository."""
-    listed = subprocess.run(["git", "ls-files", "-co"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [path for path in listed.splitlines() if not is_ignored(path)]
+    tops = [top for top in ROOT.iterdir() if not is_ignored(top.name)]
+    files = [path for top in tops for path in (top.rglob("*") if top.is_dir() else [top]) if path.is_file()]
+    return [path for path in (file.relative_to(ROOT).as_posix() for file in files) if not is_ignored(path)]
 
 
 def test_an_instruction_is_whole_and_the_process_is_no_root() -> None:
