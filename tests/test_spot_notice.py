@@ -87,7 +87,7 @@ def test_a_notice_drains_the_node(metadata: str, monkeypatch: pytest.MonkeyPatch
     with SmallCluster([1]) as cluster:
         command = [sys.executable, "-W", "ignore", SCRIPT, "aws", cluster.address, "--metadata", metadata]
         env = os.environ | ENVIRONMENT
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
         assert done.stdout.startswith(f"drained {cluster.nodes[0]}, which has 1"), done.stderr
         state = GlobalState()
         options = {"allow_cluster_id_nil": True, "fetch_cluster_id_if_nil": False}
