@@ -71,6 +71,7 @@ def run_on_a_cluster_without_workers(folder: Path, command: str) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @needs_namespaces
 def test_a_cluster_without_workers_is_asked_for_one_and_its_gpu_is_shared(tmp_path: Path) -> None:
     (tmp_path / "share.py").write_text(SHARE)

@@ -78,6 +78,7 @@ def test_a_service_that_is_away_gives_no_notice(cloud: str) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_notice_drains_the_node(metadata: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cluster knows why it goes; as nothing runs there, it goes at once."""
     from ray._private.state import GlobalState
