@@ -44,7 +44,7 @@ FACTORIES = (
 STRANGER = "stranger:build"  # would be imported, so no command may on behalf of a folder
 PARAMS: tuple[Any, ...] = (
     *({"args": ["touch", "pwned"]}, {"command": "touch pwned"}, {"path": "bomb.pt"}, {"f": "bomb.pt"}),
-    *({"width": 10**9}, {"width": -1}, {"x": [[]]}, {}, 3),
+    *({"width": 10**4}, {"width": -1}, {"x": [[]]}, {}, {}),
 )
 PATHS = (
     *("/etc/passwd", "../../x.npy", "/dev/zero", "bomb.npy", "bomb.npz", "bomb.pt", "a\0b", "http://127.0.0.1:9/x.npy"),
@@ -68,6 +68,10 @@ class Bomb:
 
     def __reduce__(self) -> Any:
         return open, ("pwned", "w")
+
+
+class Hang(BaseException):
+    """A command took too long."""
 
 
 class Guard:
@@ -135,13 +139,13 @@ def make_config(draw: random.Random) -> list[str]:
     for place in draw.sample(
         ("data.inputs", "data.targets", "data.groups", "model.checkpoint", "name", "compute.address"), 2
     ):
-        if draw.random() < 0.4:
+        if draw.random() < 0.3:
             section, _, key = place.rpartition(".")
             (tree.setdefault(section, {}) if section else tree)[key] = draw.choice((*PATHS, "objects.npy", "saved.pt"))
-    tree = edit(tree, draw) if draw.random() < 0.4 else tree
+    tree = edit(tree, draw) if draw.random() < 0.2 else tree
     with contextlib.suppress(Exception):  # what YAML cannot hold
         Path("c.yaml").write_text(yaml.safe_dump(tree))
-    if draw.random() < 0.2:
+    if draw.random() < 0.1:
         damage(Path("c.yaml"), draw)
     return [draw.choice(("check", "plan", "check")), "-c", "c.yaml"]
 
@@ -165,7 +169,7 @@ def make_run(draw: random.Random) -> list[str]:
             write_record(path, content) if isinstance(content, dict) else path.write_text(json.dumps(content))
         else:
             damage(path, draw)
-    words = draw.choice((["ensemble", "run"], ["ensemble", "run"], ["report", "run"], ["compare", "run", "run"]))
+    words = draw.choice((["ensemble", "run"], ["ensemble", "run"], ["report", "run"], ["compare", "run", "other"]))
     return [*words, *["--trust"] * (trust and words[0] == "ensemble")]
 
 
@@ -232,6 +236,10 @@ def run_command(words: list[str]) -> str:
     raise AssertionError("the command did not end")
 
 
+def give_up(*_: Any) -> None:
+    raise Hang
+
+
 def try_one(seed: int, guard: Guard, kept: Path) -> str:
     draw = random.Random(seed)
     for path in Path().iterdir():
@@ -239,6 +247,7 @@ def try_one(seed: int, guard: Guard, kept: Path) -> str:
     shutil.copytree(kept, ".", dirs_exist_ok=True)
     words = draw.choice((make_config, make_run, make_ensemble, make_inputs))(draw)
     words = [word.replace("\0", "0") for word in words]  # which no command line can hold
+    signal.signal(signal.SIGALRM, give_up)
     signal.alarm(PATIENCE_S)
     guard.watching = True
     try:
@@ -257,13 +266,13 @@ def try_all(run: Path, first: int, n: int) -> None:
     home.mkdir(parents=True)
     kept = Path("kept").absolute()
     kept.mkdir()
-    for name in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):
-        os.environ[name] = str(home.parents[1] / name)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(home.parents[1] / "torch")
     sys.dont_write_bytecode = True
     for path in run.parent.iterdir():
         if path.name in ("x.npy", "y.npy", "toy.yaml", "toy_network.py"):
             shutil.copy(path, kept)
     shutil.copytree(run, kept / "run")
+    shutil.copytree(run, kept / "other", ignore=shutil.ignore_patterns("ensemble", "figures"))
     os.chdir(kept)
     plant()
     os.chdir(home)
