@@ -26,7 +26,7 @@ from benchmarks.vs_ray_tune import write_inputs
 from ray_ft.config import Config
 from ray_ft.cross_validation import Prepared, prepare
 from ray_ft.fitting.gradient import GradientFitter
-from ray_ft.fitting.training import draw_batches, step_within_memory
+from ray_ft.fitting.training import draw_batches, step_pack
 
 STRATEGIES = ("head", "decoder_head", "full", "spec_bias")
 N_MEMBERS, N_STEPS = 15, 5
@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("what", choices=("peak", "full", "scaling"))
     parser.add_argument("--dry", action="store_true", help="at toy size, to see that it runs")
     options = parser.parse_args()
-    measure = {"peak": measure_peak, "full": time_full, "scaling": time_scaling}[options.what]
-    print(json.dumps({options.what: measure(options.dry), "dry": options.dry}), flush=True)
+    known: dict[str, Callable[[bool], object]] = {"peak": measure_peak, "full": time_full, "scaling": time_scaling}
+    print(json.dumps({options.what: known[options.what](options.dry), "dry": options.dry}), flush=True)
 
 
 def measure_peak(dry: bool) -> dict[str, object]:
@@ -84,17 +84,17 @@ def describe_full(folder: Path, strategies: tuple[str, ...]) -> dict[str, dict]:
 
 def measure_steps(fitter: GradientFitter) -> tuple[int, float]:
     """Count the operations of a step of all members, and time it, after one to warm up."""
-    pack, recipe, size = fitter.whole, fitter.recipe, fitter.pack_size
-    epochs = [draw_batches(member, recipe, 0) for member in pack.members]
+    fitter.run_epoch(0)  # where memory is short, it makes the packs smaller
+    packs = fitter.whole.divide(fitter.pack_size)
+    epochs = [[draw_batches(member, fitter.recipe, 0) for member in pack.members] for pack in packs]
 
     def step() -> None:
-        nonlocal size
-        losses, size = step_within_memory(pack, recipe, [next(own) for own in epochs], size)
-        losses.sum().item()  # it waits
+        pairs = zip(packs, epochs, strict=True)
+        losses = [step_pack(pack, fitter.recipe, [next(member) for member in own]) for pack, own in pairs]
+        torch.cat(losses).sum().item()  # it waits
 
     with FlopCounterMode(display=False) as flops:
         step()
-    fitter.pack_size = size
     return flops.get_total_flops(), time_best(step)
 
 

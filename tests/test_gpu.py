@@ -22,7 +22,7 @@ from ray_ft.fitting.fitter import FitSettings, Packing
 from ray_ft.fitting.gradient import GradientFitter
 from ray_ft.fitting.preparation import prepare_strategy
 from ray_ft.fitting.starting import start_fitter
-from ray_ft.fitting.training import step_within_memory
+from ray_ft.fitting.training import step_pack
 from ray_ft.results.summary import Summary
 
 pytestmark = pytest.mark.gpu
@@ -92,7 +92,7 @@ def test_packs_are_halved_where_memory_is_short(toy_folder: Path) -> None:
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
     step = [next(fitter.draw_steps(member)) for member in fitter.whole.members]
-    step_within_memory(fitter.whole, fitter.recipe, step, 6)
+    step_pack(fitter.whole, fitter.recipe, step)
     needed = torch.cuda.max_memory_allocated() - held
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
