@@ -42,7 +42,8 @@ def start(*words: str, out: str = "run", nap: float = 0.0, env: dict[str, str] |
     """Start the command on the toy, in a process group of its own."""
     command = [sys.executable, "-W", "ignore", "-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", out, *OPTIONS, *words]
     Path("nap").write_text(str(nap))  # seconds a step
-    everything = os.environ | {"PYTHONPATH": os.getcwd()} | (env or {})
+    paths = [os.getcwd(), str(Path(__file__).parents[1])]
+    everything = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | (env or {})
     return subprocess.Popen(
         command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -169,6 +170,24 @@ def test_driver_stopped(number: signal.Signals, code: int, toy: Path, undisturbe
         assert "Traceback" not in err
     finish(start())
     check(undisturbed, at_most=2 * CHECKPOINT_EVERY)  # two candidates train at a time
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_all_processes_of_a_job_are_terminated(toy: Path, undisturbed: Summary) -> None:
+    """As `scancel` and a container's stop do: Ray ends too, and the driver does not wait for it."""
+    process = start(nap=0.03)
+    wait_for(find_epoch(5), process)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    print(f"\nended after {time.monotonic() - began:.1f} s")
+    assert time.monotonic() - began < 10
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what of Ray is not gone yet, as a job's end does
+    assert "interrupted; the same command goes on from the last checkpoints" in process.communicate()[1]
+    finish(start())
+    check(undisturbed, at_most=2 * CHECKPOINT_EVERY)
 
 
 @pytest.mark.ray

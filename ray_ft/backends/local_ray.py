@@ -26,13 +26,10 @@ def start_ray(**options: Any) -> None:
     """
     if not keeps_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this process and those that it starts
-    limits: dict[str, Any] = {
-        "num_cpus": count_cpus(),
-        "object_store_memory": OBJECT_STORE_BYTES,
-        "_temp_dir": str(find_folder()),
-    }
+    folder = str(find_folder())
     try:
-        ray.init(**limits, **LOCAL, **options)
+        own: dict[str, Any] = {"num_cpus": count_cpus(), "_temp_dir": folder, **LOCAL, **options}
+        ray.init(object_store_memory=OBJECT_STORE_BYTES, **own)
     except OSError as error:  # it is none of the run folder
         raise RunError(f"a Ray must be able to start on this machine, got: {first_line(error)}") from error
 

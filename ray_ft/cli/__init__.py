@@ -50,18 +50,19 @@ def cv(
 
     The same command goes on with a run that was stopped, and shows the table of a finished one again.
     """
-    say_starting()
-    from rich.console import Console
+    with resumable():
+        say_starting()
+        from rich.console import Console
 
-    from ray_ft.cross_validation import cross_validate
-    from ray_ft.report.terminal import render_summary
-    from ray_ft.runs.folder import open_folder
+        from ray_ft.cross_validation import cross_validate
+        from ray_ft.report.terminal import render_summary
+        from ray_ft.runs.folder import open_folder
 
-    with resumable(), open_folder(out or Path("runs") / config.name) as run:
-        summary = cross_validate(config, run, inline, Console(highlight=False), report=True)
-        show(render_summary(summary, run, own_code=config.model.factory is not None))
-        if config.n_candidates < (done := max(own.n_candidates for own in summary.strategies.values())):
-            typer.echo(f"\nnote: {done} candidates of a strategy were searched before, and all of them count")
+        with open_folder(out or Path("runs") / config.name) as run:
+            summary = cross_validate(config, run, inline, Console(highlight=False), report=True)
+            show(render_summary(summary, run, own_code=config.model.factory is not None))
+            if config.n_candidates < (done := max(own.n_candidates for own in summary.strategies.values())):
+                typer.echo(f"\nnote: {done} candidates of a strategy were searched before, and all of them count")
 
 
 @app.command()
@@ -117,15 +118,15 @@ def learning_curve(
     The same command goes on with a curve that was stopped.
     """
     counts = None if sizes is None else read_counts("--sizes", sizes), read_counts("--more", more)
-    say_starting()
-    from rich.console import Console
-
-    from ray_ft.learning_curves import learning_curve as draw_curve
-    from ray_ft.report.page import write_curve_figure
-    from ray_ft.report.terminal import render_curve
-
     folder = out or f"runs/{config.name}-curve"
     with resumable():
+        say_starting()
+        from rich.console import Console
+
+        from ray_ft.learning_curves import learning_curve as draw_curve
+        from ray_ft.report.page import write_curve_figure
+        from ray_ft.report.terminal import render_curve
+
         found = draw_curve(config, folder, *counts, inline, Console(highlight=False))
     show(render_curve(found))
     typer.echo(f"figure    {write_curve_figure(found, folder)[0]}")

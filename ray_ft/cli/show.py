@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from ray_ft.runs.interruption import GOES_ON, GRACE_S, end_by_sigterm
+
 
 def show(renderable: Any) -> None:
     """Print to the terminal, or to a pipe without folding tables."""
@@ -29,9 +31,16 @@ def resumable() -> Iterator[None]:
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from the last checkpoints", err=True)
-        raise typer.Exit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
+        with end_by_sigterm(GRACE_S, GOES_ON) as say:
+            try:
+                yield
+            except KeyboardInterrupt:
+                say()
+                raise typer.Exit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
+            except SystemExit as ended:
+                if ended.code != signal.SIGTERM:  # by which a Ray that is starting ends
+                    raise
+                say()
+                raise typer.Exit(128 + signal.SIGTERM) from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_ft.errors import ConfigError, RunError
 from ray_ft.files.cpus import count_cpus
+from ray_ft.runs.interruption import end_by_sigterm
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -138,7 +139,8 @@ def ending_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end what runs as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with end_by_sigterm(2 * END_SECONDS, "the server was ended, without waiting for requests under way any longer"):
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
