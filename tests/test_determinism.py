@@ -61,6 +61,7 @@ def test_nothing_hangs_on_time(toy_folder: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_process_of_ray_is_told() -> None:
     def start() -> tuple[bool, bool]:

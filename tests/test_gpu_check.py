@@ -24,6 +24,7 @@ def gpus_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("gpus_of_ray")
 @without_gpu

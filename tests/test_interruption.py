@@ -39,7 +39,7 @@ def handles_sigterm(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_a_command_that_has_just_been_started_says_so(toy_folder: Path) -> None:
-    process = start("-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", "run")
+    process = start("-m", "ray_ft", "cv", "-c", "toy.yaml", "--strategies", "top", "--out", "run")
     while not handles_sigterm(process.pid):
         assert process.poll() is None
     process.terminate()
@@ -50,7 +50,7 @@ def test_a_command_that_has_just_been_started_says_so(toy_folder: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_command_whose_packages_load_says_so(number: signal.Signals, code: int, toy_folder: Path) -> None:
-    process = start("-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", "run")
+    process = start("-m", "ray_ft", "cv", "-c", "toy.yaml", "--strategies", "top", "--out", "run")
     assert process.stderr is not None
     assert process.stderr.readline() == "starting …\n"
     process.send_signal(number)

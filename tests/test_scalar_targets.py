@@ -143,6 +143,7 @@ def test_a_learning_curve_takes_them(scalar_folder: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_says_the_same(scalar_folder: Path) -> None:
     more = {"cv.strategies": ["top"]}
     assert list_scores(run("on-ray", "squeezed", inline=False, **more)) == list_scores(run("here", "squeezed", **more))

@@ -637,8 +637,8 @@ def test_sigterm_ends_the_server_and_leaves_nothing(server: Server) -> None:
     assert server.process.wait(timeout=20) == 0
     assert server.process.stdout is not None
     lines = server.process.stdout.read().splitlines()
-    assert len(lines) == 1
     assert lines[0].startswith("log in ")
+    assert lines[1:] == ["the server ends; requests under way have 5 s"]
     logs = Path(lines[0].removeprefix("log in "))
     assert logs.is_dir()
     assert logs.parents[3].stat().st_mode & 0o777 == 0o700, "Ray lets all users write below"

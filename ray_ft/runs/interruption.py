@@ -65,9 +65,13 @@ def has_lost_a_child() -> bool:
 @contextmanager
 def end_at_once() -> Iterator[None]:
     """Let SIGTERM end this process with a line, as long as nothing else handles it."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # without one, the thread would not hear of it
+    early: list[int] = []  # signals that have come before the thread hears of them
+    before = signal.signal(signal.SIGTERM, lambda number, frame: early.append(number))
     try:
-        with end_by_sigterm(0.0, "interrupted; the same command goes on"):
+        with end_by_sigterm(0.0, "interrupted; the same command goes on") as say:
+            if early:
+                say()
+                os._exit(128 + signal.SIGTERM)
             yield
     finally:
         signal.signal(signal.SIGTERM, before)
