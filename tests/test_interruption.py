@@ -20,6 +20,18 @@ with end_by_sigterm(float(sys.argv[1]), "the line") as say:
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # a long call, in which Python handles no signal
 """
 
+LEAVES = """
+import atexit, hashlib, sys, typer
+from ray_ft.cli.show import resumable
+if sys.argv[1] == "and hangs":
+    atexit.register(hashlib.pbkdf2_hmac, "sha256", b"", b"", 10**9)
+try:
+    with resumable():
+        exec("import signal; signal.raise_signal(signal.SIGTERM)")  # a text, as imports of packages have them
+except typer.Exit as ended:
+    sys.exit(ended.exit_code)
+"""
+
 
 def start(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -69,3 +81,14 @@ def test_a_process_that_hears_no_signal_ends_in_time(to_all: bool, after_s: floa
     if not to_all:
         os.killpg(process.pid, signal.SIGKILL)  # its child
     assert process.communicate()[1] == "the line\n"
+
+
+@pytest.mark.parametrize("how", ["at once", "and hangs"])
+def test_the_exit_code_is_kept_and_what_hangs_at_the_end_is_not_waited_for(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("leaves.py").write_text(LEAVES)
+    process = start("-m", "leaves", how)
+    said = process.communicate(timeout=40)[1]
+    assert (process.returncode, said) == (143, "interrupted; the same command goes on from the last checkpoints\n")

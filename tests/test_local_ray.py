@@ -13,11 +13,13 @@ from ray_ft.backends.local_ray import LONGEST, find_folder, keeps_token
 from ray_ft.errors import RunError
 
 START = """
-import ray
+import ray, signal
 from ray_ft.backends.tune import connect
 from ray_ft.config import ComputeSection
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))  # also when Ray has ended
 with connect(ComputeSection()):
     print(ray.get(ray.remote(lambda: 3).remote()))
+signal.raise_signal(signal.SIGTERM)
 """
 
 
@@ -61,7 +63,7 @@ def start_ray(folder: Path, *before: str) -> None:
     env |= {"TMPDIR": str(long), "HOME": "/proc/no", "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [*before, sys.executable, "-W", "ignore", "-c", START]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
-    assert done.stdout.splitlines()[-1:] == ["3"], done.stderr
+    assert done.stdout.splitlines()[-2:] == ["3", "heard"], done.stderr
 
 
 @pytest.mark.ray

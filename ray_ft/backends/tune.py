@@ -134,12 +134,18 @@ def connect(compute: ComputeSection) -> Iterator[None]:
                 f"compute.address must name a running Ray cluster, got {compute.address}: {first_line(error)}; "
                 "if it asks for a token, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
             ) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray has set its own, which ends the process at once
+    handle_again(on_terminate)  # Ray has set its own, which ends the process at once
     try:
         yield
     finally:
         ray.shutdown()
+        handle_again(on_terminate)  # Ray has left none, whatever Python says
+
+
+def handle_again(handler: Any) -> None:
+    """Set the handler of SIGTERM, which the main thread alone can."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def run_task(compute: ComputeSection, function: Callable[..., Any], *args: Any) -> Any:

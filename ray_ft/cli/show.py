@@ -35,6 +35,7 @@ def resumable() -> Iterator[None]:
             try:
                 yield
             except KeyboardInterrupt:
+                exec("")  # one that was interrupted, as imports have them, would be in place of the exit code
                 say()
                 raise typer.Exit(128 + (signal.SIGTERM if terminated else signal.SIGINT)) from None
             except SystemExit as ended:

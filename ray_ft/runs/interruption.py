@@ -18,10 +18,11 @@ TO_ALL_S = 1.0  # what ends by itself within this time was sent the signal too
 
 @contextmanager
 def end_by_sigterm(after_s: float, said: str) -> Iterator[Callable[[], None]]:
-    """Say a line when SIGTERM comes, and end this process so many seconds later if what is inside has not ended.
+    """Say a line when a SIGTERM comes, and end this process so many seconds later unless it has ended before.
 
     A thread of its own hears of it by Python's wakeup descriptor, which is written to whatever the main thread does.
-    It gives what says the line, which is said once.
+    The time is that of the whole process, as what it has to do at its exit may wait for a Ray that is gone too. It
+    gives what says the line, which is said once.
     """
     hears, tells = os.pipe()
     os.set_blocking(tells, False)
@@ -47,11 +48,12 @@ def wait_for_sigterm(hears: int, over: Event, after_s: float, say: Callable[[], 
     if heard:
         say()
         start = time.monotonic()
-        while not over.wait(0.02):
-            passed = time.monotonic() - start
-            if passed >= after_s or (passed < TO_ALL_S and has_lost_a_child()):
-                os._exit(128 + signal.SIGTERM)
-    os.close(hears)  # not before: further signals are written to it
+        while (passed := time.monotonic() - start) < after_s:
+            if passed < TO_ALL_S and not over.is_set() and has_lost_a_child():
+                break
+            time.sleep(0.02)
+        os._exit(128 + signal.SIGTERM)
+    os.close(hears)
 
 
 def has_lost_a_child() -> bool:

@@ -139,7 +139,7 @@ def ending_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end what runs as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with end_by_sigterm(2 * END_SECONDS, f"the server ends; requests under way have {END_SECONDS:g} s"):
+        with end_by_sigterm(3 * END_SECONDS, f"the server ends; requests under way have {END_SECONDS:g} s"):
             yield
     finally:
         signal.signal(signal.SIGTERM, before)
