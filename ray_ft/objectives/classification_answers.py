@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from ray_ft.domains import Tensor
 from ray_ft.objectives import FoldOf, Folds, Measures, Members, Residuals, Shares
+from ray_ft.objectives.averaging import average_members, measure_std, pick_blind
 from ray_ft.objectives.classification_losses import Chances, score_chances
 from ray_ft.statistics.intervals import ALPHAS, SLACK, find_rank
 
@@ -68,12 +69,6 @@ class LabelPrediction:
     novelty: Float[np.ndarray, " sample"]
     p_value: Float[np.ndarray, " sample"]
     flag: Bool[np.ndarray, " sample"]
-
-
-def measure_std(members: Members, shares: Shares) -> Chances:
-    """Weighted standard deviation of all members."""
-    mean = np.einsum("crks,crks...->...", shares, members)
-    return np.asarray(np.sqrt(np.einsum("crks,crks...->...", shares, (members - mean) ** 2)))
 
 
 @dataclass(frozen=True)
@@ -140,19 +135,12 @@ class ClassAnswers:
         fold_of: Int[Tensor, "repeat training"],
         alpha: float,
     ) -> tuple[Tensor, ...]:
-        import torch
-
-        shares = weights.view(*weights.shape, 1, 1)
-        folds = (shares * members).sum((0, 3))
-        mean = folds.mean((0, 1))
-        variance = (shares * (members - mean) ** 2).sum((0, 3)).mean((0, 1))
+        folds, mean, std = average_members(members, weights)
         if find_rank(alpha, len(residuals)) < 1:
-            return mean, variance.sqrt(), mean.argmax(-1)
-        deals = [deal.index_select(0, own) for deal, own in zip(folds.unbind(), fold_of.unbind(), strict=True)]
-        blind = torch.stack(deals).mean(0)
-        n_as_far = (residuals.view(-1, 1, 1) >= 1 - blind).sum(0)
+            return mean, std, mean.argmax(-1)
+        n_as_far = (residuals.view(-1, 1, 1) >= 1 - pick_blind(folds, fold_of)).sum(0)
         in_set = ((1 + n_as_far) / (len(residuals) + 1) > alpha + SLACK) | (mean >= mean.amax(-1, keepdim=True))
-        return mean, variance.sqrt(), mean.argmax(-1), in_set
+        return mean, std, mean.argmax(-1), in_set
 
 
 def rank_classes(
@@ -247,10 +235,8 @@ class LabelAnswers:
         fold_of: Int[Tensor, "repeat training"],
         alpha: float,
     ) -> tuple[Tensor, ...]:
-        shares = weights.view(*weights.shape, 1, 1)
-        mean = (shares * members).sum((0, 3)).mean((0, 1))
-        variance = (shares * (members - mean) ** 2).sum((0, 3)).mean((0, 1))
-        return mean, variance.sqrt(), mean > 0.5
+        _, mean, std = average_members(members, weights)
+        return mean, std, mean > 0.5
 
 
 def measure_labels(chances: Chances, targets: Chances) -> dict[str, float]:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from ray_ft.domains import Tensor
 from ray_ft.objectives import FoldOf, Folds, Measures, Members, Residuals, Shares
+from ray_ft.objectives.averaging import average_members, measure_std, pick_blind
 from ray_ft.objectives.regression_losses import Values, score_predictions
 from ray_ft.statistics import intervals
 
@@ -55,9 +56,7 @@ class RegressionAnswers:
         return target_shape
 
     def measure_spread(self, members: Members, shares: Shares) -> Values:
-        """Weighted standard deviation of all members."""
-        mean = np.einsum("crks,crks...->...", shares, members)
-        return np.asarray(np.sqrt(np.einsum("crks,crks...->...", shares, (members - mean) ** 2)))
+        return measure_std(members, shares)
 
     def answer(
         self,
@@ -104,20 +103,14 @@ class RegressionAnswers:
         fold_of: Int[Tensor, "repeat training"],
         alpha: float,
     ) -> tuple[Tensor, ...]:
-        import torch
-
-        shares = weights.view(*weights.shape, *[1] * (members.dim() - weights.dim()))
-        folds = (shares * members).sum((0, 3))
-        mean = folds.mean((0, 1))
-        variance = (shares * (members - mean) ** 2).sum((0, 3)).mean((0, 1))
+        folds, mean, std = average_members(members, weights)
         rank = intervals.find_rank(alpha, len(residuals))
         if rank < 1:
-            return mean, variance.sqrt()
-        deals = [deal.index_select(0, own) for deal, own in zip(folds.unbind(), fold_of.unbind(), strict=True)]
-        blind, margins = torch.stack(deals).mean(0), residuals.abs().unsqueeze(1)
+            return mean, std
+        blind, margins = pick_blind(folds, fold_of), residuals.abs().unsqueeze(1)
         lower = (blind - margins).sort(0).values[rank - 1]
         upper = (blind + margins).sort(0).values[-rank]
-        return mean, variance.sqrt(), lower, upper
+        return mean, std, lower, upper
 
 
 def measure_one(folds: Folds, residuals: Residuals, fold_of: FoldOf, targets: Values, level: float) -> dict[str, float]:
