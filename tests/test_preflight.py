@@ -76,7 +76,7 @@ def run_on_a_cluster_without_workers(folder: Path, command: str) -> str:
 def test_a_cluster_without_workers_is_asked_for_one_and_its_gpu_is_shared(tmp_path: Path) -> None:
     (tmp_path / "share.py").write_text(SHARE)
     said, allocation = run_on_a_cluster_without_workers(tmp_path, "python share.py").splitlines()
-    assert said.startswith("waiting for a node: none of the cluster has a CPU yet")
+    assert said.startswith("waiting for a node: none of the cluster has a GPU yet")
     assert allocation == "Allocation(n_workers=1, cpus=1, gpus=0.25)", "what is asked for of what has come"
 
 

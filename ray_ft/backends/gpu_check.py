@@ -2,13 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
-import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_ft.backends.preflight import list_nodes, wait_for
+from ray_ft.backends.preflight import ask_nodes, list_gpu_nodes, list_problems
 from ray_ft.errors import ConfigError, first_line
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -23,18 +20,9 @@ def check_gpus(to_leave_out: str) -> None:
     Raises:
         ConfigError: Torch cannot compute on a GPU of a node; the message names its driver and its build of torch.
     """
-    # A process that has seen all GPUs must not be taken for a task that holds one of them: it ends with its call.
-    probe: Any = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(describe_problem)
-    asked = {}
-    for node in list_nodes():
-        if node["Resources"].get("GPU"):
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
-            asked[name] = probe.options(scheduling_strategy=there).remote()
-    if problems := {name: problem for name, answer in asked.items() if (problem := wait_for(answer))}:
-        listed = "\n".join(f"  {name}: {problem}" for name, problem in problems.items())
+    if problems := list_problems(ask_nodes(list_gpu_nodes(), describe_problem)):
         raise ConfigError(
-            f"torch must be able to use the GPUs that Ray has, which it cannot on these nodes\n{listed}\n"
+            f"torch must be able to use the GPUs that Ray has, which it cannot on these nodes\n{problems}\n"
             f"set {to_leave_out} to do without them, or install there a torch that is built for CUDA, and for none "
             "newer than the driver knows: https://pytorch.org/get-started/locally names the wheels"
         )

@@ -10,9 +10,8 @@ import ray
 import torch
 from ray import tune
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_ft.backends.preflight import WAIT_S, list_nodes
+from ray_ft.backends.preflight import WAIT_S, ask_nodes, list_gpu_nodes, list_nodes
 from ray_ft.backends.rounds import Shared
 from ray_ft.config import SMALLEST_SHARE, ComputeSection
 from ray_ft.errors import ConfigError
@@ -86,15 +85,10 @@ def count_fitting(shared: Shared, n_members: int, n_gpus: float, card_bytes: int
 
 
 def find_card_bytes() -> int:
-    """Find the memory of the smallest GPU; 0 where torch sees none, or a node does not answer.
-
-    Each node is asked in a process that ends then, and with it what CUDA takes.
-    """
-    probe: Any = ray.remote(num_cpus=0, max_calls=1)(list_card_bytes)
-    nodes = [node["NodeID"] for node in list_nodes() if node["Resources"].get("GPU")]
-    there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    """Find the memory of the smallest GPU; 0 where torch sees none, or a node does not answer."""
+    asked = ask_nodes(list_gpu_nodes(), list_card_bytes)
     try:
-        found = ray.get([probe.options(scheduling_strategy=node).remote() for node in there], timeout=WAIT_S)
+        found = ray.get(list(asked.values()), timeout=WAIT_S)
     except RayError:
         return 0
     return min((n_bytes for of_node in found for n_bytes in of_node), default=0)

@@ -3,7 +3,7 @@
 import shutil
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -51,37 +51,56 @@ def await_node(compute: ComputeSection, say: Callable[[str], None]) -> None:
     ray.get(there.remote())
 
 
+def ask_nodes(nodes: Iterable[Mapping[str, Any]], function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """Call a function on nodes, beside what holds their CPUs; return the references to its answers by the node's name.
+
+    Its process ends with the call: one that has seen all GPUs must not be taken for a task that holds one of them.
+    """
+    probe: Any = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(function)
+    asked = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+        asked[name] = probe.options(scheduling_strategy=there).remote(*args)
+    return asked
+
+
+def list_problems(asked: Mapping[str, Any]) -> str:
+    """List what nodes answer that is a problem, a line each; a node that does not answer is one."""
+    problems = {name: problem for name, answer in asked.items() if (problem := wait_for(answer))}
+    return "\n".join(f"  {name}: {problem}" for name, problem in problems.items())
+
+
+def list_gpu_nodes() -> list[dict[str, Any]]:
+    return [node for node in list_nodes() if node["Resources"].get("GPU")]
+
+
 def check_folder(run: RunFolder) -> None:
     """Have every node read a marker from the run folder and leave one of its own, or say which cannot."""
     token = uuid.uuid4().hex
     markers = run.root / f"preflight-{token}"
     write_text(markers / "driver", token)
     run.push()
-    probe: Any = ray.remote(num_cpus=0, max_retries=0)(leave_marker)
-    asked = {}
-    for node in list_nodes():
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
-        asked[name] = probe.options(scheduling_strategy=there).remote(run, token, node["NodeID"])
-    problems = {name: problem for name, answer in asked.items() if (problem := wait_for(answer))}
+    problems = list_problems(ask_nodes(list_nodes(), leave_marker, run, token))
     run.pull(markers)
     shutil.rmtree(markers)
     run.push()
     if problems:
-        listed = "\n".join(f"  {name}: {problem}" for name, problem in problems.items())
         raise RunFolderError(
-            f"every node must read and write the run folder, got {run.place}, which these cannot\n{listed}\n"
+            f"every node must read and write the run folder, got {run.place}, which these cannot\n{problems}\n"
             "set --out to a path that all nodes share, or to a URI such as s3://bucket/run"
         )
 
 
-def leave_marker(run: RunFolder, token: str, node: str) -> str:
+def leave_marker(run: RunFolder, token: str) -> str:
     """On a node: read the driver's marker and leave one; return what went wrong, if anything."""
     try:
         with run.check_out("none") as own:
             markers = own.root / f"preflight-{token}"
             own.pull(markers)
-            write_text(markers / node, (markers / "driver").read_text(encoding="utf-8"))
+            write_text(
+                markers / ray.get_runtime_context().get_node_id(), (markers / "driver").read_text(encoding="utf-8")
+            )
     except (OSError, StorageError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
