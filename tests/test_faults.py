@@ -260,6 +260,8 @@ class Hook:
             sys.meta_path.remove(self)
             import ray
             ray.get_gpu_ids = lambda: []
+            from ray_ft.backends import gpu_check
+            gpu_check.describe_problem = lambda: ""
             return importlib.util.find_spec(name)
 
 
