@@ -127,3 +127,11 @@ PidFile none
 CONFIG
     on "$name" "${SSHD_ROOT:-}/usr/sbin/sshd" -f "$home/sshd_config" -E "$home/sshd.log"
 }
+
+train_without_ray() { # the slow toy, in the folder that all hosts share, where what follows runs: inline, to compare with
+    export PYTHONPATH=$REPO:$SHARED
+    cd "$SHARED"
+    "$PYTHON" "$REPO/tests/cluster/slow_toy.py" .
+    say "without Ray"
+    ray-ft cv --config slow.yaml --inline --out inline >/dev/null
+}

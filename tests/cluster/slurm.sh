@@ -15,12 +15,9 @@ NEEDS_SSHD=1
 . "$(dirname "$0")/hosts.sh"
 enter_private_world "$@"
 
-export PYTHONPATH=$REPO:$SHARED OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1
 export RAY_memory_monitor_refresh_ms=0 # other programs share the memory of these hosts
-cd "$SHARED"
-"$PYTHON" "$REPO/tests/cluster/slow_toy.py" .
-say "without Ray"
-ray-ft cv --config slow.yaml --inline --out inline >/dev/null
+train_without_ray
 
 mkdir /tmp/bin
 cat >/tmp/bin/srun <<'STUB'

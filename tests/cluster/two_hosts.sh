@@ -25,11 +25,7 @@ export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token RAY_AUTH_TOKEN=only-on-this
 export RAY_memory_monitor_refresh_ms=0 # other programs share the memory of these hosts
 # As configs/cluster has them.
 export RAY_health_check_period_ms=2000 RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3
-export PYTHONPATH=$REPO:$SHARED
-cd "$SHARED"
-"$PYTHON" "$REPO/tests/cluster/slow_toy.py" .
-say "without Ray"
-ray-ft cv --config slow.yaml --inline --out inline >/dev/null
+train_without_ray
 
 say "$event"
 export TOY_SLEEP_S=0.1 PID_head=${HOSTS[head]} PID_worker=${HOSTS[worker]}
