@@ -22,6 +22,7 @@ from ray_ft.fitting.kernel_descent import KernelProblem
 from ray_ft.objectives import Answers, Objective, Presentation, find_objective
 from ray_ft.objectives.classification_answers import ClassAnswers, build_sets, measure_chances
 from ray_ft.objectives.classification_labels import encode_classes
+from ray_ft.report.ensembles import write_calibration
 from ray_ft.report.page import write_report
 
 METRICS = ("log_loss", "error_rate", "multilabel_log_loss")
@@ -210,6 +211,8 @@ def test_several_labels_a_sample_go_all_the_way(toy_folder: Path) -> None:
     ensemble, x, y = Ensemble.load("run"), np.load("x.npy"), np.load("y.npy")
     evaluation = evaluate_ensemble(ensemble, read_labelled(ensemble, None, "x.npy", "y.npy"))
     assert evaluation.accuracy == pytest.approx((ensemble.predict(x).predicted == y).mean())
+    with pytest.raises(DataError, match="prediction sets, but multilabel_log_loss has none; leave --plot out"):
+        write_calibration(evaluation, Path("plot.png"))
     assert write_report("run").exists()
 
 

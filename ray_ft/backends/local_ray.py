@@ -45,14 +45,15 @@ def find_folder() -> Path:
         RunError: There is no such place.
     """
     named = [place for name in ("RAY_TMPDIR", "TMPDIR") if (place := os.environ.get(name))]
-    for place in [*named, "/tmp", "/var/tmp", "/dev/shm"]:
+    places = [*named, "/tmp", "/var/tmp", "/dev/shm"]
+    for place in places:
         with contextlib.suppress(RunFolderError):
             folder = name_private_folder(Path(place).absolute()) / "ray"
             if len(os.fsencode(folder)) <= LONGEST and is_writable(open_private_folder(place)):
                 return folder
     raise RunError(
         f"Ray needs a folder of at most {LONGEST} bytes in its path for its files, but it cannot write to one in "
-        f"{', '.join([*named, '/tmp', '/var/tmp'])}; set RAY_TMPDIR to a short path of one that can be written to"
+        f"{', '.join(places)}; set RAY_TMPDIR to a short path of one that can be written to"
     )
 
 

@@ -54,9 +54,6 @@ class ClassificationPresentation:
         from ray_ft.drawing import COLORS, MUTED, draw_grid
 
         figure, panels = draw_grid(2, 3.2)
-        if not points:  # several labels a sample have no sets
-            panels[0].set_title("no prediction sets")
-            return figure
         nominal = [point["nominal"] for point in points]
         panels[0].plot([0.5, 1], [0.5, 1], "--", color=MUTED, linewidth=0.8, label="as promised")
         panels[0].plot(nominal, [point["coverage"] for point in points], "o-", color=COLORS[0], label="measured")
