@@ -121,9 +121,7 @@ def write_calibration(found: Evaluation, path: Path) -> Path:
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise DataError(f"a plot must end in .png, .svg or .pdf, got {path}")
     if not found.calibration:
-        raise DataError(
-            f"a plot needs intervals or prediction sets, but {found.metric} has none; leave --plot out"
-        )
+        raise DataError(f"a plot needs intervals or prediction sets, but {found.metric} has none; leave --plot out")
     points = [point.model_dump() for point in found.calibration]
     with writing("a plot", path):
         save_figure(find_objective(found.metric).presentation.draw_calibration(points, found.n_samples), path)
