@@ -130,7 +130,7 @@ CONFIG
 
 train_without_ray() { # the slow toy, in the folder that all hosts share, where what follows runs: inline, to compare with
     export PYTHONPATH=$REPO:$SHARED
-    cd "$SHARED"
+    cd "$SHARED" || exit
     "$PYTHON" "$REPO/tests/cluster/slow_toy.py" .
     say "without Ray"
     ray-ft cv --config slow.yaml --inline --out inline >/dev/null
