@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray_ft.config import Config as Config
     from ray_ft.config import load_config as load_config
-    from ray_ft.cross_validation import cross_validate as cross_validate
     from ray_ft.ensemble import Ensemble as Ensemble
     from ray_ft.errors import RayFTError as RayFTError
+    from ray_ft.from_python import CrossValidation as CrossValidation
+    from ray_ft.from_python import cross_validate as cross_validate
     from ray_ft.learning_curves import learning_curve as learning_curve
     from ray_ft.models import DiffractionNet as DiffractionNet
     from ray_ft.models import load_network as load_network
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _OWNERS = {
     "Config": "config",
+    "CrossValidation": "from_python",
     "DiffractionNet": "models",
     "Ensemble": "ensemble",
     "LearningCurve": "results.learning_curve",
@@ -28,7 +30,7 @@ _OWNERS = {
     "RunComparison": "results.run_comparison",
     "Summary": "results.summary",
     "compare": "results.run_comparison",
-    "cross_validate": "cross_validation",
+    "cross_validate": "from_python",
     "learning_curve": "learning_curves",
     "load_config": "config",
     "load_network": "models",

@@ -5,6 +5,7 @@ asks for candidates, a backend trains them. What they leave is reduced to scores
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,13 +18,14 @@ import torch
 import yaml
 from jaxtyping import Float
 from rich.console import Console
+from torch import nn
 
 from ray_ft.backends.progress import Display
 from ray_ft.backends.rounds import Rounds, Shared
 from ray_ft.backends.running import check_loggers, run_near_storage, start_halving, train_all
 from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import Splits, deal_folds, deal_inner, describe_deals, limit_training
-from ray_ft.data.samples import Samples, load_samples
+from ray_ft.data.samples import Arrays, Samples, Sources, build_samples, have_same_values
 from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import Reduction, reduce_members
@@ -34,13 +36,17 @@ from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.rehearsal import rehearse
 from ray_ft.models import (
+    Factory,
+    NewHead,
     Pretrained,
     answer_in_shape,
     copy_state,
     find_answer_shape,
     finish_lazy,
     load_pretrained,
+    plan_head,
     predict_all,
+    replace_head,
 )
 from ray_ft.objectives import Objective, find_objective
 from ray_ft.report.page import write_report
@@ -77,6 +83,14 @@ from ray_ft.statistics.comparison import mark_unsettled
 from ray_ft.statistics.intervals import WITHOUT_INTERVALS, check_level, describe_lack
 from ray_ft.statistics.scores import pick_lowest
 from ray_ft.statistics.selection import correct_selection
+
+
+@dataclass(frozen=True)
+class Given:
+    """A network and samples that are objects of this process, in place of what a config names."""
+
+    factory: Factory
+    arrays: Arrays
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,7 @@ def cross_validate(
     inline: bool = False,
     console: Console | None = None,
     report: bool = False,
+    given: Given | None = None,
 ) -> Summary:
     """Cross-validate every strategy and build the ensemble of the lowest; on a run folder in progress, go on.
 
@@ -172,6 +187,7 @@ def cross_validate(
         inline: Train in this process, without Ray.
         console: Where to show progress.
         report: Whether to write the report too.
+        given: What takes the place of the network and the data that the config names.
 
     Returns:
         What the run found, as `summary.json` has it.
@@ -182,7 +198,7 @@ def cross_validate(
             written.
     """
     with open_folder(out, shared=config.compute.address is not None) as run:
-        started, prepared = time.monotonic(), prepare(config)
+        started, prepared = time.monotonic(), prepare(config, given)
         with open_run(run, prepared.identity), keep_files(run.place):
             summary = load_finished(prepared, run)
             if summary is None:
@@ -209,8 +225,8 @@ def load_finished(prepared: Prepared, run: RunFolder) -> Summary | None:
     return summary if summary.search.covers(prepared.budget) else None
 
 
-def prepare(config: Config) -> Prepared:
-    """Check a config against its data, checkpoint and network; write nothing.
+def prepare(config: Config, given: Given | None = None) -> Prepared:
+    """Check a config against its data, checkpoint and network, or against what is given; write nothing.
 
     Raises:
         UserError: It breaks a rule.
@@ -219,11 +235,14 @@ def prepare(config: Config) -> Prepared:
     torch.set_num_threads(min(torch.get_num_threads(), count_cpus()))  # which knows of no quota
     domain, objective = find_domain(config.layout), find_objective(cv.metric)
     encode = partial(objective.encode_targets, classes=data.classes or ())
-    samples = load_samples(data.inputs, data.targets, domain, data.groups, data.stratify, cv.folds, encode)
+    sources = Sources(data.inputs, data.targets, data.groups, data.stratify)
+    samples = build_samples(given.arrays if given else sources.read(), sources, domain, cv.folds, encode)
     splits = deal_splits(config, samples)
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
-    network, notes = load_pretrained(model.factory, model.params, config.checkpoint, model.skip or ())
+    factory = given.factory if given else model.factory
+    network, notes = load_pretrained(factory, model.params, config.checkpoint, model.skip or ())
     finish_lazy(network, samples.inputs)
+    head = renew_head(model.new_head, network, samples, objective) if factory else None
     weights = copy_state(network)
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
     outputs = predict_all(network, samples.inputs)
@@ -234,10 +253,12 @@ def prepare(config: Config) -> Prepared:
     shape = find_answer_shape(network, samples.inputs, found, objective.find_output_shape(found, wanted))
     zero_shot = objective.respond(outputs if shape is None else outputs.reshape(-1, *shape)).numpy()
     check_outputs(zero_shot, samples, objective)
-    pretrained = Pretrained(model.factory, model.params, weights, shape)
-    if model.factory:
+    pretrained = Pretrained(factory, model.params, weights, shape, new_head=head)
+    if factory:
         pretrained = rehearse(answer_in_shape(network, shape), pretrained, strategies.values(), samples.inputs)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
+    if head is not None:
+        notes.append(f"{head.name} is a new head of {head.n_outputs} outputs: it starts at zero, so zero-shot knows nothing")
     if shape is not None and found != shape:
         told = f"the network answers {tuple(outputs.shape)}, the targets are {samples.targets.shape}"
         notes.append(f"{told}: the same values, laid out as the targets are")
@@ -253,6 +274,18 @@ def deal_splits(config: Config, samples: Samples) -> Splits:
     if cv.train_size is not None:
         splits = limit_training(splits, samples.groups, cv.train_size)
     return deal_inner(splits, samples.groups, samples.strata) if cv.protocol == "nested" else splits
+
+
+def renew_head(asked: bool | None, network: nn.Module, samples: Samples, objective: Objective) -> NewHead | None:
+    """Replace the layer that answers where that is asked for, or where it knows another number of classes."""
+    found = tuple(predict_all(network, samples.inputs[:2]).shape[1:])
+    targets, _ = objective.widen_targets(samples.targets, samples.classes, math.prod(found))
+    fits = have_same_values(found, objective.find_output_shape(found, targets.shape[1:]))
+    if asked is False or (asked is None and (fits or not samples.classes)):
+        return None
+    head = plan_head(network, samples.inputs, math.prod(samples.targets.shape[1:]))
+    replace_head(network, head)
+    return head
 
 
 def know_classes(samples: Samples, objective: Objective, outputs: Float[torch.Tensor, "sample *output"]) -> Samples:

@@ -129,6 +129,9 @@ class ModelSection(Section):
     file, `file::key` names one. A factory may do without."""
     skip: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Name patterns of tensors that are not taken from the checkpoint; they start as the factory draws them."""
+    new_head: bool | None = None
+    """Whether the linear layer that answers is replaced by one of the targets' size, which starts at zero. Without it,
+    where the network knows another number of classes."""
 
 
 class DataSection(Section):
@@ -322,6 +325,8 @@ class Config(Section):
             yield f"training.resume: it is another name of model.checkpoint, got {resumed} and {given}; keep one"
         if not (given or resumed or self.model.factory):
             yield "model.checkpoint: missing; name the file of the pretrained weights"
+        if self.model.new_head and not self.model.factory:
+            yield "model.new_head: it needs model.factory, got none; leave it out"
         if self.data.symmetry and not find_domain(self.layout).operations:
             yield f"data.symmetry: it needs layout: {DEFAULT_LAYOUT}, got layout: {self.layout}; leave it out"
         for name in list_baselines():

@@ -47,6 +47,30 @@ class Samples:
         return moved, np.stack([view.move_targets(targets).numpy() for view in views])
 
 
+@dataclass(frozen=True)
+class Arrays:
+    """A data set as its user has it, before anything is checked; columns have a value a sample."""
+
+    inputs: Shaped[np.ndarray, "..."]
+    targets: Shaped[np.ndarray, "..."]
+    groups: Shaped[np.ndarray, "..."] | None = None
+    stratify: Shaped[np.ndarray, "..."] | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the arrays of a data set come from: files, as `read_array` takes them, or names for messages."""
+
+    inputs: str
+    targets: str
+    groups: str | None = None
+    stratify: str | None = None
+
+    def read(self) -> Arrays:
+        columns = (None if source is None else read_array(source) for source in (self.groups, self.stratify))
+        return Arrays(read_array(self.inputs), read_array(self.targets), *columns)
+
+
 def load_samples(
     inputs: str,
     targets: str,
@@ -56,7 +80,13 @@ def load_samples(
     n_folds: int = 5,
     encode: Encode = lambda array, source: (array, ()),
 ) -> Samples:
-    """Read and check a data set, from files as `read_array` takes them.
+    """Read and check a data set, from files as `read_array` takes them."""
+    sources = Sources(inputs, targets, groups, stratify)
+    return build_samples(sources.read(), sources, domain, n_folds, encode)
+
+
+def build_samples(arrays: Arrays, sources: Sources, domain: Domain, n_folds: int, encode: Encode) -> Samples:
+    """Check a data set and bring it into the network's terms.
 
     Samples that share a label of the column `groups` stay on one side of a split. The labels or numbers of `stratify`
     are to be spread evenly over the folds, to whose number the classes that numbers are cut into are matched; where it
@@ -65,14 +95,16 @@ def load_samples(
     Raises:
         DataError: A file is unreadable, or its content breaks a rule.
     """
-    x = prepare_inputs(read_array(inputs), domain, inputs)
-    y, classes = encode(read_array(targets), targets)
+    inputs, targets = sources.inputs, sources.targets
+    x = prepare_inputs(arrays.inputs, domain, inputs)
+    y, classes = encode(arrays.targets, targets)
     check_numbers(y, targets, n_axes=1)
     if len(x) != len(y):
         raise DataError(
             f"inputs and targets must have equally many samples, got {len(x)} in {inputs} and {len(y)} in {targets}"
         )
-    columns = [read_column(source, len(x)) if source else None for source in (groups, stratify)]
+    pairs = (arrays.groups, sources.groups), (arrays.stratify, sources.stratify)
+    columns = [None if column is None else check_column(column, source or "", len(x)) for column, source in pairs]
     kept, notes = np.arange(len(y)), tuple[str, ...]()
     if not classes:
         y, kept, notes = domain.convert_targets(y, targets)
@@ -80,7 +112,7 @@ def load_samples(
     group_column, strata = (None if column is None else column[kept] for column in columns)
     orbits = label_orbits(x, domain.list_views(domain.operations))
     joined = join_groups([orbits] if group_column is None else [orbits, group_column])
-    binned = None if strata is None else bin_strata(strata, stratify or "", n_folds)
+    binned = None if strata is None else bin_strata(strata, sources.stratify or "", n_folds)
     if binned is None and classes and np.allclose(y.sum(1), 1):
         binned = y.argmax(1)
     return Samples(x, y, joined, binned, (*notes, *describe_images(orbits), *describe_targets(y)), domain, classes)
@@ -96,8 +128,7 @@ def describe_targets(targets: Shaped[np.ndarray, "sample *target"]) -> Iterator[
         yield "all samples have the same targets, so there is nothing to learn from them; check data.targets"
 
 
-def read_column(source: str, n: int) -> Shaped[np.ndarray, " sample"]:
-    column = read_array(source)
+def check_column(column: Shaped[np.ndarray, "..."], source: str, n: int) -> Shaped[np.ndarray, " sample"]:
     if column.shape != (n,):
         raise DataError(f"a column must have one value a sample, {n} in all, got shape {column.shape} in {source}")
     return column

@@ -32,13 +32,17 @@ BUILDERS = (
 )
 
 
-def call_factory(factory: str | None, params: Mapping[str, Any]) -> nn.Module:
+Factory = str | Callable[..., nn.Module] | None  # `package.module:callable`, or the callable itself
+
+
+def call_factory(factory: Factory, params: Mapping[str, Any]) -> nn.Module:
     """Call a factory, or DiffractionNet where it is None.
 
     Raises:
         ConfigError: It cannot be imported, is nothing that builds a network, or does not take `params`.
     """
-    build, name = DiffractionNet if factory is None else import_factory(factory), factory or "DiffractionNet"
+    build = import_factory(factory) if isinstance(factory, str) else factory or DiffractionNet
+    name = factory if isinstance(factory, str) else getattr(build, "__name__", type(build).__name__)
     given = show_value(dict(params))
     try:
         inspect.signature(build).bind(**params)
@@ -52,7 +56,7 @@ def call_factory(factory: str | None, params: Mapping[str, Any]) -> nn.Module:
         rule = "model.params must suit DiffractionNet and its checkpoint"
         raise ConfigError(f"{rule}, got {given}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
-        raise ConfigError(f"model.factory must build a torch.nn.Module, got {type(network).__name__} from {factory}")
+        raise ConfigError(f"model.factory must build a torch.nn.Module, got {type(network).__name__} from {name}")
     return network
 
 
