@@ -258,7 +258,8 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
         pretrained = rehearse(answer_in_shape(network, shape), pretrained, strategies.values(), samples.inputs)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
     if head is not None:
-        notes.append(f"{head.name} is a new head of {head.n_outputs} outputs: it starts at zero, so zero-shot knows nothing")
+        said = f"{head.name} is a new layer of {head.n_outputs} outputs in place of the pretrained one"
+        notes.append(f"{said}: it starts at zero, so zero-shot knows nothing")
     if shape is not None and found != shape:
         told = f"the network answers {tuple(outputs.shape)}, the targets are {samples.targets.shape}"
         notes.append(f"{told}: the same values, laid out as the targets are")

@@ -1,6 +1,6 @@
 """A scikit-learn estimator whose `fit` cross-validates strategies and whose `predict` is the ensemble's."""
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -13,6 +13,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from ray_ft.errors import ConfigError
 from ray_ft.from_python import CrossValidation, cross_validate, find_metric
 from ray_ft.objectives import CLASSIFICATION, METRICS
+
+SEVERAL = ("multilabel", "multilabel_log_loss")  # objectives of several labels a sample
 
 
 def answers_with_classes(estimator: "FineTuner") -> bool:
@@ -34,6 +36,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
     Attributes:
         result_: What was found, a `CrossValidation`.
+        ensemble_: Its ensemble, which predicts.
         classes_: Of a classification, the labels in the order of the columns of `predict_proba`.
         n_features_in_: Columns of `X`.
     """
@@ -59,7 +62,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self.inline = inline
         self.progress = progress
 
-    def fit(self, X: Any, y: Any, groups: Any = None) -> Self:  # noqa: N803  # as scikit-learn calls it
+    def fit(self, X: Any, y: Any, groups: Any = None) -> "FineTuner":  # noqa: N803  # as scikit-learn calls it
         """Cross-validate the strategies, and build the ensemble.
 
         Args:
@@ -69,6 +72,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
         Raises:
             UserError: What was given breaks a rule.
+            ValueError: Or a rule that scikit-learn checks.
         """
         if self.model is None:
             raise ConfigError("a FineTuner needs a model, got none; give a torch.nn.Module, or what builds one")
@@ -82,14 +86,14 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             check_classification_targets(y)
             self.classes_, labels = np.unique(y, return_inverse=True)
             if len(self.classes_) < 2:
-                raise ConfigError(f"a classifier needs two classes or more, got one class: {self.classes_[0]!r}")
+                raise ValueError(f"a classifier needs two classes or more, got one class: {self.classes_[0]!r}")
         result = cross_validate(
             self.model, (X, labels if classes else y.astype(np.float64)), strategies=self.strategies, folds=self.folds,
             seeds=self.seeds, groups=groups, objective=self.objective, options=self.options, inline=self.inline,
             progress=self.progress,
         )  # fmt: skip
         assert isinstance(result, CrossValidation)
-        self.result_ = result
+        self.result_, self.ensemble_ = result, result.ensemble
         return self
 
     def predict(self, X: Any) -> Shaped[np.ndarray, "sample *target"]:  # noqa: N803
@@ -112,7 +116,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     def _average(self, X: Any) -> Float[np.ndarray, "sample *target"]:  # noqa: N803
         check_is_fitted(self, "result_")
         inputs = validate_data(self, X, allow_nd=True, dtype="numeric", reset=False)
-        mean: np.ndarray = self.result_.ensemble.predict(inputs).mean
+        mean: np.ndarray = self.ensemble_.predict(inputs).mean
         return mean.astype(np.float64)
 
     def __sklearn_tags__(self) -> Any:
@@ -124,7 +128,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         tags.classifier_tags = ClassifierTags(poor_score=True) if classes else None
         tags.regressor_tags = None if classes else RegressorTags(poor_score=True)
         tags.target_tags.required = True
-        tags.target_tags.multi_output = True
+        tags.target_tags.multi_output = not classes or self.objective in SEVERAL
         tags.target_tags.single_output = True
         tags.input_tags.three_d_array = True
         return tags

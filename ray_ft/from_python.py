@@ -4,8 +4,11 @@ result = ray_ft.cross_validate(network, (x, y), strategies={"head": "head.*", "a
 result.table; result.ensemble.predict(new); result.report()
 """
 
+import inspect
 import io
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -59,7 +62,6 @@ class CrossValidation:
     summary: Summary
     folder: Path
     factory: Factory
-    kept: Any = None  # the temporary folder, which goes with this object
 
     @property
     def table(self) -> Any:
@@ -133,10 +135,10 @@ def cross_validate(model: Any, data: Any, *args: Any, **options: Any) -> Any:
 
 
 def cross_validate_module(
-    model: nn.Module | Callable[[], nn.Module],
+    model: Any,
     data: Any,
     *,
-    strategies: Strategies | Sequence[str] | None = None,
+    strategies: Any = None,
     folds: int = 5,
     seeds: int = 3,
     groups: Any = None,
@@ -180,12 +182,19 @@ def cross_validate_module(
     values["strategies"] = read_strategies(strategies, factory, arrays.inputs)
     values["cv.strategies"] = list(values["strategies"] if not isinstance(strategies, list | tuple) else strategies)
     config = build_config({**values, **(options or {})}, shipped=not values["strategies"])
-    kept = None if out else tempfile.TemporaryDirectory(prefix="ray-ft-")
-    folder = Path(out or Path(str(kept and kept.name), "run"))
-    console = Console(highlight=False, quiet=not progress)
-    given = Given(factory, arrays)
-    summary = cross_validation.cross_validate(config, folder, inline, console, report=kept is None, given=given)
-    return CrossValidation(summary, folder, factory, kept)
+    given, console = Given(factory, arrays), Console(highlight=False, quiet=not progress)
+    if out is not None:
+        summary = cross_validation.cross_validate(config, out, inline, console, True, given)
+        return CrossValidation(summary, Path(out), factory)
+    temporary = Path(tempfile.mkdtemp(prefix="ray-ft-"))
+    try:
+        summary = cross_validation.cross_validate(config, temporary / "run", inline, console, given=given)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    found = CrossValidation(summary, temporary / "run", factory)
+    weakref.finalize(found, shutil.rmtree, temporary, ignore_errors=True)  # also when the process ends
+    return found
 
 
 update_wrapper(cross_validate, cross_validate_module)  # its signature and text are what a notebook shows
@@ -197,6 +206,10 @@ def as_factory(model: object) -> Callable[[], nn.Module]:
         if not callable(model):
             rule = "the model must be a torch.nn.Module, or a callable that builds one"
             raise NetworkError(f"{rule}, got {type(model).__name__}")
+        try:
+            inspect.signature(model).bind()
+        except TypeError as error:
+            raise NetworkError(f"a callable that builds a model takes no arguments, got {error}; bind them") from error
         return model
     try:
         return Copies(deepcopy(model).cpu())
@@ -295,7 +308,7 @@ def find_metric(objective: str | None, targets: Shaped[np.ndarray, "..."]) -> st
 
 
 def read_strategies(
-    strategies: Strategies | Sequence[str] | None, factory: Callable[[], nn.Module], inputs: Shaped[np.ndarray, "..."]
+    strategies: Any, factory: Callable[[], nn.Module], inputs: Shaped[np.ndarray, "..."]
 ) -> dict[str, Any]:
     """Bring strategies into the form of a config file."""
     if strategies is None:
