@@ -182,7 +182,9 @@ def cross_validate_module(
     values["strategies"] = read_strategies(strategies, factory, arrays.inputs)
     values["cv.strategies"] = list(values["strategies"] if not isinstance(strategies, list | tuple) else strategies)
     config = build_config({**values, **(options or {})}, shipped=not values["strategies"])
-    given, console = Given(factory, arrays), Console(highlight=False, quiet=not progress)
+    given = Given(factory, arrays)
+    plain = False if Console().is_jupyter else None  # its output says that it is a terminal, and shows lines alone
+    console = Console(highlight=False, quiet=not progress, force_jupyter=False, force_terminal=plain)
     if out is not None:
         summary = cross_validation.cross_validate(config, out, inline, console, True, given)
         return CrossValidation(summary, Path(out), factory)
