@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ray_ft.config import load_config as load_config
     from ray_ft.ensemble import Ensemble as Ensemble
     from ray_ft.errors import RayFTError as RayFTError
+    from ray_ft.estimator import FineTuner as FineTuner
     from ray_ft.from_python import CrossValidation as CrossValidation
     from ray_ft.from_python import cross_validate as cross_validate
     from ray_ft.learning_curves import learning_curve as learning_curve
@@ -25,6 +26,7 @@ _OWNERS = {
     "CrossValidation": "from_python",
     "DiffractionNet": "models",
     "Ensemble": "ensemble",
+    "FineTuner": "estimator",
     "LearningCurve": "results.learning_curve",
     "RayFTError": "errors",
     "RunComparison": "results.run_comparison",
