@@ -5,10 +5,9 @@ asks for candidates, a backend trains them. What they leave is reduced to scores
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,17 @@ import torch
 import yaml
 from jaxtyping import Float
 from rich.console import Console
-from torch import nn
 
 from ray_ft.backends.progress import Display
 from ray_ft.backends.rounds import Rounds, Shared
 from ray_ft.backends.running import check_loggers, run_near_storage, start_halving, train_all
 from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import Splits, deal_folds, deal_inner, describe_deals, limit_training
-from ray_ft.data.samples import Arrays, Samples, Sources, build_samples, have_same_values
+from ray_ft.data.samples import Arrays, Samples, Sources, build_samples
 from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import Reduction, reduce_members
-from ray_ft.errors import DataError, NetworkError, RayFTError, RunError, RunFolderError, WeightsError
+from ray_ft.errors import NetworkError, RayFTError, RunError, RunFolderError
 from ray_ft.files.cpus import count_cpus
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_text
@@ -37,18 +35,16 @@ from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.rehearsal import rehearse
 from ray_ft.models import (
     Factory,
-    NewHead,
     Pretrained,
     answer_in_shape,
     copy_state,
     find_answer_shape,
     finish_lazy,
     load_pretrained,
-    plan_head,
     predict_all,
-    replace_head,
+    renew_head,
 )
-from ray_ft.objectives import Objective, find_objective
+from ray_ft.objectives import find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import score_baselines
 from ray_ft.results.opening import Identity, check_config, open_run
@@ -76,7 +72,7 @@ from ray_ft.runs.journal import Journal, count_lost
 from ray_ft.runs.provenance import describe_environment
 from ray_ft.search.best import BestProposer
 from ray_ft.search.plan import RECIPE, CandidateSpec
-from ray_ft.search.problem import Problem
+from ray_ft.search.problem import Problem, check_outputs, know_classes
 from ray_ft.search.proposer import Proposer, RandomProposer, is_random
 from ray_ft.search.strategies import Strategy, match_strategies
 from ray_ft.statistics.comparison import mark_unsettled
@@ -275,33 +271,6 @@ def deal_splits(config: Config, samples: Samples) -> Splits:
     if cv.train_size is not None:
         splits = limit_training(splits, samples.groups, cv.train_size)
     return deal_inner(splits, samples.groups, samples.strata) if cv.protocol == "nested" else splits
-
-
-def renew_head(asked: bool | None, network: nn.Module, samples: Samples, objective: Objective) -> NewHead | None:
-    """Replace the layer that answers where that is asked for, or where it knows another number of classes."""
-    found = tuple(predict_all(network, samples.inputs[:2]).shape[1:])
-    targets, _ = objective.widen_targets(samples.targets, samples.classes, math.prod(found))
-    fits = have_same_values(found, objective.find_output_shape(found, targets.shape[1:]))
-    if asked is False or (asked is None and (fits or not samples.classes)):
-        return None
-    head = plan_head(network, samples.inputs, math.prod(samples.targets.shape[1:]))
-    replace_head(network, head)
-    return head
-
-
-def know_classes(samples: Samples, objective: Objective, outputs: Float[torch.Tensor, "sample *output"]) -> Samples:
-    """Give classes that the samples lack, and the network knows, their columns; refuse outputs of the wrong kind."""
-    if fault := objective.find_fault(outputs.numpy()):
-        raise DataError(fault)
-    targets, classes = objective.widen_targets(samples.targets, samples.classes, outputs[0].numel())
-    return replace(samples, targets=targets, classes=classes)
-
-
-def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Samples, objective: Objective) -> None:
-    if misfit := objective.find_misfit(zero_shot.shape[1:], samples.targets.shape[1:]):
-        raise DataError(f"{misfit}; check data.targets and model.checkpoint")
-    if not np.isfinite(zero_shot).all():
-        raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")
 
 
 def search(

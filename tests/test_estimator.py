@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 from torch import nn
 
 from ray_ft.errors import ConfigError
-from ray_ft.estimator import FineTuner
+from ray_ft.python.estimator import FineTuner
 
 RIDGE = {"ridge": {"fit": "ridge", "train": ["2.*"]}}
 EXPECTED = {

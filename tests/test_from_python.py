@@ -20,7 +20,7 @@ from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, NetworkError, RayFTError
-from ray_ft.from_python import as_array, find_metric, read_data
+from ray_ft.python.objects import as_array, find_metric, read_data
 
 FEW = {"search.candidates": 1, "search.method": "guide", "compute.packing": "looped", "training.checkpoint_every": 2}
 TOP = {"top": {"train": ["head.*"], "lr": 0.01, "epochs": 3, "head_dropout": 0.1}}

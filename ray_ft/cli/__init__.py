@@ -123,7 +123,7 @@ def learning_curve(
         say_starting()
         from rich.console import Console
 
-        from ray_ft.learning_curves import learning_curve as draw_curve
+        from ray_ft.python.learning_curves import learning_curve as draw_curve
         from ray_ft.report.page import write_curve_figure
         from ray_ft.report.terminal import render_curve
 

@@ -3,9 +3,9 @@
 from ray_ft.models.checkpoints import read_weights
 from ray_ft.models.diffraction_net import DiffractionNet
 from ray_ft.models.factory import Factory, seed_all
-from ray_ft.models.last_layer import find_last_layer, plan_head
+from ray_ft.models.last_layer import find_last_layer, renew_head
 from ray_ft.models.loading import build_network, load_network, load_pretrained
-from ray_ft.models.new_head import NewHead, give_head, replace_head
+from ray_ft.models.new_head import NewHead, give_head
 from ray_ft.models.pretrained import (
     SAME,
     Pretrained,
@@ -33,9 +33,8 @@ __all__ = [
     "give_head",
     "load_network",
     "load_pretrained",
-    "plan_head",
     "predict_all",
     "read_weights",
-    "replace_head",
+    "renew_head",
     "seed_all",
 ]

@@ -1,5 +1,6 @@
 """Which layer of a network answers: found by a pass, as names and their order say nothing of it."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,9 +9,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import nn
 
+from ray_ft.data.samples import Samples, have_same_values
 from ray_ft.errors import NetworkError
-from ray_ft.models.new_head import NewHead
+from ray_ft.models.new_head import NewHead, replace_head
 from ray_ft.models.pretrained import predict_all
+from ray_ft.objectives import Objective
 
 
 def find_last_layer(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> str:
@@ -29,6 +32,18 @@ def find_last_layer(network: nn.Module, inputs: Float[np.ndarray, "sample *input
     for hook in hooks:
         hook.remove()
     return ended[-1] if ended else ""
+
+
+def renew_head(asked: bool | None, network: nn.Module, samples: Samples, objective: Objective) -> NewHead | None:
+    """Replace the layer that answers where that is asked for, or where it knows another number of classes."""
+    found = tuple(predict_all(network, samples.inputs[:2]).shape[1:])
+    targets, _ = objective.widen_targets(samples.targets, samples.classes, math.prod(found))
+    fits = have_same_values(found, objective.find_output_shape(found, targets.shape[1:]))
+    if asked is False or (asked is None and (fits or not samples.classes)):
+        return None
+    head = plan_head(network, samples.inputs, math.prod(samples.targets.shape[1:]))
+    replace_head(network, head)
+    return head
 
 
 def plan_head(network: nn.Module, inputs: Float[np.ndarray, "sample *input"], n_outputs: int) -> NewHead:

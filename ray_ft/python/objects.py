@@ -175,31 +175,44 @@ def cross_validate_module(
         UserError: What was given breaks a rule, or the folder holds another run.
         RunError: No strategy has a completed candidate, or a file could not be written.
     """
-    arrays, factory = read_data(data, groups, stratify), as_factory(model)
-    values: dict[str, Any] = {**GIVEN, "cv.folds": folds, "cv.seeds": seeds}
-    values |= {f"data.{key}": f"{key} {HERE}" for key in ("groups", "stratify") if getattr(arrays, key) is not None}
-    values["cv.metric"] = find_metric(objective, arrays.targets)
-    values["strategies"] = read_strategies(strategies, factory, arrays.inputs)
-    values["cv.strategies"] = list(values["strategies"] if not isinstance(strategies, list | tuple) else strategies)
-    config = build_config({**values, **(options or {})}, shipped=not values["strategies"])
-    given = Given(factory, arrays)
+    given = Given(as_factory(model), read_data(data, groups, stratify))
+    values = {"cv.folds": folds, "cv.seeds": seeds, "cv.metric": find_metric(objective, given.arrays.targets)}
+    config = write_config(values, given, strategies, options or {})
     plain = False if Console().is_jupyter else None  # its output says that it is a terminal, and shows lines alone
     console = Console(highlight=False, quiet=not progress, force_jupyter=False, force_terminal=plain)
-    if out is not None:
-        summary = cross_validation.cross_validate(config, out, inline, console, True, given)
-        return CrossValidation(summary, Path(out), factory)
+    if out is None:
+        return run_temporarily(config, given, inline, console)
+    summary = cross_validation.cross_validate(config, out, inline, console, True, given)
+    return CrossValidation(summary, Path(out), given.factory)
+
+
+update_wrapper(cross_validate, cross_validate_module)  # its signature and text are what a notebook shows
+
+
+def run_temporarily(config: Config, given: Given, inline: bool, console: Console) -> CrossValidation:
+    """Run in a folder that goes with the result, or with the process if that ends before."""
     temporary = Path(tempfile.mkdtemp(prefix="ray-ft-"))
     try:
         summary = cross_validation.cross_validate(config, temporary / "run", inline, console, given=given)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    found = CrossValidation(summary, temporary / "run", factory)
-    weakref.finalize(found, shutil.rmtree, temporary, ignore_errors=True)  # also when the process ends
+    found = CrossValidation(summary, temporary / "run", given.factory)
+    weakref.finalize(found, shutil.rmtree, temporary, ignore_errors=True)
     return found
 
 
-update_wrapper(cross_validate, cross_validate_module)  # its signature and text are what a notebook shows
+def write_config(values: Mapping[str, Any], given: Given, strategies: Any, options: Mapping[str, Any]) -> Config:
+    """Write the config of a run whose network and data are given."""
+    own = read_strategies(strategies, given)
+    columns = [key for key in ("groups", "stratify") if getattr(given.arrays, key) is not None]
+    named = {
+        **GIVEN,
+        **{f"data.{key}": f"{key} {HERE}" for key in columns},
+        "strategies": own,
+        "cv.strategies": list(own or strategies),
+    }
+    return build_config({**named, **values, **options}, shipped=not own)
 
 
 def as_factory(model: object) -> Callable[[], nn.Module]:
@@ -309,12 +322,10 @@ def find_metric(objective: str | None, targets: Shaped[np.ndarray, "..."]) -> st
     return "multilabel_log_loss" if targets.ndim == 2 and targets.shape[1] > 1 else "log_loss"
 
 
-def read_strategies(
-    strategies: Any, factory: Callable[[], nn.Module], inputs: Shaped[np.ndarray, "..."]
-) -> dict[str, Any]:
+def read_strategies(strategies: Any, given: Given) -> dict[str, Any]:
     """Bring strategies into the form of a config file."""
     if strategies is None:
-        layer = find_last_layer(call_factory(factory, {}).eval(), inputs[:1].astype(np.float32))
+        layer = find_last_layer(call_factory(given.factory, {}).eval(), given.arrays.inputs[:1].astype(np.float32))
         last = [f"{layer}.*"] if layer else ["*"]
         return {
             "last_layer": {"description": "the last layer", "train": last},
