@@ -47,7 +47,7 @@ from ray_ft.models import (
 from ray_ft.objectives import find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import score_baselines
-from ray_ft.results.opening import Identity, check_config, open_run
+from ray_ft.results.opening import Identity, check_config, open_run, was_chosen
 from ray_ft.results.records import (
     Verdict,
     gather_losses,
@@ -204,7 +204,13 @@ def cross_validate(
                 write_text(run.config, prepared.config_text)  # its budget may have grown
                 run.report.unlink(missing_ok=True)
                 run.push()
-                plan, verdicts = search(prepared, run, inline, journal, console or Console(quiet=True))
+                console = console or Console(quiet=True)
+                if was_chosen(run, config):
+                    said = (
+                        "note: the ensemble was built by other settings (ray-ft ensemble), and is built by the config's"
+                    )
+                    console.print(f"{said} when the search ends", highlight=False)
+                plan, verdicts = search(prepared, run, inline, journal, console)
                 summary = reduce(prepared, run, plan, verdicts, started, inline)
                 journal.write("end", winner=summary.winner)
         if report and not run.report.exists():

@@ -20,6 +20,6 @@ def test_the_notebook_of_an_own_network_runs_on_ray(tmp_path: Path) -> None:
     shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     pages = [output["data"] for output in shown if output["output_type"] in ("execute_result", "display_data")]
     texts = "".join(output["text"] for output in shown if output["output_type"] == "stream")
-    assert "candidates, " in texts, "progress is shown in a notebook by default"
+    assert "candidates so far, " in texts, "progress is shown in a notebook by default"
     assert any("winner" in page.get("text/html", "") for page in pages)
     assert any("image/png" in page for page in pages)
