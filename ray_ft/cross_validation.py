@@ -23,7 +23,7 @@ from ray_ft.backends.rounds import Rounds, Shared
 from ray_ft.backends.running import check_loggers, run_near_storage, start_halving, train_all
 from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import Splits, deal_folds, deal_inner, describe_deals, limit_training
-from ray_ft.data.samples import Samples, load_samples
+from ray_ft.data.samples import Samples, Sources, build_samples
 from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import Reduction, reduce_members
@@ -42,6 +42,7 @@ from ray_ft.models import (
     load_pretrained,
     predict_all,
 )
+from ray_ft.models.data_factory import KEY, call_data_factory
 from ray_ft.objectives import Objective, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import score_baselines
@@ -105,7 +106,7 @@ class Prepared:
     def origin(self) -> Origin:
         """What goes with the ensemble."""
         config, data = self.config, self.config.data
-        keys = data.inputs.partition("::")[2], data.targets.partition("::")[2]
+        keys = self.problem.samples.keys
         return Origin(config.name, config.layout, keys, data.wavelengths_nm, config.model, self.config_text)
 
     @property
@@ -219,7 +220,9 @@ def prepare(config: Config) -> Prepared:
     torch.set_num_threads(min(torch.get_num_threads(), count_cpus()))  # which knows of no quota
     domain, objective = find_domain(config.layout), find_objective(cv.metric)
     encode = partial(objective.encode_targets, classes=data.classes or ())
-    samples = load_samples(data.inputs, data.targets, domain, data.groups, data.stratify, cv.folds, encode)
+    sources = Sources(data.inputs or KEY, data.targets or KEY, data.groups, data.stratify)
+    arrays = call_data_factory(data.factory, data.params or {}) if data.factory else sources.read()
+    samples = build_samples(arrays, sources, domain, cv.folds, encode)
     splits = deal_splits(config, samples)
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
     network, notes = load_pretrained(model.factory, model.params, config.checkpoint, model.skip or ())
@@ -371,10 +374,11 @@ def rebuild_ensemble(root: Path, trust: bool = False, **choice: Any) -> Ensemble
     plan, verdicts = load_judged(run)
     config = reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()})
     check_config(run, config.identity())  # before any code that it names is run
-    if config.model.factory and not trust:
+    if config.code and not trust:
         raise RunFolderError(
-            "the ensemble of a run whose network comes from a factory is built by its code, which would run with your "
-            f"rights, got {config.model.factory} in {run.config}; if it is yours, say so by trust=True, or --trust"
+            "the ensemble of a run whose network or data come from a factory is built by its code, which would run "
+            f"with your rights, got {' and '.join(config.code.values())} in {run.config}; if it is yours, say so by "
+            "trust=True, or --trust"
         )
     prepared = prepare(config)
     if "level" in choice:
