@@ -35,7 +35,8 @@ KINDS = ".npy, .npz, .csv, .tsv, .parquet, .h5, .hdf5, .nc, .zarr, or a folder o
 class Block:
     """Samples that follow one another in a file; `shape` and `dtype` are those of one.
 
-    `key` is the array or the columns, empty where the file holds one; `group` counts the row groups of a Parquet file.
+    `key` is the array or the columns, empty where the file holds one; `group` counts the row groups of a Parquet file
+    that is read by them.
     """
 
     path: str
@@ -43,7 +44,7 @@ class Block:
     shape: tuple[int, ...]
     dtype: str
     key: str = ""
-    group: int = 0
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def read_blocks(source: Source, start: int, stop: int, size: int) -> Iterator[Sh
 
 def read_block(block: Block, start: int, stop: int, size: int) -> Iterator[Shaped[np.ndarray, "sample ..."]]:
     path = Path(block.path)
-    if path.suffix == ".parquet":
+    if block.group is not None:
         yield from read_parquet(path, block.key, block.group, start, stop, size, block.shape)
         return
     whole = None if path.suffix == ".npy" else open_array(path, block.key)
