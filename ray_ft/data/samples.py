@@ -109,16 +109,21 @@ def build_samples(arrays: Arrays, sources: Sources, domain: Domain, n_folds: int
         raise DataError(
             f"inputs and targets must have equally many samples, got {len(x)} in {inputs} and {len(y)} in {targets}"
         )
-    pairs = (arrays.groups, sources.groups), (arrays.stratify, sources.stratify)
-    columns = [None if column is None else check_column(column, source or "", len(x)) for column, source in pairs]
+    group_column, strata = (
+        None if column is None else check_column(column, key, source or key, len(x))
+        for key, column, source in (
+            ("data.groups", arrays.groups, sources.groups),
+            ("data.stratify", arrays.stratify, sources.stratify),
+        )
+    )
     kept, notes = np.arange(len(y)), tuple[str, ...]()
     if not classes:
         y, kept, notes = domain.convert_targets(y, targets)
     x, y = x[kept], y[kept].astype(np.float32)
-    group_column, strata = (None if column is None else column[kept] for column in columns)
+    group_column, strata = (None if column is None else column[kept] for column in (group_column, strata))
     orbits = label_orbits(x, domain.list_views(domain.operations))
     joined = join_groups([orbits] if group_column is None else [orbits, group_column])
-    binned = None if strata is None else bin_strata(strata, sources.stratify or "", n_folds)
+    binned = None if strata is None else bin_strata(strata, n_folds)
     if binned is None and classes and np.allclose(y.sum(1), 1):
         binned = y.argmax(1)
     notes = (*notes, *describe_images(orbits), *describe_targets(y))
@@ -135,9 +140,14 @@ def describe_targets(targets: Shaped[np.ndarray, "sample *target"]) -> Iterator[
         yield "all samples have the same targets, so there is nothing to learn from them; check data.targets"
 
 
-def check_column(column: Shaped[np.ndarray, "..."], source: str, n: int) -> Shaped[np.ndarray, " sample"]:
+def check_column(column: Shaped[np.ndarray, "..."], key: str, source: str, n: int) -> Shaped[np.ndarray, " sample"]:
     if column.shape != (n,):
         raise DataError(f"a column must have one value a sample, {n} in all, got shape {column.shape} in {source}")
+    if column.dtype.kind == "f" and len(broken := np.flatnonzero(~np.isfinite(column))):
+        raise DataError(
+            f"{key} must have a value for each sample, got NaN or infinity in {source} "
+            f"(samples {first_few([str(i) for i in broken])}); fill them in or leave {key} out"
+        )
     return column
 
 
@@ -173,17 +183,12 @@ def label_orbits(inputs: Float[np.ndarray, "sample *input"], views: Sequence[Vie
     return np.array([numbers[content] for content in canonical])
 
 
-def bin_strata(column: Shaped[np.ndarray, " sample"], source: str, n_folds: int) -> Int[np.ndarray, " sample"]:
+def bin_strata(column: Shaped[np.ndarray, " sample"], n_folds: int) -> Int[np.ndarray, " sample"]:
     """Number the classes of a column.
 
     Real numbers are cut at their quantiles, and so are whole ones if their classes have fewer samples than there are
     folds on average: up to five bins, each large enough for all folds.
     """
-    if column.dtype.kind == "f" and len(broken := np.flatnonzero(~np.isfinite(column))):
-        raise DataError(
-            f"data.stratify must have a number for each sample, got NaN or infinity in {source} "
-            f"(samples {first_few([str(i) for i in broken])}); fill them in or leave data.stratify out"
-        )
     many = len(np.unique(column)) * n_folds > len(column)
     if column.dtype.kind == "f" or (column.dtype.kind in "iu" and many):
         n_bins = max(1, min(N_BINS, len(column) // n_folds))
