@@ -21,6 +21,7 @@ from ray_ft.domains.raw import DOMAIN as RAW
 from ray_ft.ensemble import Ensemble
 from ray_ft.ensemble.evaluation import evaluate_ensemble, read_labelled
 from ray_ft.errors import ConfigError, DataError, RunFolderError
+from ray_ft.files import memory
 from ray_ft.prediction.sources import open_source, read_chunks
 
 
@@ -170,6 +171,22 @@ def test_hdf5_holds_its_values_itself(name: str, text: str) -> None:
             file.create_dataset("huge", (10**13,), "f8", chunks=(10,))
     with pytest.raises(DataError, match=text):
         read_array(name)
+
+
+def test_small_files_that_grow_beyond_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    zarr = pytest.importorskip("zarr")
+    labels = pd.Categorical.from_codes(np.zeros(10**5, int), ["k" * 10**4])
+    pd.DataFrame({"k": labels}).to_parquet("b.parquet")
+    pd.DataFrame({"x": np.zeros(10**6)}).to_parquet("c.parquet")
+    zarr.create_array("b.zarr", shape=(10**9,), chunks=(10**3,), dtype="f4")
+    zarr.create_array("c.zarr", shape=(10**3,), chunks=(10**9,), dtype="f4")
+    Image.new("L", (1000, 1000)).save("b.png")
+    pd.DataFrame({"file": ["b.png"] * 9}).to_csv("b.csv", index=False)
+    Path("c.csv").write_text("a\n" * 10**6)
+    monkeypatch.setattr(memory, "find_available", lambda: 6 * 10**6)
+    for source in ("b.parquet", "c.parquet", "b.zarr", "c.zarr", "b.csv", "c.csv"):
+        with pytest.raises(DataError, match=r"it needs .* of memory, of which 6\.0 MB are available"):
+            read_inputs(source)
 
 
 def test_missing_values_of_netcdf_are_nan_and_packed_ones_unpacked() -> None:
