@@ -44,6 +44,7 @@ from ray_ft.models import (
     predict_all,
     renew_head,
 )
+from ray_ft.models.data_factory import KEY, call_data_factory
 from ray_ft.objectives import find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import score_baselines
@@ -115,7 +116,7 @@ class Prepared:
     def origin(self) -> Origin:
         """What goes with the ensemble."""
         config, data = self.config, self.config.data
-        keys = data.inputs.partition("::")[2], data.targets.partition("::")[2]
+        keys = self.problem.samples.keys
         return Origin(config.name, config.layout, keys, data.wavelengths_nm, config.model, self.config_text)
 
     @property
@@ -237,8 +238,10 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     torch.set_num_threads(min(torch.get_num_threads(), count_cpus()))  # which knows of no quota
     domain, objective = find_domain(config.layout), find_objective(cv.metric)
     encode = partial(objective.encode_targets, classes=data.classes or ())
-    sources = Sources(data.inputs, data.targets, data.groups, data.stratify)
-    samples = build_samples(given.arrays if given else sources.read(), sources, domain, cv.folds, encode)
+    sources = Sources(data.inputs or KEY, data.targets or KEY, data.groups, data.stratify)
+    made = call_data_factory(data.factory, data.params or {}) if data.factory else None
+    arrays = given.arrays if given else made or sources.read()
+    samples = build_samples(arrays, sources, domain, cv.folds, encode)
     splits = deal_splits(config, samples)
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
     factory = given.factory if given else model.factory
@@ -380,10 +383,11 @@ def rebuild_ensemble(root: Path, trust: bool = False, **choice: Any) -> Ensemble
     plan, verdicts = load_judged(run)
     config = reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()})
     check_config(run, config.identity())  # before any code that it names is run
-    if config.model.factory and not trust:
+    if config.code and not trust:
         raise RunFolderError(
-            "the ensemble of a run whose network comes from a factory is built by its code, which would run with your "
-            f"rights, got {config.model.factory} in {run.config}; if it is yours, say so by trust=True, or --trust"
+            "the ensemble of a run whose network or data come from a factory is built by its code, which would run "
+            f"with your rights, got {' and '.join(config.code.values())} in {run.config}; if it is yours, say so by "
+            "trust=True, or --trust"
         )
     prepared = prepare(config)
     if "level" in choice:

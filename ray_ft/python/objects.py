@@ -36,6 +36,7 @@ from ray_ft.report.page import write_report
 from ray_ft.report.terminal import render_findings
 from ray_ft.results.summary import Summary
 from ray_ft.runs.folder import RunFolder
+from ray_ft.runs.storage import is_uri
 
 HERE = "given in Python"
 GIVEN = {  # what a config says of what it does not name
@@ -178,6 +179,8 @@ def cross_validate_module(
     given = Given(as_factory(model), read_data(data, groups, stratify))
     values = {"cv.folds": folds, "cv.seeds": seeds, "cv.metric": find_metric(objective, given.arrays.targets)}
     config = write_config(values, given, strategies, options or {})
+    if out is not None and is_uri(out):
+        raise ConfigError(f"out must be a folder, got {show_value(str(out))}; name one that all nodes share")
     plain = False if Console().is_jupyter else None  # its output says that it is a terminal, and shows lines alone
     console = Console(highlight=False, quiet=not progress, force_jupyter=False, force_terminal=plain)
     if out is None:
@@ -243,7 +246,7 @@ class Copies:
         return deepcopy(self.module)
 
 
-def read_data(data: object, groups: object = None, stratify: object = None) -> Arrays:
+def read_data(data: Any, groups: Any = None, stratify: Any = None) -> Arrays:
     """Turn what libraries hold samples in into arrays.
 
     Raises:
@@ -253,9 +256,11 @@ def read_data(data: object, groups: object = None, stratify: object = None) -> A
         data = stack_dataset(data)
     if not (isinstance(data, tuple | list) and len(data) == 2):
         raise DataError(f"the data must be (x, y), or a torch Dataset of such pairs, got {type(data).__name__}")
-    columns = {"groups": groups, "stratify": stratify}
-    given = {name: as_array(column, name) for name, column in columns.items() if column is not None}
-    return Arrays(as_array(data[0], "inputs"), as_array(data[1], "targets"), **given)
+    groups, stratify = (
+        None if column is None else as_array(column, name)
+        for name, column in (("groups", groups), ("stratify", stratify))
+    )
+    return Arrays(as_array(data[0], "inputs"), as_array(data[1], "targets"), groups, stratify)
 
 
 def stack_dataset(data: Dataset[Any]) -> tuple[Any, Any]:
