@@ -7,7 +7,7 @@ asks for candidates, a backend trains them. What they leave is reduced to scores
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,18 @@ from ray_ft.backends.rounds import Rounds, Shared
 from ray_ft.backends.running import check_loggers, run_near_storage, start_halving, train_all
 from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import Splits, deal_folds, deal_inner, describe_deals, limit_training
-from ray_ft.data.samples import Samples, load_samples
+from ray_ft.data.samples import Arrays, Samples, Sources, build_samples
 from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import Reduction, reduce_members
-from ray_ft.errors import DataError, NetworkError, RayFTError, RunError, RunFolderError, WeightsError
+from ray_ft.errors import NetworkError, RayFTError, RunError, RunFolderError
 from ray_ft.files.cpus import count_cpus
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.rehearsal import rehearse
 from ray_ft.models import (
+    Factory,
     Pretrained,
     answer_in_shape,
     copy_state,
@@ -41,11 +42,13 @@ from ray_ft.models import (
     finish_lazy,
     load_pretrained,
     predict_all,
+    renew_head,
 )
-from ray_ft.objectives import Objective, find_objective
+from ray_ft.models.data_factory import KEY, call_data_factory
+from ray_ft.objectives import find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import score_baselines
-from ray_ft.results.opening import Identity, check_config, open_run
+from ray_ft.results.opening import Identity, check_config, open_run, was_chosen
 from ray_ft.results.records import (
     Verdict,
     gather_losses,
@@ -70,13 +73,21 @@ from ray_ft.runs.journal import Journal, count_lost
 from ray_ft.runs.provenance import describe_environment
 from ray_ft.search.best import BestProposer
 from ray_ft.search.plan import RECIPE, CandidateSpec
-from ray_ft.search.problem import Problem
+from ray_ft.search.problem import Problem, check_outputs, know_classes
 from ray_ft.search.proposer import Proposer, RandomProposer, is_random
 from ray_ft.search.strategies import Strategy, match_strategies
 from ray_ft.statistics.comparison import mark_unsettled
 from ray_ft.statistics.intervals import WITHOUT_INTERVALS, check_level, describe_lack
 from ray_ft.statistics.scores import pick_lowest
 from ray_ft.statistics.selection import correct_selection
+
+
+@dataclass(frozen=True)
+class Given:
+    """A network and samples that are objects of this process, in place of what a config names."""
+
+    factory: Factory
+    arrays: Arrays
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ class Prepared:
     def origin(self) -> Origin:
         """What goes with the ensemble."""
         config, data = self.config, self.config.data
-        keys = data.inputs.partition("::")[2], data.targets.partition("::")[2]
+        keys = self.problem.samples.keys
         return Origin(config.name, config.layout, keys, data.wavelengths_nm, config.model, self.config_text)
 
     @property
@@ -163,6 +174,7 @@ def cross_validate(
     inline: bool = False,
     console: Console | None = None,
     report: bool = False,
+    given: Given | None = None,
 ) -> Summary:
     """Cross-validate every strategy and build the ensemble of the lowest; on a run folder in progress, go on.
 
@@ -172,6 +184,7 @@ def cross_validate(
         inline: Train in this process, without Ray.
         console: Where to show progress.
         report: Whether to write the report too.
+        given: What takes the place of the network and the data that the config names.
 
     Returns:
         What the run found, as `summary.json` has it.
@@ -182,7 +195,7 @@ def cross_validate(
             written.
     """
     with open_folder(out, shared=config.compute.address is not None) as run:
-        started, prepared = time.monotonic(), prepare(config)
+        started, prepared = time.monotonic(), prepare(config, given)
         with open_run(run, prepared.identity), keep_files(run.place):
             summary = load_finished(prepared, run)
             if summary is None:
@@ -192,7 +205,13 @@ def cross_validate(
                 write_text(run.config, prepared.config_text)  # its budget may have grown
                 run.report.unlink(missing_ok=True)
                 run.push()
-                plan, verdicts = search(prepared, run, inline, journal, console or Console(quiet=True))
+                console = console or Console(quiet=True)
+                if was_chosen(run, config):
+                    said = (
+                        "note: the ensemble was built by other settings (ray-ft ensemble), and is built by the config's"
+                    )
+                    console.print(f"{said} when the search ends", highlight=False)
+                plan, verdicts = search(prepared, run, inline, journal, console)
                 summary = reduce(prepared, run, plan, verdicts, started, inline)
                 journal.write("end", winner=summary.winner)
         if report and not run.report.exists():
@@ -209,8 +228,8 @@ def load_finished(prepared: Prepared, run: RunFolder) -> Summary | None:
     return summary if summary.search.covers(prepared.budget) else None
 
 
-def prepare(config: Config) -> Prepared:
-    """Check a config against its data, checkpoint and network; write nothing.
+def prepare(config: Config, given: Given | None = None) -> Prepared:
+    """Check a config against its data, checkpoint and network, or against what is given; write nothing.
 
     Raises:
         UserError: It breaks a rule.
@@ -219,11 +238,16 @@ def prepare(config: Config) -> Prepared:
     torch.set_num_threads(min(torch.get_num_threads(), count_cpus()))  # which knows of no quota
     domain, objective = find_domain(config.layout), find_objective(cv.metric)
     encode = partial(objective.encode_targets, classes=data.classes or ())
-    samples = load_samples(data.inputs, data.targets, domain, data.groups, data.stratify, cv.folds, encode)
+    sources = Sources(data.inputs or KEY, data.targets or KEY, data.groups, data.stratify)
+    made = call_data_factory(data.factory, data.params or {}) if data.factory else None
+    arrays = given.arrays if given else made or sources.read()
+    samples = build_samples(arrays, sources, domain, cv.folds, encode)
     splits = deal_splits(config, samples)
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
-    network, notes = load_pretrained(model.factory, model.params, config.checkpoint, model.skip or ())
+    factory = given.factory if given else model.factory
+    network, notes = load_pretrained(factory, model.params, config.checkpoint, model.skip or ())
     finish_lazy(network, samples.inputs)
+    head = renew_head(model.new_head, network, samples, objective) if factory else None
     weights = copy_state(network)
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
     outputs = predict_all(network, samples.inputs)
@@ -234,10 +258,13 @@ def prepare(config: Config) -> Prepared:
     shape = find_answer_shape(network, samples.inputs, found, objective.find_output_shape(found, wanted))
     zero_shot = objective.respond(outputs if shape is None else outputs.reshape(-1, *shape)).numpy()
     check_outputs(zero_shot, samples, objective)
-    pretrained = Pretrained(model.factory, model.params, weights, shape)
-    if model.factory:
+    pretrained = Pretrained(factory, model.params, weights, shape, new_head=head)
+    if factory:
         pretrained = rehearse(answer_in_shape(network, shape), pretrained, strategies.values(), samples.inputs)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
+    if head is not None:
+        said = f"{head.name} is a new layer of {head.n_outputs} outputs in place of the pretrained one"
+        notes.append(f"{said}: it starts at zero, so zero-shot knows nothing")
     if shape is not None and found != shape:
         told = f"the network answers {tuple(outputs.shape)}, the targets are {samples.targets.shape}"
         notes.append(f"{told}: the same values, laid out as the targets are")
@@ -253,21 +280,6 @@ def deal_splits(config: Config, samples: Samples) -> Splits:
     if cv.train_size is not None:
         splits = limit_training(splits, samples.groups, cv.train_size)
     return deal_inner(splits, samples.groups, samples.strata) if cv.protocol == "nested" else splits
-
-
-def know_classes(samples: Samples, objective: Objective, outputs: Float[torch.Tensor, "sample *output"]) -> Samples:
-    """Give classes that the samples lack, and the network knows, their columns; refuse outputs of the wrong kind."""
-    if fault := objective.find_fault(outputs.numpy()):
-        raise DataError(fault)
-    targets, classes = objective.widen_targets(samples.targets, samples.classes, outputs[0].numel())
-    return replace(samples, targets=targets, classes=classes)
-
-
-def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Samples, objective: Objective) -> None:
-    if misfit := objective.find_misfit(zero_shot.shape[1:], samples.targets.shape[1:]):
-        raise DataError(f"{misfit}; check data.targets and model.checkpoint")
-    if not np.isfinite(zero_shot).all():
-        raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")
 
 
 def search(
@@ -371,10 +383,11 @@ def rebuild_ensemble(root: Path, trust: bool = False, **choice: Any) -> Ensemble
     plan, verdicts = load_judged(run)
     config = reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()})
     check_config(run, config.identity())  # before any code that it names is run
-    if config.model.factory and not trust:
+    if config.code and not trust:
         raise RunFolderError(
-            "the ensemble of a run whose network comes from a factory is built by its code, which would run with your "
-            f"rights, got {config.model.factory} in {run.config}; if it is yours, say so by trust=True, or --trust"
+            "the ensemble of a run whose network or data come from a factory is built by its code, which would run "
+            f"with your rights, got {' and '.join(config.code.values())} in {run.config}; if it is yours, say so by "
+            "trust=True, or --trust"
         )
     prepared = prepare(config)
     if "level" in choice:

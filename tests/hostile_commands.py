@@ -49,6 +49,7 @@ PARAMS: tuple[Any, ...] = (
 PATHS = (
     *("/etc/passwd", "../../x.npy", "/dev/zero", "bomb.npy", "bomb.npz", "bomb.pt", "a\0b", "http://127.0.0.1:9/x.npy"),
     *("x.npy::x", "~/x.npy", ".", "", "x" * 5000, "bomb.zarr", "bomb.parquet"),
+    *("bomb.csv", "bomb.h5", "bomb.nc", "bomb.parquet::x", "images.csv::file", "x.npy::"),
 )
 OPERATIONS = (
     *("os:system", "builtins:exec", "subprocess:run", "torch:load", "stranger:build", "__import__"),
@@ -98,8 +99,9 @@ def plant() -> None:
     """Put into the working folder what must not run."""
     Path("stranger.py").write_text("open('pwned', 'w')\nfrom toy_network import Toy as build\n")
     bomb = pickle.dumps(Bomb())
-    for name in ("bomb.pt", "bomb.npy", "bomb.npz", "bomb.parquet"):
+    for name in ("bomb.pt", "bomb.npy", "bomb.npz", "bomb.parquet", "bomb.csv", "bomb.h5", "bomb.nc"):
         Path(name).write_bytes(bomb)
+    Path("images.csv").write_text("file,n\nbomb.npy,1\n../x,2\n")
     np.save("objects.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
     torch.save({"model": Bomb()}, "saved.pt")
     Path("bomb.zarr").mkdir()
@@ -135,6 +137,8 @@ def make_config(draw: random.Random) -> list[str]:
     """A config of a stranger's, of whose own code there is none here."""
     tree = yaml.safe_load(Path("toy.yaml").read_text())
     tree["cv"]["strategies"] = ["top"]
+    if draw.random() < 0.2:
+        tree["data"] = {"factory": draw.choice(FACTORIES), "params": draw.choice(PARAMS)}
     tree["model"] = draw.choice(({"factory": draw.choice(FACTORIES), "params": draw.choice(PARAMS)}, tree["model"]))
     for place in draw.sample(
         ("data.inputs", "data.targets", "data.groups", "model.checkpoint", "name", "compute.address"), 2

@@ -42,7 +42,10 @@ def test_errors_are_word_for_word(words: list[str], text: str, toy_folder: Path,
     [
         (["--set", "data.inputs=nan.npy"], "got NaN or infinity in 1 of 30 samples of nan.npy (samples 4)"),
         (["--set", "data.targets=short.npy"], "got 30 in x.npy and 7 in short.npy"),
-        (["--set", "data.inputs=x.txt"], "a data file must be .npy or .npz, got x.txt"),
+        (
+            ["--set", "data.inputs=x.txt"],
+            "a data file must be .npy, .npz, .csv, .tsv, .parquet, .h5, .hdf5, .nc or .zarr, got x.txt",
+        ),
         (["--set", "data.inputs=object.npy"], "must hold plain arrays"),
         (["--folds", "31"], "30 samples in 30 groups for 31 folds"),
         (["--strategies", "topp"], "unknown strategy topp; did you mean top?"),

@@ -24,14 +24,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from data_files import WRITERS, make_frame, write_images
 from hostile import JUNK, mutate, mutate_tree, refusing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save as save_tensors
 
 from ray_ft import Summary
 from ray_ft.config import load_config, parse_yaml, read_yaml
 from ray_ft.data.samples import load_samples, read_array
+from ray_ft.data.sources import read_inputs as read_inputs_of
 from ray_ft.domains.raw import DOMAIN as RAW
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, EnsembleError, RunFolderError, WeightsError
@@ -653,6 +656,34 @@ def test_mutated_parquet(data: st.DataObject) -> None:
     with refusing():
         opened = open_source("x.parquet", "x")
         list(read_chunks(opened, 0, min(len(opened), 100), 7))
+
+
+@tries(25)
+@pytest.mark.parametrize("write", WRITERS)
+@given(data=st.data())
+def test_mutated_files_of_data(write: Any, data: st.DataObject) -> None:
+    shutil.rmtree("t.zarr", ignore_errors=True)
+    inputs, targets, groups = write(make_frame())
+    path = Path(inputs.partition("::")[0])
+    if path.is_dir():
+        path = data.draw(st.sampled_from(sorted(own for own in path.rglob("*") if own.is_file())))
+    path.write_bytes(data.draw(mutate(path.read_bytes())))
+    with refusing():
+        load_samples(inputs, targets, RAW, groups, groups)
+    with refusing():
+        opened = open_source(inputs)
+        list(read_chunks(opened, 0, min(len(opened), 100), 7))
+
+
+@tries(40)
+@given(data=st.data())
+def test_mutated_images(data: st.DataObject) -> None:
+    write_images()
+    suffix = data.draw(st.sampled_from(("png", "jpeg", "tiff", "bmp", "webp")))
+    Image.open("pictures/1.png").save("1.any", format=suffix)
+    Path("pictures/1.png").write_bytes(data.draw(mutate(Path("1.any").read_bytes())))
+    with refusing():
+        read_inputs_of("images.csv::file")
 
 
 # ---- whole commands

@@ -13,7 +13,7 @@ from rich.console import Console
 import ray_ft
 from ray_ft.config import Config, load_config
 from ray_ft.errors import ConfigError, RunFolderError, UserError
-from ray_ft.learning_curves import divide_training
+from ray_ft.python.learning_curves import divide_training
 from ray_ft.report.page import write_curve_figure
 from ray_ft.report.terminal import render_curve
 from ray_ft.results.learning_curve import fit_curve, fit_curves, fit_power_law

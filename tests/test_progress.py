@@ -25,7 +25,7 @@ def test_lines_name_candidate_epoch_and_best() -> None:
         display.show_epoch("head-000", 3, 0.5)
         display.show_epoch("head-000", 4, 0.75)
         display.show_end("head-000", "completed")
-    assert text.getvalue() == "[1/2 candidates, 0 s] head-000 completed after 4 epochs, best mse so far 0.5\n"
+    assert text.getvalue() == "[1 of 2 candidates so far, 0 s] head-000 completed after 4 epochs, best mse so far 0.5\n"
 
 
 def test_what_is_no_candidate_is_not_counted_as_one_nor_as_the_best() -> None:
@@ -39,10 +39,9 @@ def test_what_is_no_candidate_is_not_counted_as_one_nor_as_the_best() -> None:
         display.show_epoch(later.name, 4, 0.1)
         display.show_end(later.name, "completed")
     first, last = text.getvalue().splitlines()
-    assert first == "[0/1 candidates, 0 s] head: range test completed"
-    assert (
-        last == "[0/1 candidates, 0 s] head-000: further seeds of fold 2 completed after 4 epochs, best mse so far 0.5"
-    )
+    assert first == "[0 of 1 candidates so far, 0 s] head: range test completed"
+    *_, said = last.partition("] ")
+    assert said == "head-000: further seeds of fold 1 completed after 4 epochs, best mse so far 0.5"
 
 
 def test_the_time_left_weighs_epochs_by_their_cost() -> None:

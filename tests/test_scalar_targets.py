@@ -15,9 +15,9 @@ from torch import nn
 from ray_ft import Ensemble, cross_validate
 from ray_ft.config import load_config
 from ray_ft.errors import DataError
-from ray_ft.learning_curves import learning_curve
 from ray_ft.models import find_answer_shape, predict_all
 from ray_ft.objectives.regression_losses import score_predictions
+from ray_ft.python.learning_curves import learning_curve
 from ray_ft.results.summary import Summary
 
 N = 65  # two batches of 32, and one sample

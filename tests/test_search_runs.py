@@ -1,5 +1,6 @@
 """Runs that search: the same table however they are carried out, and one that goes on when its budget grows."""
 
+import io
 import json
 import os
 import shutil
@@ -12,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_once
+from rich.console import Console
 from toy import enter_toy
 
 from ray_ft import cross_validation
 from ray_ft.backends.progress import Display
 from ray_ft.config import Config, load_config
-from ray_ft.cross_validation import cross_validate
+from ray_ft.cross_validation import cross_validate, rebuild_ensemble
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import read_record, write_record
 from ray_ft.results.records import load_splits
@@ -141,7 +143,10 @@ def test_a_larger_budget_goes_on_and_does_nothing_twice(config: Config, whole: S
     few = config.model_copy(update={"cv": config.cv.model_copy(update={"candidates": 4})})
     cross_validate(few, tmp_path / "run", inline=True)
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/candidates").rglob("result.json")}
-    assert_same(cross_validate(config, tmp_path / "run", inline=True, report=True), whole)
+    rebuild_ensemble(tmp_path / "run", trust=True, level=0.8)
+    said = io.StringIO()
+    assert_same(cross_validate(config, tmp_path / "run", inline=True, console=Console(file=said), report=True), whole)
+    assert "note: the ensemble was built by other settings" in said.getvalue()
     assert {path: path.stat().st_mtime_ns for path in done} == done
     summary = cross_validate(few, tmp_path / "run", inline=True)
     assert summary.strategies["top"].n_candidates == 6, "a smaller budget shows what is there"

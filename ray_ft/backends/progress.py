@@ -59,7 +59,7 @@ class Display:
             best = self.best.get(own.spec.strategy)
             shown = "" if best is None else f", best {self.metric} so far {best:.3g}"
             done, n = self.count_candidates()
-            self.say(f"[{done}/{n} candidates, {self.describe_time()}] {describe(own)} {event}{shown}")
+            self.say(f"[{done} of {n} candidates so far, {self.describe_time()}] {describe(own)} {event}{shown}")
 
     def say(self, text: str) -> None:
         """Print a line, above the table where there is one."""
@@ -100,4 +100,4 @@ def describe(own: Assignment) -> str:
     """Name what is trained in words."""
     if own.is_range_test:
         return f"{own.spec.strategy}: range test"
-    return own.name if own.is_search else f"{own.spec.name}: further seeds of fold {own.keys[0].fold + 1}"
+    return own.name if own.is_search else f"{own.spec.name}: further seeds of fold {own.keys[0].fold}"

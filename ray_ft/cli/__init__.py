@@ -123,7 +123,7 @@ def learning_curve(
         say_starting()
         from rich.console import Console
 
-        from ray_ft.learning_curves import learning_curve as draw_curve
+        from ray_ft.python.learning_curves import learning_curve as draw_curve
         from ray_ft.report.page import write_curve_figure
         from ray_ft.report.terminal import render_curve
 
@@ -170,14 +170,14 @@ def plan(config: "Config") -> None:
 def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     """Check a config against its data, its checkpoint and its network.
 
-    The code of a model.factory is run, with your rights, and named before.
+    The code of a model.factory or data.factory is run, with your rights, and named before.
     """
     loaded = load(config, {}, overrides)
     from ray_ft.cross_validation import prepare
     from ray_ft.models.factory import find_code
 
-    if factory := loaded.model.factory:
-        typer.echo(f"runs        {factory}, code that begins with {find_code(factory)}")
+    for key, factory in loaded.code.items():
+        typer.echo(f"runs        {factory}, code that begins with {find_code(factory, key)}")
     prepared = prepare(loaded)
     data = prepared.problem.samples
     typer.echo(f"config      {config or 'embedded demo'}: valid")

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 TAKEN = "Strategies whose members are taken, comma-separated. Without it, those of the run's config, or the winner's."
 METHOD = "How members are weighed: uniform, greedy, stacked, or auto: uniform unless another is better beyond noise."
-INPUTS = "File of the inputs: .npy, .npz, .npz::key, .parquet, .zarr or .zarr::key; or a folder of .npy or .parquet."
+INPUTS = (
+    "File of the inputs, such as x.npy, x.npz::key, x.csv, x.parquet::a,b, x.h5::path; or a folder of .npy or "
+    ".parquet. Of a table, the columns of the training are taken unless others are named."
+)
 OUTPUT = (
     "File (.npz) or folder to write. A folder is written bit by bit, for inputs larger than memory, and the same "
     "command goes on with it."
@@ -41,14 +44,16 @@ UNITS = "Units of the predictions, which the card states."
 LICENSE = "License of the weights, which the card states."
 PLOT = "File for a plot of the calibration: .png, .svg or .pdf. Without it, none is drawn."
 QUANTITIES = "What to write, comma-separated, such as mean,flag. Without it, everything is written."
-COLUMN = "Column of the inputs in Parquet files. It may be left out where there is one."
+COLUMN = "Columns of the inputs in tables, comma-separated, in place of ::columns."
 ON_RAY = "Predict by Ray Data, with all of a cluster, into a folder of Parquet files."
 SOUP = "Average the weights of all members to one network, which has no intervals."
 ALLOW_WORSE = "Write the --soup also if it scores worse than the ensemble, or has no score."
 HOST = "Address to listen on. 0.0.0.0 opens it to every network of the machine."
 THREADS = "Number of batches that are predicted at a time."
 DEVICE = "Device that computes: cpu, cuda, or auto, which takes a GPU if there is one."
-LABELLED = "File of the {}, in place of --data: .npy, .npz or .npz::key."
+DATA = "File of labelled samples: .npz, table or other, with the keys or columns of the run's data."
+LABELLED = "File of the {}, in place of --data, such as x.npy, x.npz::key or x.csv::a,b."
+POOL = "File of inputs without labels, such as x.npy, x.npz::key or x.csv, of which the training's columns are taken."
 NEWEST = "Run or ensemble whose members are asked. Without it, the newest finished run in runs/ is."
 OF_RUN = "the run's"
 
@@ -93,7 +98,7 @@ def find_ensemble(run: Path) -> "EnsembleSummary | None":
 @ensembles.command()
 def evaluate(
     source: Source,
-    data: Annotated[str | None, Option(help="File of labelled samples: .npz with the keys of the run's data.")] = None,
+    data: Annotated[str | None, Option(help=DATA)] = None,
     inputs: Annotated[str | None, Option(help=LABELLED.format("inputs"))] = None,
     targets: Annotated[str | None, Option(help=LABELLED.format("targets"))] = None,
     level: LevelOption = None,
@@ -145,6 +150,7 @@ def predict(
 
     from ray_ft.config import ComputeSection
     from ray_ft.ensemble import Ensemble
+    from ray_ft.ensemble.artefact import find_folder, read_card
     from ray_ft.files.cpus import count_cpus
     from ray_ft.prediction.sources import open_source
     from ray_ft.prediction.streams import predict_to_archive, predict_to_folder
@@ -153,7 +159,7 @@ def predict(
     check_kinds(output, on_ray)
     if output.suffix:  # a folder is gone on with, or refused
         check_output("--output", output, force, source, inputs)
-    opened = open_source(inputs, column)
+    opened = open_source(inputs, column, read_card(find_folder(source)).data_keys[0])
     names, console = quantities.split(",") if quantities else None, Console(stderr=True, highlight=False)
     asked: dict[str, Any] = {"quantities": names, "level": level, "console": console}
     started = time.monotonic()
@@ -234,7 +240,7 @@ def export(
 
 @ensembles.command()
 def suggest(
-    pool: Annotated[str, Argument(help="File of inputs without labels: .npy, .npz or .npz::key.")],
+    pool: Annotated[str, Argument(help=POOL)],
     n: Annotated[int, Option("--n", help="Number of samples to choose.")] = 20,
     run: Annotated[Path | None, Option(metavar="RUN_OR_ENSEMBLE", help=NEWEST)] = None,
     out: Annotated[Path, Option(help="Name of the table (NAME.csv) and the picture (NAME.png).")] = Path("suggestion"),
@@ -245,7 +251,7 @@ def suggest(
 
     They are samples on which the members of an ensemble disagree, and which are unlike one another.
     """
-    from ray_ft.data.samples import read_array
+    from ray_ft.data.sources import read_inputs
     from ray_ft.ensemble import Ensemble
     from ray_ft.ensemble.suggestion import suggest_samples
     from ray_ft.report.ensembles import name_suggestion, write_suggestion
@@ -254,7 +260,8 @@ def suggest(
     source = run or find_newest_run(Path("runs"))
     for path in name_suggestion(out):
         check_output("--out", path, force, source, pool)
-    found = suggest_samples(Ensemble.load(source, trust=trust), read_array(pool), n, pool)
+    loaded = Ensemble.load(source, trust=trust)
+    found = suggest_samples(loaded, read_inputs(pool, loaded.card.data_keys[0]).array, n, pool)
     files = write_suggestion(found, out)
     if found.known is None:
         typer.echo(

@@ -50,11 +50,11 @@ CONFIG_OPTIONS: dict[str, tuple[Any, str]] = {  # by the key of the config that 
     ),
     "data.groups": (
         str,
-        "File (.npy or .npz::key) with the group of each sample; a group stays in one fold (data.groups).",
+        "File (x.npy, x.csv::plate …) with the group of each sample; a group stays in one fold (data.groups).",
     ),
     "data.stratify": (
         str,
-        "File (.npy or .npz::key) with a class or number of each sample, which folds share evenly (data.stratify).",
+        "File (x.npy, x.csv::kind …) with a class or number of each sample, which folds share evenly (data.stratify).",
     ),
 }
 

@@ -41,6 +41,19 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     return validate(raw, str(path or "the demo with these options"))
 
 
+def build_config(values: Mapping[str, Any], shipped: bool = True) -> Config:
+    """Build a config from values by dotted key alone, with the shipped strategies under its own or without them.
+
+    Raises:
+        ConfigError: A key or value is not valid.
+    """
+    raw: dict[str, Any] = {}
+    override(raw, values)
+    if shipped:
+        add_strategies(raw)
+    return validate(raw, "what was given")
+
+
 def reload_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read the config that a run folder keeps, which names everything, under overrides."""
     raw = read_yaml(path)

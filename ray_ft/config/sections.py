@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, create_model, field_validator, model_validator
 
+from ray_ft.config.data_section import DEFAULT_LAYOUT, FACTORY_PATTERN, DataSection, Section
 from ray_ft.config.hyperparameters import (
     FITS,
     Bounds,
@@ -22,14 +23,9 @@ from ray_ft.errors import suggest
 from ray_ft.objectives import METRICS, list_baselines
 
 AS_WRITTEN = "as_written"  # the strategy that `training.freeze_encoder` and `freeze_decoder` describe
-DEFAULT_LAYOUT: DomainName = "diffraction"  # of the network that needs no factory
 N_CANDIDATES = {"best": 6, "guide": 2}  # of a strategy, unless the config says so
 SMALLEST_SHARE = 0.0001  # of a GPU, that Ray gives out
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class StageConfig(Section):
@@ -121,7 +117,7 @@ class StrategyConfig(Section):
 
 
 class ModelSection(Section):
-    factory: str | None = Field(default=None, pattern=r"^\w+(\.\w+)*:\w+$")
+    factory: str | None = Field(default=None, pattern=FACTORY_PATTERN)
     """What builds the network, as `package.module:callable`. Without it, DiffractionNet does."""
     params: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory, by name.")
     checkpoint: str | None = None
@@ -129,32 +125,9 @@ class ModelSection(Section):
     file, `file::key` names one. A factory may do without."""
     skip: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Name patterns of tensors that are not taken from the checkpoint; they start as the factory draws them."""
-
-
-class DataSection(Section):
-    inputs: str = Field(description="File of the inputs, a sample a row: .npy, .npz or .npz::key.")
-    targets: str = Field(description="File of the targets, in the order of the inputs: .npy, .npz or .npz::key.")
-    layout: DomainName | None = None
-    """Structures and spectra, or arrays as they are (raw). Without it, raw where a factory is named."""
-    symmetry: tuple[str, ...] | None = None
-    """Operations that generate the views. Without it, [rot180] in the diffraction layout, else none."""
-    classes: tuple[str, ...] | None = None
-    """Names of the classes in the order of the network's outputs. Without it, the labels that there are, sorted."""
-    wavelengths_nm: tuple[Positive, Positive] = (400.0, 700.0)
-    """First and last wavelength in the diffraction layout, in nm. Only figures use them."""
-    groups: str | None = None
-    """File with a group for each sample; groups stay in one fold. Without it, images of a sample do."""
-    stratify: str | None = None
-    """File with a class or number for each sample, which folds share evenly. Without it, chance deals."""
-
-    @field_validator("symmetry")
-    @classmethod
-    def check_operations(cls, names: tuple[str, ...] | None, info: Any) -> tuple[str, ...] | None:
-        known = find_domain(info.data.get("layout") or DEFAULT_LAYOUT).operations
-        for name in names or ():
-            if known and name not in known:  # where there are none at all, the rules of two sections say so
-                raise ValueError(f"an operation is one of {', '.join(known)}, got {name}{suggest(name, known)}")
-        return names
+    new_head: bool | None = None
+    """Whether the linear layer that answers is replaced by one of the targets' size, which starts at zero. Without it,
+    where the network knows another number of classes."""
 
 
 class CVSection(Section):
@@ -322,8 +295,11 @@ class Config(Section):
             yield f"training.resume: it is another name of model.checkpoint, got {resumed} and {given}; keep one"
         if not (given or resumed or self.model.factory):
             yield "model.checkpoint: missing; name the file of the pretrained weights"
+        if self.model.new_head and not self.model.factory:
+            yield "model.new_head: it needs model.factory, got none; leave it out"
         if self.data.symmetry and not find_domain(self.layout).operations:
             yield f"data.symmetry: it needs layout: {DEFAULT_LAYOUT}, got layout: {self.layout}; leave it out"
+        yield from self.find_data_conflicts()
         for name in list_baselines():
             if name in self.strategies:
                 yield f"strategies.{name}: it is the name of a baseline; choose another"
@@ -334,6 +310,14 @@ class Config(Section):
             yield f"cv.strategies: each may be named once, got {', '.join(self.cv.strategies)}"
         yield from self.find_search_conflicts()
         yield from self.find_ensemble_conflicts()
+
+    def find_data_conflicts(self) -> Iterator[str]:
+        data = self.data
+        if data.params and not data.factory:
+            yield "data.params: they are arguments of data.factory, got none; name one, or leave them out"
+        for key in ("table", "inputs", "targets", "groups", "stratify"):
+            if data.factory and (given := getattr(data, key)):
+                yield f"data.{key}: data.factory takes its place, got {given} and {data.factory}; keep one"
 
     def find_search_conflicts(self) -> Iterator[str]:
         given, same = self.cv.candidates, self.search.candidates
@@ -357,6 +341,12 @@ class Config(Section):
     @property
     def checkpoint(self) -> str | None:
         return self.model.checkpoint or self.training.resume
+
+    @property
+    def code(self) -> dict[str, str]:
+        """What of a user's own code is imported and called, by key."""
+        named = {"model.factory": self.model.factory, "data.factory": self.data.factory}
+        return {key: factory for key, factory in named.items() if factory}
 
     @property
     def layout(self) -> DomainName:

@@ -1,3 +1,3 @@
 """Data: samples, and the folds that hold them out."""
 
-from ray_ft.data.samples import read_array as read_array
+from ray_ft.data.sources import read_array as read_array

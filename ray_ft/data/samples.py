@@ -3,16 +3,15 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 
 from ray_ft.data.folds import join_groups
+from ray_ft.data.sources import read_array, read_inputs, read_source
 from ray_ft.domains import Domain, View
-from ray_ft.errors import DataError, first_few, first_line, shorten, show_value, suggest
-from ray_ft.files.arrays import list_arrays, read_one
+from ray_ft.errors import DataError, first_few, shorten
 
 Encode = Callable[[Shaped[np.ndarray, "..."], str], tuple[Shaped[np.ndarray, "..."], tuple[str, ...]]]
 N_BINS = 5  # into which a column of numbers is cut, at most
@@ -29,6 +28,7 @@ class Samples:
     notes: tuple[str, ...]
     domain: Domain
     classes: tuple[str, ...] = ()  # names of the targets' columns, where these are classes or labels
+    keys: tuple[str, str] = ("", "")  # under which inputs and targets stand in their files: arrays, or names of columns
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -47,6 +47,36 @@ class Samples:
         return moved, np.stack([view.move_targets(targets).numpy() for view in views])
 
 
+@dataclass(frozen=True)
+class Arrays:
+    """A data set as its user has it, before anything is checked; columns have a value a sample."""
+
+    inputs: Shaped[np.ndarray, "..."]
+    targets: Shaped[np.ndarray, "..."]
+    groups: Shaped[np.ndarray, "..."] | None = None
+    stratify: Shaped[np.ndarray, "..."] | None = None
+    keys: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the arrays of a data set come from: files, as `read_array` takes them, or names for messages.
+
+    `keys` are those of a training's inputs and targets, whose columns are taken where a table's are not named.
+    """
+
+    inputs: str
+    targets: str
+    groups: str | None = None
+    stratify: str | None = None
+    keys: tuple[str, str] = ("", "")
+
+    def read(self) -> Arrays:
+        inputs, targets = read_inputs(self.inputs, self.keys[0]), read_source(self.targets, self.keys[1])
+        groups, strata = (None if source is None else read_array(source) for source in (self.groups, self.stratify))
+        return Arrays(inputs.array, targets.array, groups, strata, (inputs.key, targets.key))
+
+
 def load_samples(
     inputs: str,
     targets: str,
@@ -56,7 +86,13 @@ def load_samples(
     n_folds: int = 5,
     encode: Encode = lambda array, source: (array, ()),
 ) -> Samples:
-    """Read and check a data set, from files as `read_array` takes them.
+    """Read and check a data set, from files as `read_array` takes them."""
+    sources = Sources(inputs, targets, groups, stratify)
+    return build_samples(sources.read(), sources, domain, n_folds, encode)
+
+
+def build_samples(arrays: Arrays, sources: Sources, domain: Domain, n_folds: int, encode: Encode) -> Samples:
+    """Check a data set and bring it into the network's terms.
 
     Samples that share a label of the column `groups` stay on one side of a split. The labels or numbers of `stratify`
     are to be spread evenly over the folds, to whose number the classes that numbers are cut into are matched; where it
@@ -65,25 +101,33 @@ def load_samples(
     Raises:
         DataError: A file is unreadable, or its content breaks a rule.
     """
-    x = prepare_inputs(read_array(inputs), domain, inputs)
-    y, classes = encode(read_array(targets), targets)
+    inputs, targets = shorten(sources.inputs), shorten(sources.targets)
+    x = prepare_inputs(arrays.inputs, domain, inputs)
+    y, classes = encode(arrays.targets, targets)
     check_numbers(y, targets, n_axes=1)
     if len(x) != len(y):
         raise DataError(
             f"inputs and targets must have equally many samples, got {len(x)} in {inputs} and {len(y)} in {targets}"
         )
-    columns = [read_column(source, len(x)) if source else None for source in (groups, stratify)]
+    group_column, strata = (
+        None if column is None else check_column(column, key, source or key, len(x))
+        for key, column, source in (
+            ("data.groups", arrays.groups, sources.groups),
+            ("data.stratify", arrays.stratify, sources.stratify),
+        )
+    )
     kept, notes = np.arange(len(y)), tuple[str, ...]()
     if not classes:
         y, kept, notes = domain.convert_targets(y, targets)
     x, y = x[kept], y[kept].astype(np.float32)
-    group_column, strata = (None if column is None else column[kept] for column in columns)
+    group_column, strata = (None if column is None else column[kept] for column in (group_column, strata))
     orbits = label_orbits(x, domain.list_views(domain.operations))
     joined = join_groups([orbits] if group_column is None else [orbits, group_column])
-    binned = None if strata is None else bin_strata(strata, stratify or "", n_folds)
+    binned = None if strata is None else bin_strata(strata, n_folds)
     if binned is None and classes and np.allclose(y.sum(1), 1):
         binned = y.argmax(1)
-    return Samples(x, y, joined, binned, (*notes, *describe_images(orbits), *describe_targets(y)), domain, classes)
+    notes = (*notes, *describe_images(orbits), *describe_targets(y))
+    return Samples(x, y, joined, binned, notes, domain, classes, arrays.keys)
 
 
 def have_same_values(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
@@ -96,38 +140,15 @@ def describe_targets(targets: Shaped[np.ndarray, "sample *target"]) -> Iterator[
         yield "all samples have the same targets, so there is nothing to learn from them; check data.targets"
 
 
-def read_column(source: str, n: int) -> Shaped[np.ndarray, " sample"]:
-    column = read_array(source)
+def check_column(column: Shaped[np.ndarray, "..."], key: str, source: str, n: int) -> Shaped[np.ndarray, " sample"]:
     if column.shape != (n,):
         raise DataError(f"a column must have one value a sample, {n} in all, got shape {column.shape} in {source}")
-    return column
-
-
-def read_array(source: str) -> Shaped[np.ndarray, "..."]:
-    """Read one array of numbers or labels from `.npy`, `.npz` or `.npz::key`; pickles are refused."""
-    name, _, key = source.partition("::")
-    path = Path(name)
-    if path.suffix not in (".npy", ".npz"):
-        raise DataError(f"a data file must be .npy or .npz, got {shorten(source)}")
-    try:
-        if not path.is_file():
-            raise DataError(f"a data file must exist, got {name}; check the path")
-        keys = list_arrays(path)
-        return read_one(path, pick_key(keys, key, name))
-    except (ValueError, OSError) as error:
+    if column.dtype.kind == "f" and len(broken := np.flatnonzero(~np.isfinite(column))):
         raise DataError(
-            f"a data file must hold plain arrays by numpy.save or savez, and fit into memory, got {shorten(name)}: "
-            f"{first_line(error)}"
-        ) from error
-
-
-def pick_key(keys: list[str], key: str, name: str) -> str:
-    if keys == [""] or (len(keys) == 1 and not key):
-        return keys[0]
-    if key not in keys:
-        asked = f"{show_value(key)}{suggest(key, keys)}" if key else "none"
-        raise DataError(f"a .npz with several arrays needs ::key out of {first_few(keys, 8)}, got {asked} for {name}")
-    return key
+            f"{key} must have a value for each sample, got NaN or infinity in {source} "
+            f"(samples {first_few([str(i) for i in broken])}); fill them in or leave {key} out"
+        )
+    return column
 
 
 def check_numbers(array: Shaped[np.ndarray, "..."], source: str, n_axes: int = 2) -> None:
@@ -162,17 +183,12 @@ def label_orbits(inputs: Float[np.ndarray, "sample *input"], views: Sequence[Vie
     return np.array([numbers[content] for content in canonical])
 
 
-def bin_strata(column: Shaped[np.ndarray, " sample"], source: str, n_folds: int) -> Int[np.ndarray, " sample"]:
+def bin_strata(column: Shaped[np.ndarray, " sample"], n_folds: int) -> Int[np.ndarray, " sample"]:
     """Number the classes of a column.
 
     Real numbers are cut at their quantiles, and so are whole ones if their classes have fewer samples than there are
     folds on average: up to five bins, each large enough for all folds.
     """
-    if column.dtype.kind == "f" and len(broken := np.flatnonzero(~np.isfinite(column))):
-        raise DataError(
-            f"data.stratify must have a number for each sample, got NaN or infinity in {source} "
-            f"(samples {first_few([str(i) for i in broken])}); fill them in or leave data.stratify out"
-        )
     many = len(np.unique(column)) * n_folds > len(column)
     if column.dtype.kind == "f" or (column.dtype.kind in "iu" and many):
         n_bins = max(1, min(N_BINS, len(column) // n_folds))

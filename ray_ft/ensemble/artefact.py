@@ -47,6 +47,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
         n_blind: Members that never saw a sample.
         data_keys: Under which the inputs and targets stood in the run's `.npz`; empty for a file of one array.
         answer_shape: In which the network is told to lay out what it says of a sample; None where it does so itself.
+        new_head: Which layer of the network that the factory builds was replaced, and its size; None where none was.
         symmetric: Whether predictions are averaged over the symmetry, as their intervals then are.
         classes: Names of the targets' columns, where these are classes or labels.
         split: Why the network runs whole; empty where it does not.
@@ -75,6 +76,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     input_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
     answer_shape: tuple[int, ...] | None = None
+    new_head: tuple[str, int, int] | None = None
     classes: tuple[str, ...] = ()
     wavelengths_nm: tuple[float, float]
     model: ModelSection

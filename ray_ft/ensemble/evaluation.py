@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from pydantic import BaseModel
 
-from ray_ft.data.samples import Samples, have_same_values, load_samples
+from ray_ft.data.samples import Samples, Sources, build_samples, have_same_values
 from ray_ft.ensemble import FALSE_ALARMS, Ensemble
 from ray_ft.errors import DataError
 from ray_ft.files.hashes import hash_arrays
@@ -34,7 +34,7 @@ class Evaluation(BaseModel, frozen=True, extra="allow"):
 
 
 def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targets: str | None) -> Samples:
-    """Read labelled samples from an `.npz` with the keys of the run's own data, or from what takes their place.
+    """Read labelled samples from a file with the keys or columns of the run's own data, or from what takes its place.
 
     Raises:
         DataError: They are missing, or not as the run's were.
@@ -47,7 +47,8 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
                 raise DataError(f"labelled samples need inputs and targets, got no {name}; give --{name} FILE[::key]")
             sources[name] = f"{data}::{keys[name]}"
     encode = partial(ensemble.objective.encode_targets, classes=ensemble.card.classes)
-    dataset = load_samples(str(sources["inputs"]), str(sources["targets"]), ensemble.domain, encode=encode)
+    named = Sources(str(sources["inputs"]), str(sources["targets"]), keys=ensemble.card.data_keys)
+    dataset = build_samples(named.read(), named, ensemble.domain, 1, encode)
     if have_same_values(dataset.targets.shape[1:], ensemble.card.target_shape):
         dataset = replace(dataset, targets=dataset.targets.reshape(-1, *ensemble.card.target_shape))
     shapes = {"inputs": ensemble.card.input_shape, "targets": ensemble.card.target_shape}

@@ -25,7 +25,7 @@ from ray_ft.ensemble.fingerprints import N_PRINTS, Prints
 from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError, NetworkError
 from ray_ft.files.memory import describe_excess
-from ray_ft.models import answer_in_shape, build_network
+from ray_ft.models import Factory, NewHead, answer_in_shape, build_network, give_head
 from ray_ft.objectives import FoldOf, Folds, Members, Objective, Shares, find_objective
 from ray_ft.split.network import Features, SplitNetwork, as_real, keep_whole
 from ray_ft.split.sharing import read_splits
@@ -65,7 +65,9 @@ class Ensemble:
     calibration: Calibration
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu", trust: bool = False) -> "Ensemble":
+    def load(
+        cls, path: str | Path, device: str | torch.device = "cpu", trust: bool = False, factory: Factory = None
+    ) -> "Ensemble":
         """Load an ensemble from its folder or from that of its run; no code of it is run.
 
         Args:
@@ -73,6 +75,7 @@ class Ensemble:
             device: Where it computes.
             trust: Whether to import and call the factory that the card names, where the network could not be written
                 down as operations. That is code: allow it for ensembles of your own.
+            factory: What builds the network in place of the factory that the card names.
 
         Raises:
             EnsembleError: It is no ensemble, of another version, damaged, or needs code that is not trusted.
@@ -85,13 +88,14 @@ class Ensemble:
             for key, tensor in stacked.items():
                 strategy, _, name = key.partition("/")
                 states[strategy][name] = tensor.to(device)
-            if card.needs_code and not trust:
+            if card.needs_code and not (trust or factory):
                 raise EnsembleError(
                     "an ensemble whose network could not be written down as operations needs its own code, which would "
                     f"run with your rights, got {card.model.factory} in {folder.card}; if it is yours, load it with "
                     "trust=True, or --trust"
                 )
-            networks = load_networks(card, read_network(folder.network, card), backbone, states, device)
+            named = card.model.factory if factory is None else factory
+            networks = load_networks(card, read_network(folder.network, card), named, backbone, states, device)
             loaded = cls(card, networks, states, read_calibration(read_tensors(folder.calibration, card)))
             check_together(loaded)
         return loaded
@@ -288,12 +292,19 @@ def apply_stacked(network: SplitNetwork, state: State, features: Features) -> Fl
 
 
 def load_networks(
-    card: Card, content: Any, tensors: dict[str, Tensor], states: Mapping[str, State], device: str | torch.device
+    card: Card,
+    content: Any,
+    factory: Factory,
+    tensors: dict[str, Tensor],
+    states: Mapping[str, State],
+    device: str | torch.device,
 ) -> dict[str, SplitNetwork]:
     first = {strategy: {name: tensor[0] for name, tensor in own.items()} for strategy, own in states.items()}
     if not card.split:
         return read_splits(content, {name: tensor.to(device) for name, tensor in tensors.items()}, first)
-    network = answer_in_shape(build_network(card.model.factory, card.model.params, tensors), card.answer_shape)
+    if card.new_head:
+        factory = give_head(factory, NewHead(*card.new_head))
+    network = answer_in_shape(build_network(factory, card.model.params, tensors), card.answer_shape)
     names = [name for name, _ in network.named_parameters()]
     return {
         strategy: keep_whole(network, tuple(name for name in names if name in own), card.split).to(device)

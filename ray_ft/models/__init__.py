@@ -2,8 +2,10 @@
 
 from ray_ft.models.checkpoints import read_weights
 from ray_ft.models.diffraction_net import DiffractionNet
-from ray_ft.models.factory import seed_all
+from ray_ft.models.factory import Factory, seed_all
+from ray_ft.models.last_layer import find_last_layer, renew_head
 from ray_ft.models.loading import build_network, load_network, load_pretrained
+from ray_ft.models.new_head import NewHead, give_head
 from ray_ft.models.pretrained import (
     SAME,
     Pretrained,
@@ -18,16 +20,21 @@ from ray_ft.models.pretrained import (
 __all__ = [
     "SAME",
     "DiffractionNet",
+    "Factory",
+    "NewHead",
     "Pretrained",
     "agree",
     "answer_in_shape",
     "build_network",
     "copy_state",
     "find_answer_shape",
+    "find_last_layer",
     "finish_lazy",
+    "give_head",
     "load_network",
     "load_pretrained",
     "predict_all",
     "read_weights",
+    "renew_head",
     "seed_all",
 ]

@@ -32,13 +32,17 @@ BUILDERS = (
 )
 
 
-def call_factory(factory: str | None, params: Mapping[str, Any]) -> nn.Module:
+Factory = str | Callable[..., nn.Module] | None  # `package.module:callable`, or the callable itself
+
+
+def call_factory(factory: Factory, params: Mapping[str, Any]) -> nn.Module:
     """Call a factory, or DiffractionNet where it is None.
 
     Raises:
         ConfigError: It cannot be imported, is nothing that builds a network, or does not take `params`.
     """
-    build, name = DiffractionNet if factory is None else import_factory(factory), factory or "DiffractionNet"
+    build = import_factory(factory) if isinstance(factory, str) else factory or DiffractionNet
+    name = factory if isinstance(factory, str) else getattr(build, "__name__", type(build).__name__)
     given = show_value(dict(params))
     try:
         inspect.signature(build).bind(**params)
@@ -52,7 +56,7 @@ def call_factory(factory: str | None, params: Mapping[str, Any]) -> nn.Module:
         rule = "model.params must suit DiffractionNet and its checkpoint"
         raise ConfigError(f"{rule}, got {given}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
-        raise ConfigError(f"model.factory must build a torch.nn.Module, got {type(network).__name__} from {factory}")
+        raise ConfigError(f"model.factory must build a torch.nn.Module, got {type(network).__name__} from {name}")
     return network
 
 
@@ -84,11 +88,11 @@ def seed_all(seed: int = 0, others: int = 0) -> Iterator[None]:
         np.random.set_state(before[1])
 
 
-def find_code(factory: str) -> str:
-    """Find the file with which the import of a factory begins; nothing is imported.
+def find_code(factory: str, key: str = "model.factory", makers: str = BUILDERS) -> str:
+    """Find the file with which the import of a factory begins, which stands under a key; nothing is imported.
 
     Raises:
-        ConfigError: There is none, or it is part of Python itself, which has no networks.
+        ConfigError: There is none, or it is part of Python itself, which has none of the makers.
     """
     top = factory.partition(":")[0].partition(".")[0]
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -96,11 +100,11 @@ def find_code(factory: str) -> str:
     if top in sys.modules:
         found = getattr(sys.modules[top], "__file__", None)
     elif (spec := importlib.util.find_spec(top)) is None:
-        raise ConfigError(f"model.factory must be importable, got {factory}: there is no module {top}")
+        raise ConfigError(f"{key} must be importable, got {factory}: there is no module {top}")
     else:
         found = spec.origin if spec.has_location else next(iter(spec.submodule_search_locations or ()), None)
     if (found is None and top in sys.stdlib_module_names) or is_standard(found):
-        raise ConfigError(f"model.factory must be {BUILDERS}; got {factory} of Python itself, which was not imported")
+        raise ConfigError(f"{key} must be {makers}; got {factory} of Python itself, which was not imported")
     return found or top
 
 

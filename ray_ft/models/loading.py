@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from ray_ft.errors import ConfigError, WeightsError, first_few, show_value
 from ray_ft.models.checkpoints import StoredWeights, read_weights
 from ray_ft.models.diffraction_net import DiffractionNet, read_params
-from ray_ft.models.factory import call_factory
+from ray_ft.models.factory import Factory, call_factory
 from ray_ft.models.matching import list_places, match_weights
 
 
@@ -31,7 +31,7 @@ def load_network(checkpoint_path: str | Path, **params: Any) -> DiffractionNet:
 
 
 def load_pretrained(
-    factory: str | None, params: Mapping[str, Any], source: str | None, skip: Collection[str] = ()
+    factory: Factory, params: Mapping[str, Any], source: str | None, skip: Collection[str] = ()
 ) -> tuple[nn.Module, list[str]]:
     """Build a network as `build_network` does, and load its weights as a trainer has written them.
 
@@ -62,11 +62,11 @@ def load_pretrained(
     return network, notes
 
 
-def build_network(factory: str | None, params: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
+def build_network(factory: Factory, params: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
     """Build a network and load its pretrained weights, every name and shape of them; without any, its own stay.
 
-    The factory is `package.module:callable`, and its code is run; without one the network is a DiffractionNet, sized by
-    the weights.
+    The factory is `package.module:callable`, or the callable itself, and its code is run; without one the network is a
+    DiffractionNet, sized by the weights.
 
     Raises:
         ConfigError: The factory cannot be imported, builds no network, or cannot be called with `params`.

@@ -15,7 +15,9 @@ from torch.nn.parameter import is_lazy
 from ray_ft.data.samples import have_same_values
 from ray_ft.errors import NetworkError, locate_error
 from ray_ft.files.hashes import hash_tensors
+from ray_ft.models.factory import Factory
 from ray_ft.models.loading import build_network
+from ray_ft.models.new_head import NewHead, give_head
 
 TOLERANCE = 1e-4  # of the largest answer, for rounding
 SAME = "a network must be one and the same function wherever it runs"
@@ -26,15 +28,17 @@ class Pretrained:
     """A network that any process can build, from what `build_network` takes.
 
     Attributes:
+        new_head: Which layer is replaced in what the factory builds; None where none is.
         answer_shape: As `answer_in_shape` takes it.
         witness: Of a network of a user's own, a few inputs and its answers, which all that are built must give.
     """
 
-    factory: str | None
+    factory: Factory
     params: Mapping[str, Any]
     weights: Mapping[str, Tensor] = field(repr=False)
     answer_shape: tuple[int, ...] | None = None
     witness: tuple[np.ndarray, Tensor] | None = field(default=None, repr=False)
+    new_head: NewHead | None = None
 
     def build(self) -> nn.Module:
         """Build it, in evaluation mode.
@@ -42,7 +46,8 @@ class Pretrained:
         Raises:
             NetworkError: It is not the network that the run began with.
         """
-        network = answer_in_shape(build_network(self.factory, self.params, self.weights), self.answer_shape)
+        factory = give_head(self.factory, self.new_head) if self.new_head else self.factory
+        network = answer_in_shape(build_network(factory, self.params, self.weights), self.answer_shape)
         if self.witness is not None:
             inputs, answers = self.witness
             if not agree(predict_all(network, inputs), answers):

@@ -1,31 +1,42 @@
-"""Inputs on disk, read a few samples at a time: `.npy`, `.npz`, a folder of `.npy`, Parquet by pyarrow, zarr."""
+"""Inputs on disk, read a few samples at a time where their files allow it: all but `.npz`, CSV and images do."""
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
-from ray_ft.data.samples import read_array
-from ray_ft.errors import DataError, first_few, first_line, shorten, suggest
+from ray_ft.data.containers import CONTAINERS, Opened
+from ray_ft.data.sources import read_inputs, reading
+from ray_ft.data.tables import (
+    TABLES,
+    VALUE_BYTES,
+    choose_columns,
+    count_values,
+    describe_sample,
+    is_nested,
+    is_text,
+    lay_out_lists,
+    lay_out_numbers,
+    pick_columns,
+)
+from ray_ft.errors import DataError, shorten
 from ray_ft.files.arrays import map_array
+from ray_ft.files.column_names import join_names, split_names
 from ray_ft.files.memory import describe_excess
 
-VALUE_BYTES = 8
-Zarr: TypeAlias = Any  # zarr.Array, without loading zarr
-KINDS = ".npy, .npz, .npz::key, .parquet, .zarr, .zarr::key, or a folder of .npy or of .parquet files"
+KINDS = ".npy, .npz, .csv, .tsv, .parquet, .h5, .hdf5, .nc, .zarr, or a folder of .npy or of .parquet files"
 
 
 @dataclass(frozen=True)
 class Block:
     """Samples that follow one another in a file; `shape` and `dtype` are those of one.
 
-    `key` is the array or the column, empty where the file holds one; `group` counts the row groups of a Parquet file.
+    `key` is the array or the columns, empty where the file holds one; `group` counts the row groups of a Parquet file
+    that is read by them.
     """
 
     path: str
@@ -33,7 +44,7 @@ class Block:
     shape: tuple[int, ...]
     dtype: str
     key: str = ""
-    group: int = 0
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +79,13 @@ class Source:
         return f"sample {row - start} of {path}, which is number {row} of all"
 
 
-def open_source(name: str, column: str | None = None) -> Source:
-    """Find the files of inputs, of a kind in `KINDS`, and check their headers; no samples are read, but of `.npz`.
+def open_source(name: str, column: str | None = None, trained: str = "") -> Source:
+    """Find the files of inputs, of a kind in `KINDS`, and check their headers; few kinds are read before they are used.
 
-    The column is one of Parquet; it may be left out where there is one.
+    Args:
+        name: As `read_array` takes it, or a folder.
+        column: Columns of tables, in place of a key in the name.
+        trained: The key of the inputs that the ensemble was trained on; of a table, its columns where none are named.
     """
     text, _, key = name.partition("::")
     path = Path(text)
@@ -79,20 +93,9 @@ def open_source(name: str, column: str | None = None) -> Source:
         if not path.exists():
             raise DataError(f"inputs must exist, got {text}; check the path")
         paths = list_files(path)
-        blocks = tuple(block for own in paths for block in open_file(own, key or column or ""))
+        blocks = tuple(block for own in paths for block in open_file(own, key or column or "", trained))
         check_blocks(blocks, name)
         return Source(name, blocks, tuple(map(stamp_file, paths)))
-
-
-@contextmanager
-def reading(rule: str) -> Iterator[None]:
-    """Turn whatever the packages that read files raise on damaged ones into a `DataError`."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # of any class
-        raise DataError(f"{rule}: {first_line(error)}") from error
 
 
 def list_files(path: Path) -> list[Path]:
@@ -106,9 +109,11 @@ def list_files(path: Path) -> list[Path]:
     return found[kinds[0]]
 
 
-def open_file(path: Path, key: str) -> list[Block]:
-    if path.suffix == ".parquet":
-        return [Block(str(path), *own) for own in open_parquet(path, key)]
+def open_file(path: Path, key: str, trained: str) -> list[Block]:
+    if path.suffix in TABLES:
+        key = key or choose_columns(path, trained)
+    if path.suffix == ".parquet" and (blocks := open_parquet(path, key)) is not None:
+        return [Block(str(path), *own) for own in blocks]
     array = open_array(path, key)
     if array.ndim < 2:
         raise DataError(f"inputs must have a sample axis and at least one more, got shape {array.shape} in {path}")
@@ -116,15 +121,14 @@ def open_file(path: Path, key: str) -> list[Block]:
     return [Block(str(path), n_samples, tuple(shape), str(array.dtype), "" if path.suffix == ".npy" else key)]
 
 
-def open_array(path: Path, key: str) -> Shaped[np.ndarray, "..."] | Zarr:
-    """Open what holds one array; only a `.npz` is read whole."""
-    match path.suffix:
-        case ".npy":
-            return map_array(path)
-        case ".npz":
-            return read_array(f"{path}::{key}" if key else str(path))
-        case ".zarr":
-            return open_zarr(path, key)
+def open_array(path: Path, key: str) -> Shaped[np.ndarray, "..."] | Opened:
+    """Open what holds one array; what its kind does not let be read in parts is read whole."""
+    if path.suffix == ".npy":
+        return map_array(path)
+    if path.suffix in CONTAINERS:
+        return CONTAINERS[path.suffix](path, key)[0]
+    if path.suffix in TABLES or path.suffix == ".npz":
+        return read_inputs(f"{path}::{key}" if key else str(path)).array
     raise DataError(f"inputs must be {KINDS}, got {path}")
 
 
@@ -177,7 +181,7 @@ def read_blocks(source: Source, start: int, stop: int, size: int) -> Iterator[Sh
 
 def read_block(block: Block, start: int, stop: int, size: int) -> Iterator[Shaped[np.ndarray, "sample ..."]]:
     path = Path(block.path)
-    if path.suffix == ".parquet":
+    if block.group is not None:
         yield from read_parquet(path, block.key, block.group, start, stop, size, block.shape)
         return
     whole = None if path.suffix == ".npy" else open_array(path, block.key)
@@ -185,88 +189,51 @@ def read_block(block: Block, start: int, stop: int, size: int) -> Iterator[Shape
         yield np.array((map_array(path) if whole is None else whole)[low : min(low + size, stop)])
 
 
-def open_zarr(path: Path, key: str) -> Zarr:
-    """Open an array of a store."""
-    try:
-        import zarr
-    except ImportError as error:
-        raise DataError(f"zarr must be installed to read {path}; pip install 'ray-ft[zarr]'") from error
-    store: Any = zarr.open(str(path), mode="r")
-    found = store[key] if key else store
-    if not hasattr(found, "dtype"):
-        raise DataError(f"a zarr group needs ::key out of {first_few(sorted(found))}, got none for {path}")
-    if excess := describe_excess(math.prod(found.chunks) * found.dtype.itemsize):
-        raise DataError(f"a chunk of a zarr array must fit into memory, got {found.chunks} in {path}: {excess}")
-    return found
+def open_parquet(path: Path, asked: str) -> list[tuple[int, tuple[int, ...], str, str, int]] | None:
+    """Read samples, shape, type, columns and number of each group of rows; None where the column names images.
 
-
-def open_parquet(path: Path, column: str) -> list[tuple[int, tuple[int, ...], str, str, int]]:
-    """Read samples, shape, type, column and number of each group of rows; the first row gives the shape."""
+    Of lists, the first row gives the shape.
+    """
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        column = column or (names[0] if len(names) == 1 else "")
-        if column not in names:
-            asked = f"{column!r}{suggest(column, names)}" if column else "none"
-            raise DataError(f"Parquet needs --column out of {first_few(names, 8)}, got {asked} for {path}")
+        names = pick_columns(asked, file.schema_arrow.names, path)
+        if len(names) == 1 and is_text(file.schema_arrow.field(names[0]).type):
+            return None
         groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        if excess := describe_excess(max((count_values(group, column) for group in groups), default=0) * VALUE_BYTES):
+        if excess := describe_excess(max((count_values(group, names) for group in groups), default=0) * VALUE_BYTES):
             raise DataError(f"a row group of Parquet must fit into memory, got {path}: {excess}; write smaller ones")
-        first = next(file.iter_batches(1, columns=[column]), None)
+        first = next(file.iter_batches(1, columns=names), None)
     if not first:
         return []
-    shape, dtype = describe_sample(first.column(0), path)
-    return [(group.num_rows, shape, dtype, column, number) for number, group in enumerate(groups)]
-
-
-def count_values(group: Any, column: str) -> int:
-    """Count the values of a column in a group of rows; few bytes may hold many that are alike."""
-    chunks = (group.column(i) for i in range(group.num_columns))
-    return sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
-
-
-def describe_sample(column: Any, path: Path) -> tuple[tuple[int, ...], str]:
-    """Read shape and type of the one sample of a column."""
-    import pyarrow as pa
-
-    sizes, level = [1], getattr(column, "storage", column)  # of a tensor, whose own conversions could run code
-    while isinstance(level, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
-        level = level.flatten()
-        sizes.append(len(level))
-    if 0 in sizes:
-        raise DataError(f"samples must be lists of equal lengths and without nulls, got another in row 0 of {path}")
-    dtype = np.dtype(level.type.to_pandas_dtype())
-    if len(sizes) == 1 or dtype.kind not in "biuf":
-        raise DataError(f"a column of inputs must be lists of numbers, got {column.type} in {path}")
-    return tuple(inner // max(outer, 1) for outer, inner in pairwise(sizes)), str(dtype)
+    if len(names) == 1 and is_nested(first[names[0]]):
+        shape, dtype = describe_sample(first[names[0]], path)
+    else:
+        shape, dtype = lay_out_rows(first, names, (), path).shape[1:], "float64"
+    return [(group.num_rows, shape, dtype, join_names(names), number) for number, group in enumerate(groups)]
 
 
 def read_parquet(
-    path: Path, column: str, group: int, start: int, stop: int, size: int, shape: tuple[int, ...]
+    path: Path, key: str, group: int, start: int, stop: int, size: int, shape: tuple[int, ...]
 ) -> Iterator[Shaped[np.ndarray, "sample ..."]]:
     """Read samples of a group of rows; those before `start` are decoded and dropped."""
     from pyarrow import parquet
 
+    names = split_names(key)
     with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
         first = 0
-        for batch in file.iter_batches(size, row_groups=[group], columns=[column]):
+        for batch in file.iter_batches(size, row_groups=[group], columns=names):
             low, high = max(start - first, 0), min(stop - first, len(batch))
             if low < high:
-                yield lay_out(batch.column(0).slice(low, high - low), shape)
+                yield lay_out_rows(batch.slice(low, high - low), names, shape, path)
             first += len(batch)
             if first >= stop:
                 return
 
 
-def lay_out(column: Any, shape: tuple[int, ...]) -> Shaped[np.ndarray, "sample ..."]:
-    """Turn nested lists of one shape into an array, with NaN for missing numbers; others raise a `ValueError`."""
-    import pyarrow as pa
-
-    level = getattr(column, "storage", column)
-    for n in shape:
-        if level.null_count:
-            raise ValueError("a sample, or a list in it, is missing (null)")
-        level = level.cast(pa.list_(level.type.value_type, n)).flatten()
-    array: np.ndarray = level.to_numpy(zero_copy_only=False).reshape(len(column), *shape)
-    return array
+def lay_out_rows(batch: Any, names: list[str], shape: tuple[int, ...], path: Path) -> Shaped[np.ndarray, "sample ..."]:
+    """Turn rows into an array: a column of lists of this shape, or columns of numbers."""
+    if len(names) == 1 and is_nested(batch[names[0]]):
+        return lay_out_lists(batch[names[0]], shape)
+    columns = [lay_out_numbers(batch[name], name, path) for name in names]
+    return np.column_stack([column.astype(np.float64) for column in columns])

@@ -25,18 +25,24 @@ def start_table(first: str, *others: str) -> Table:
     return Table(first, *numbers, box=None, pad_edge=False, header_style="bold")
 
 
-def join_lines(*parts: str | Text | Table) -> Group:
+def join_lines(*parts: str | Text | Table | Group) -> Group:
     """Put lines and tables below one another; what is plain text is no markup, as a folder's name may look like it."""
     return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
 
 
 def render_summary(summary: Summary, run: RunFolder, own_code: bool = False) -> Group:
     """Draw the table of a finished run, its winner, and what to do next, which may need code of the user's own."""
+    commands = suggest_commands(summary, run, own_code)
+    return join_lines(
+        render_findings(summary, run), "", "next:", *(f"  ray-ft {shlex.join(command)}" for command in commands)
+    )
+
+
+def render_findings(summary: Summary, run: RunFolder) -> Group:
+    """Draw the table of a finished run and its winner."""
     unit = words.unit_of(summary)
     title = f"{summary.name}: {describe_shape(summary)}; {summary.metric}{unit.suffix}, lower is better"
     table, lines = build_table(summary, unit), describe_outcome(summary, run, unit)
-    commands = suggest_commands(summary, run, own_code)
-    lines += ["", "next:", *(f"  ray-ft {shlex.join(command)}" for command in commands)]
     return join_lines(Text(title, style="bold"), table, "", build_search_table(summary, unit), "", *lines)
 
 
@@ -109,7 +115,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         f"spread    {words.describe_spread(summary.strategies[summary.lowest], unit)}",
         f"ensemble  {ensemble.n_members} members in {ensemble.path}; score {unit.write(ensemble.score)} by the "
         f"{ensemble.n_blind} of them that never saw a sample",
-        f"report    {run.place.rstrip('/')}/{run.report.name}",
+        *([f"report    {run.place.rstrip('/')}/{run.report.name}"] if run.report.exists() else []),
         *say_interruptions(summary),
         f"time      {summary.wall_s:.0f} s; members trained {describe_training(summary)}",
     ]

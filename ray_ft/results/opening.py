@@ -3,13 +3,13 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ray_ft.config import reload_config
+from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import Splits
-from ray_ft.errors import ConfigError, RunFolderError, UserError, first_few
+from ray_ft.errors import ConfigError, RayFTError, RunFolderError, UserError, first_few
 from ray_ft.files.writing import is_partial_of, write_record, write_text
 from ray_ft.results.records import load_provenance, load_splits
 from ray_ft.runs.folder import RunFolder, hold
@@ -96,6 +96,13 @@ def refuse(run: RunFolder, changes: list[str]) -> None:
             f"a run folder goes on with the config that it was made with, but {run.place} differs\n{listed}\n"
             "choose another --out, or remove the folder"
         )
+
+
+def was_chosen(run: RunFolder, config: Config) -> bool:
+    """Whether the ensemble there was built by settings that are not those of the config."""
+    with suppress(RayFTError):  # there is none, or it is damaged and made again
+        return reload_config(run.ensemble.config).ensemble != config.ensemble
+    return False
 
 
 def compare(old: Any, new: Any, key: str) -> Iterator[str]:

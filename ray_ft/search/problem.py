@@ -1,13 +1,15 @@
 """The problem of a run: samples, the folds that hold them out, and the objective; and what its members are called."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from ray_ft.data.folds import Splits
 from ray_ft.data.samples import Samples
+from ray_ft.errors import DataError, WeightsError
 from ray_ft.objectives import Objective
 
 Place = tuple[int, int]  # a repeat and a fold
@@ -70,3 +72,18 @@ class Problem:
     ) -> tuple[Float[np.ndarray, "view sample *input"], Float[np.ndarray, "view sample *target"]]:
         """Move all samples by each operation of the symmetry; the first view is the sample itself."""
         return self.samples.build_views(self.symmetry)
+
+
+def know_classes(samples: Samples, objective: Objective, outputs: Float[torch.Tensor, "sample *output"]) -> Samples:
+    """Give classes that the samples lack, and the network knows, their columns; refuse outputs of the wrong kind."""
+    if fault := objective.find_fault(outputs.numpy()):
+        raise DataError(fault)
+    targets, classes = objective.widen_targets(samples.targets, samples.classes, outputs[0].numel())
+    return replace(samples, targets=targets, classes=classes)
+
+
+def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Samples, objective: Objective) -> None:
+    if misfit := objective.find_misfit(zero_shot.shape[1:], samples.targets.shape[1:]):
+        raise DataError(f"{misfit}; check data.targets and model.checkpoint")
+    if not np.isfinite(zero_shot).all():
+        raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")

@@ -1,0 +1,74 @@
+"""The section that says where the samples are, and what all sections have in common."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from ray_ft.config.hyperparameters import Positive
+from ray_ft.domains import DomainName, find_domain
+from ray_ft.errors import show_value, suggest
+from ray_ft.files.column_names import join_names
+
+DEFAULT_LAYOUT: DomainName = "diffraction"  # of the network that needs no factory
+FACTORY_PATTERN = r"^\w+(\.\w+)*:\w+$"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def join_columns(names: object, info: Any) -> object:
+    """Write a list of columns as the text that names them in their table; other values are left as they are."""
+    if not isinstance(names, list | tuple):
+        return names
+    if not info.data.get("table"):
+        raise ValueError("a list names columns of data.table, got no table; or write file::column,column")
+    if not names or not all(isinstance(name, str | int | float) for name in names):
+        raise ValueError(f"it should be a list of names of columns, got {show_value(names)}")
+    return f"{info.data['table']}::{join_names(list(map(str, names)))}"
+
+
+DataSource = Annotated[str, BeforeValidator(join_columns, json_schema_input_type=str | list[str])]
+
+
+class DataSection(Section):
+    """Where the samples are; docs/data.md has the kinds of files."""
+
+    table: str | None = None
+    """Table (.csv, .tsv, .parquet) whose columns the other keys may list by name: `targets: [n_eff, loss]`."""
+    factory: str | None = Field(default=None, pattern=FACTORY_PATTERN)
+    """What makes the samples in place of files, as `package.module:callable`. Its code is run."""
+    params: dict[str, Any] | None = Field(default=None, description="Keyword arguments of the factory, by name.")
+    inputs: DataSource = Field(default="", validate_default=True)
+    """File of the inputs, a sample a row, such as x.npy, file.h5::path or table.csv::a,b; or columns of the table."""
+    targets: DataSource = Field(default="", validate_default=True)
+    """File of the targets, in the order of the inputs, or columns of the table."""
+    layout: DomainName | None = None
+    """Structures and spectra, or arrays as they are (raw). Without it, raw where a factory is named."""
+    symmetry: tuple[str, ...] | None = None
+    """Operations that generate the views. Without it, [rot180] in the diffraction layout, else none."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes in the order of the network's outputs. Without it, the labels that there are, sorted."""
+    wavelengths_nm: tuple[Positive, Positive] = (400.0, 700.0)
+    """First and last wavelength in the diffraction layout, in nm. Only figures use them."""
+    groups: DataSource | None = None
+    """File or column with a group for each sample; groups stay in one fold. Without it, images of a sample do."""
+    stratify: DataSource | None = None
+    """File or column with a class or number for each sample, which folds share evenly. Without it, chance deals."""
+
+    @field_validator("inputs", "targets")
+    @classmethod
+    def check_source(cls, source: str, info: Any) -> str:
+        if not source and not info.data.get("factory"):
+            raise PydanticCustomError("missing", "Field required")
+        return source
+
+    @field_validator("symmetry")
+    @classmethod
+    def check_operations(cls, names: tuple[str, ...] | None, info: Any) -> tuple[str, ...] | None:
+        known = find_domain(info.data.get("layout") or DEFAULT_LAYOUT).operations
+        for name in names or ():
+            if known and name not in known:  # where there are none at all, the rules of two sections say so
+                raise ValueError(f"an operation is one of {', '.join(known)}, got {name}{suggest(name, known)}")
+        return names

@@ -1,0 +1,63 @@
+"""What a config names to make the samples, by the rules for what builds the network: found first, then imported."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from ray_ft.data.samples import Arrays
+from ray_ft.errors import ConfigError, DataError, first_few, show_value, suggest
+from ray_ft.models.factory import find_code, is_own, seed_all
+
+KEY = "data.factory"
+MAKERS = "a function of your own code, which is neither Python's nor that of an installed package"
+KEYS = tuple(field.name for field in fields(Arrays) if field.name != "keys")
+
+
+def call_data_factory(factory: str, params: Mapping[str, Any]) -> Arrays:
+    """Call what makes the samples: inputs and targets, or a mapping of these and of groups and stratify.
+
+    Raises:
+        ConfigError: It cannot be imported, is no function of the user's own, or does not take `params`.
+        DataError: It returns something else.
+    """
+    module_name, _, name = factory.partition(":")
+    find_code(factory, KEY, MAKERS)
+    try:
+        with seed_all():
+            make = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{KEY} must be importable, got {factory}: {error}") from error
+    if not (callable(make) and is_own(make)):
+        raise ConfigError(f"{KEY} must be {MAKERS}; got {factory}, which was not called")
+    try:
+        inspect.signature(make).bind(**params)
+    except (TypeError, ValueError) as error:
+        given = show_value(dict(params))
+        raise ConfigError(f"data.params must be keyword arguments of {factory}, got {given}: {error}") from error
+    with seed_all():  # what is drawn is the same whenever a run goes on
+        made = make(**params)
+    if isinstance(made, tuple | list) and len(made) == 2:
+        made = dict(zip(KEYS, made, strict=False))
+    if not (isinstance(made, Mapping) and all(made.get(key) is not None for key in KEYS[:2])):
+        rule = f"{KEY} must return inputs and targets, or a dict of {', '.join(KEYS)}"
+        raise DataError(f"{rule}, got {type(made).__name__} from {factory}")
+    if unknown := [str(key) for key in made if key not in KEYS]:
+        near = suggest(unknown[0], KEYS)
+        raise DataError(f"{KEY} must return {', '.join(KEYS)}, got {first_few(unknown)} from {factory}{near}")
+    arrays = {key: as_array(value, key, factory) for key, value in made.items() if value is not None}
+    return Arrays(arrays["inputs"], arrays["targets"], arrays.get("groups"), arrays.get("stratify"))
+
+
+def as_array(value: Any, key: str, factory: str) -> Shaped[np.ndarray, "..."]:
+    """Take an array, or what NumPy makes one of; text in objects, as pandas has it, becomes labels."""
+    array = np.asarray(value)
+    if array.dtype.kind in "OT":
+        if not all(isinstance(part, str) for part in array.ravel()):
+            raise DataError(f"{key} must be an array of numbers or labels, got objects from {factory}")
+        array = array.astype(str)
+    return array

@@ -1,0 +1,351 @@
+"""Cross-validation from Python: a module and arrays in place of files, and a result that a notebook shows.
+
+result = ray_ft.cross_validate(network, (x, y), strategies={"head": "head.*", "all": "*"})
+result.table; result.ensemble.predict(new); result.report()
+"""
+
+import inspect
+import io
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property, update_wrapper
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from rich.console import Console
+from torch import nn
+from torch.utils.data import Dataset
+
+from ray_ft import cross_validation
+from ray_ft.config import Config, build_config
+from ray_ft.cross_validation import Given
+from ray_ft.data.samples import Arrays
+from ray_ft.ensemble import Ensemble
+from ray_ft.errors import ConfigError, DataError, NetworkError, first_line, show_value, suggest
+from ray_ft.models import Factory, find_last_layer
+from ray_ft.models.factory import call_factory
+from ray_ft.objectives import METRICS
+from ray_ft.report.page import write_report
+from ray_ft.report.terminal import render_findings
+from ray_ft.results.summary import Summary
+from ray_ft.runs.folder import RunFolder
+from ray_ft.runs.storage import is_uri
+
+HERE = "given in Python"
+GIVEN = {  # what a config says of what it does not name
+    "model.factory": "given_in_python:model",
+    "data.inputs": f"inputs {HERE}",
+    "data.targets": f"targets {HERE}",
+}
+OBJECTIVES = {"regression": "mse", "classification": "log_loss", "multilabel": "multilabel_log_loss"}
+WIDTH = 130  # characters
+PAGE = '<pre style="line-height: 1.3; overflow-x: auto">{code}</pre>'
+Strategies = Mapping[str, str | Sequence[str] | Mapping[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """A finished run.
+
+    Attributes:
+        summary: What was found, as `summary.json` has it.
+        folder: The run folder.
+        factory: What builds the pretrained network.
+    """
+
+    summary: Summary
+    folder: Path
+    factory: Factory
+
+    @property
+    def table(self) -> Any:
+        """One row a strategy and baseline, best first, as a `pandas.DataFrame`; its index is their names."""
+        return self.summary.leaderboard().set_index("strategy")
+
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """The ensemble of the lowest strategy's members."""
+        return Ensemble.load(self.folder, factory=self.factory)
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the report: one HTML file, in the run folder or, as a copy, at `path`; return where it is.
+
+        Raises:
+            RunFolderError: It cannot be written.
+            FileExistsError: There is a file at `path`.
+        """
+        page = write_report(self.folder)
+        if path is None:
+            return page
+        with Path(path).open("x", encoding="utf-8") as file:
+            file.write(page.read_text(encoding="utf-8"))
+        return Path(path)
+
+    def __repr__(self) -> str:
+        """The table and the winner, as the command prints them."""
+        return self.draw().export_text()
+
+    def _repr_html_(self) -> str:
+        return self.draw().export_html(inline_styles=True, code_format=PAGE)
+
+    def draw(self) -> Console:
+        """Print the table and the winner on paper that can be exported."""
+        console = Console(width=WIDTH, file=io.StringIO(), record=True, force_jupyter=False, highlight=False)
+        console.print(render_findings(self.summary, RunFolder(self.folder)))
+        return console
+
+
+@overload
+def cross_validate(
+    model: Config,
+    data: str | Path | RunFolder,
+    inline: bool = ...,
+    console: Console | None = ...,
+    report: bool = ...,
+) -> Summary: ...
+
+
+@overload
+def cross_validate(
+    model: nn.Module | Callable[[], nn.Module],
+    data: Any,
+    *,
+    strategies: Strategies | Sequence[str] | None = ...,
+    folds: int = ...,
+    seeds: int = ...,
+    groups: Any = ...,
+    stratify: Any = ...,
+    objective: str | None = ...,
+    out: str | Path | None = ...,
+    options: Mapping[str, Any] | None = ...,
+    inline: bool = ...,
+    progress: bool = ...,
+) -> CrossValidation: ...
+
+
+def cross_validate(model: Any, data: Any, *args: Any, **options: Any) -> Any:
+    run = cross_validation.cross_validate if isinstance(model, Config) else cross_validate_module
+    return run(model, data, *args, **options)
+
+
+def cross_validate_module(
+    model: Any,
+    data: Any,
+    *,
+    strategies: Any = None,
+    folds: int = 5,
+    seeds: int = 3,
+    groups: Any = None,
+    stratify: Any = None,
+    objective: str | None = None,
+    out: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    inline: bool = False,
+    progress: bool = True,
+) -> CrossValidation:
+    """Cross-validate strategies of fine-tuning a network, and build the ensemble of the lowest.
+
+    Where a run's folder is in progress, or finished, the same call goes on or returns it. With a `Config` and the path
+    of a run folder, `ray_ft.cross_validate` runs what the config says, and returns its `Summary`.
+
+    Args:
+        model: The pretrained network, or a callable without arguments that builds it. It is not changed.
+        data: `(x, y)`: arrays, tensors, pandas frames or lists, a sample a row; or a `torch.utils.data.Dataset` of
+            pairs.
+        strategies: What learns, by name: a pattern of parameter names (`"head.*"`), several of them, or a mapping as in
+            a config file. Without it: the last layer, everything, and ridge regression in place of the last layer.
+        folds: Number of parts that are held out in turn.
+        seeds: Number of trainings of each fold.
+        groups: A label for each sample; samples of one stay in one fold.
+        stratify: A class or number for each sample, which the folds share evenly.
+        objective: `regression`, `classification`, `multilabel`, or a metric of `cv.metric`. Without it, numbers with a
+            fraction are regressed, and text and booleans are classes; whole numbers may be either, so it is needed.
+        out: The run folder, which lets an interrupted call go on. Without it, a temporary one goes with the result.
+        options: Values by key of a config file (`{"search.minutes": 10, "compute.address": "auto"}`).
+        inline: Train in this process, without Ray.
+        progress: Whether to show it.
+
+    Raises:
+        UserError: What was given breaks a rule, or the folder holds another run.
+        RunError: No strategy has a completed candidate, or a file could not be written.
+    """
+    given = Given(as_factory(model), read_data(data, groups, stratify))
+    values = {"cv.folds": folds, "cv.seeds": seeds, "cv.metric": find_metric(objective, given.arrays.targets)}
+    config = write_config(values, given, strategies, options or {})
+    if out is not None and is_uri(out):
+        raise ConfigError(f"out must be a folder, got {show_value(str(out))}; name one that all nodes share")
+    plain = False if Console().is_jupyter else None  # its output says that it is a terminal, and shows lines alone
+    console = Console(highlight=False, quiet=not progress, force_jupyter=False, force_terminal=plain)
+    if out is None:
+        return run_temporarily(config, given, inline, console)
+    summary = cross_validation.cross_validate(config, out, inline, console, True, given)
+    return CrossValidation(summary, Path(out), given.factory)
+
+
+update_wrapper(cross_validate, cross_validate_module)  # its signature and text are what a notebook shows
+
+
+def run_temporarily(config: Config, given: Given, inline: bool, console: Console) -> CrossValidation:
+    """Run in a folder that goes with the result, or with the process if that ends before."""
+    temporary = Path(tempfile.mkdtemp(prefix="ray-ft-"))
+    try:
+        summary = cross_validation.cross_validate(config, temporary / "run", inline, console, given=given)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    found = CrossValidation(summary, temporary / "run", given.factory)
+    weakref.finalize(found, shutil.rmtree, temporary, ignore_errors=True)
+    return found
+
+
+def write_config(values: Mapping[str, Any], given: Given, strategies: Any, options: Mapping[str, Any]) -> Config:
+    """Write the config of a run whose network and data are given."""
+    own = read_strategies(strategies, given)
+    columns = [key for key in ("groups", "stratify") if getattr(given.arrays, key) is not None]
+    named = {
+        **GIVEN,
+        **{f"data.{key}": f"{key} {HERE}" for key in columns},
+        "strategies": own,
+        "cv.strategies": list(own or strategies),
+    }
+    return build_config({**named, **values, **options}, shipped=not own)
+
+
+def as_factory(model: object) -> Callable[[], nn.Module]:
+    """Return what builds a network: the callable itself, or copies of a module, which stays as it is."""
+    if not isinstance(model, nn.Module):
+        if not callable(model):
+            rule = "the model must be a torch.nn.Module, or a callable that builds one"
+            raise NetworkError(f"{rule}, got {type(model).__name__}")
+        try:
+            inspect.signature(model).bind()
+        except TypeError as error:
+            raise NetworkError(f"a callable that builds a model takes no arguments, got {error}; bind them") from error
+        return model
+    try:
+        return Copies(deepcopy(model).cpu())
+    except Exception as error:  # of any class, as of a tensor that was computed and kept
+        rule = "a module that is given must be one that copy.deepcopy copies"
+        raise NetworkError(f"{rule}, but {first_line(error)}; give a function that builds it") from error
+
+
+@dataclass(frozen=True)
+class Copies:
+    """A factory of copies of a module."""
+
+    module: nn.Module
+
+    def __call__(self) -> nn.Module:
+        return deepcopy(self.module)
+
+
+def read_data(data: Any, groups: Any = None, stratify: Any = None) -> Arrays:
+    """Turn what libraries hold samples in into arrays.
+
+    Raises:
+        DataError: They are no pair of such, or no dataset of pairs.
+    """
+    if isinstance(data, Dataset):
+        data = stack_dataset(data)
+    if not (isinstance(data, tuple | list) and len(data) == 2):
+        raise DataError(f"the data must be (x, y), or a torch Dataset of such pairs, got {type(data).__name__}")
+    groups, stratify = (
+        None if column is None else as_array(column, name)
+        for name, column in (("groups", groups), ("stratify", stratify))
+    )
+    return Arrays(as_array(data[0], "inputs"), as_array(data[1], "targets"), groups, stratify)
+
+
+def stack_dataset(data: Dataset[Any]) -> tuple[Any, Any]:
+    n = getattr(data, "__len__", None)
+    if n is None:
+        raise DataError("a dataset must know its length, got an iterable one; give (x, y)")
+    pairs = [data[i] for i in range(n())]
+    if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise DataError("a dataset must hold pairs (x, y), and at least one")
+    try:
+        x, y = ([as_array(part, "a sample") for part in column] for column in zip(*pairs, strict=True))
+        return np.stack(x), np.stack(y)
+    except ValueError as error:
+        raise DataError(f"the samples of a dataset must have one shape: {first_line(error)}") from error
+
+
+def as_array(values: object, name: str) -> Shaped[np.ndarray, "..."]:
+    """Turn a tensor, a pandas object, a list or an array into an array of numbers or texts."""
+    if isinstance(values, torch.Tensor):
+        return (
+            values.detach().cpu().float().numpy() if values.dtype == torch.bfloat16 else values.detach().cpu().numpy()
+        )
+    try:
+        array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{name} must be arrays of one shape: {first_line(error)}") from error
+    if array.dtype.kind == "O":
+        array = name_objects(array, name)
+    if array.dtype.kind not in "biufSU":
+        raise DataError(f"{name} must be numbers or texts, got {array.dtype} ({type(values).__name__})")
+    return array
+
+
+def name_objects(array: Shaped[np.ndarray, "..."], name: str) -> Shaped[np.ndarray, "..."]:
+    """Take an array of Python objects for texts, or for numbers, if all are."""
+    kinds = {type(value) for value in array.ravel()}
+    if all(issubclass(kind, str) for kind in kinds):
+        return array.astype(str)
+    if all(issubclass(kind, bool | int | float | np.number | np.bool_) for kind in kinds):
+        return array.astype(np.float64)
+    named = ", ".join(sorted(kind.__name__ for kind in kinds))
+    raise DataError(f"{name} must be numbers or texts, got objects: {named}")
+
+
+def find_metric(objective: str | None, targets: Shaped[np.ndarray, "..."]) -> str:
+    """Find the metric of an objective, or of these targets.
+
+    Raises:
+        ConfigError: There is no such objective, or the targets may be of several.
+    """
+    if objective is not None:
+        known = [*OBJECTIVES, *METRICS]
+        if objective not in known:
+            near = suggest(str(objective), known)
+            raise ConfigError(f"an objective is one of {', '.join(known)}, got {show_value(objective)}{near}")
+        return OBJECTIVES.get(objective, objective)
+    if targets.dtype.kind in "iu":
+        raise ConfigError(
+            "whole numbers may be classes or quantities, so an objective must be named, got none; "
+            'say objective="classification" or objective="regression"'
+        )
+    if targets.dtype.kind == "f":
+        return "mse"
+    return "multilabel_log_loss" if targets.ndim == 2 and targets.shape[1] > 1 else "log_loss"
+
+
+def read_strategies(strategies: Any, given: Given) -> dict[str, Any]:
+    """Bring strategies into the form of a config file."""
+    if strategies is None:
+        layer = find_last_layer(call_factory(given.factory, {}).eval(), given.arrays.inputs[:1].astype(np.float32))
+        last = [f"{layer}.*"] if layer else ["*"]
+        return {
+            "last_layer": {"description": "the last layer", "train": last},
+            "everything": {"description": "every parameter", "train": ["*"]},
+            "ridge": {"description": "closed form, in place of the last layer", "fit": "ridge", "train": last},
+        }
+    if isinstance(strategies, list | tuple):
+        return {}  # names of those that are shipped
+    if not isinstance(strategies, Mapping):
+        rule = "strategies must be a mapping from names to patterns of parameter names"
+        raise ConfigError(f"{rule}, got {type(strategies).__name__}")
+    return {str(name): read_strategy(given) for name, given in strategies.items()}
+
+
+def read_strategy(given: object) -> Any:
+    if isinstance(given, str):
+        return {"train": [given]}
+    return {"train": list(given)} if isinstance(given, Iterable) and not isinstance(given, Mapping) else given

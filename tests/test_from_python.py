@@ -1,0 +1,227 @@
+"""From Python: what a module and arrays give is what a config and files give."""
+
+import gc
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+from toy import table
+
+import ray_ft
+from ray_ft.config import load_config
+from ray_ft.cross_validation import cross_validate
+from ray_ft.ensemble import Ensemble
+from ray_ft.errors import ConfigError, DataError, NetworkError, RayFTError
+from ray_ft.python.objects import as_array, find_metric, read_data
+
+FEW = {"search.candidates": 1, "search.method": "guide", "compute.packing": "looped", "training.checkpoint_every": 2}
+TOP = {"top": {"train": ["head.*"], "lr": 0.01, "epochs": 3, "head_dropout": 0.1}}
+
+
+@pytest.fixture
+def toy(toy_folder: Path) -> tuple[nn.Module, tuple[np.ndarray, np.ndarray]]:
+    from toy_network import Toy
+
+    torch.manual_seed(0)
+    return Toy(), (np.load("x.npy"), np.load("y.npy"))
+
+
+def test_a_module_and_arrays_give_what_a_config_and_files_give(toy: Any, toy_folder: Path) -> None:
+    network, data = toy
+    torch.save(network.state_dict(), "toy.pt")
+    values = FEW | {"model.checkpoint": "toy.pt", "strategies": TOP, "cv.strategies": ["top"], "cv.seeds": 2}
+    expected = cross_validate(load_config("toy.yaml", values | {"cv.candidates": 1}), "files", inline=True)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = ray_ft.cross_validate(
+        network, data, strategies=TOP, folds=3, seeds=2, options=FEW, inline=True, out="arrays", progress=False
+    )
+    assert table(found.summary) == table(expected)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    np.testing.assert_array_equal(found.ensemble.predict(data[0]).mean, Ensemble.load("files").predict(data[0]).mean)
+    assert found.table.loc["top", "score_mean"] == expected.strategies["top"].score_mean
+    assert "winner" in repr(found)
+    assert "<pre" in found._repr_html_()
+    assert "<script" not in found._repr_html_()
+    assert (toy_folder / "arrays/report.html").is_file()
+    assert found.report("mine.html").read_text() == (toy_folder / "arrays/report.html").read_text()
+    with pytest.raises(FileExistsError):
+        found.report("mine.html")
+
+
+def test_the_same_call_goes_on_and_other_data_are_refused(toy: Any) -> None:
+    network, (x, y) = toy
+    options: dict[str, Any] = {"strategies": TOP, "folds": 3, "seeds": 1, "options": FEW, "inline": True, "out": "run"}
+    first = ray_ft.cross_validate(network, (x, y), progress=False, **options)
+    again = ray_ft.cross_validate(network, (x, y), progress=False, **options)
+    assert again.summary == first.summary
+    with pytest.raises(RayFTError, match="the data have changed since"):
+        ray_ft.cross_validate(network, (x, y + 1), **options)
+    with torch.no_grad():
+        network.head[0].weight += 1
+    with pytest.raises(RayFTError, match="the pretrained weights have changed since"):
+        ray_ft.cross_validate(network, (x, y), **options)
+
+
+def test_without_a_folder_nothing_is_left(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, data = toy
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    found = ray_ft.cross_validate(
+        network, data, strategies=TOP, folds=3, seeds=1, options=FEW, inline=True, progress=False
+    )
+    assert found.ensemble.predict(data[0][:2]).mean.shape == (2, 3)
+    assert any((tmp_path / "temporary").iterdir())
+    del found
+    gc.collect()
+    assert not any((tmp_path / "temporary").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_progress_is_shown_unless_it_is_not_wanted(toy: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    network, data = toy
+    for progress in (True, False):
+        ray_ft.cross_validate(
+            network, data, strategies=TOP, folds=3, seeds=1, options=FEW, inline=True, progress=progress
+        )
+        assert ("top-000 completed" in capsys.readouterr().out) is progress
+
+
+def test_without_strategies_the_last_layer_everything_and_ridge_are_compared(toy: Any) -> None:
+    class Backwards(nn.Module):  # whose last layer is registered first
+        def __init__(self) -> None:
+            super().__init__()
+            self.answer = nn.Linear(8, 3)
+            self.body = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.answer(self.body(x))
+
+    found = ray_ft.cross_validate(
+        Backwards, toy[1], folds=3, seeds=1, options={"search.candidates": 1}, inline=True, progress=False
+    )
+    trained = {name: row.n_trained_params for name, row in found.summary.strategies.items()}
+    assert trained == {"last_layer": 27, "everything": 83, "ridge": 0}
+
+
+class Pairs(Dataset):
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, float]:
+        return self.x[i], float(self.y[i])
+
+
+KINDS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
+    "tensors": lambda x, y: (torch.from_numpy(x).requires_grad_(), torch.from_numpy(y)),
+    "frames": lambda x, y: (pd.DataFrame(x), pd.Series(y)),
+    "lists": lambda x, y: [x.tolist(), y.tolist()],
+    "a TensorDataset": lambda x, y: TensorDataset(torch.from_numpy(x), torch.from_numpy(y)),
+    "a Dataset": Pairs,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_as_libraries_hold_them(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(5, 3)).astype(np.float32), rng.normal(size=5).astype(np.float32)
+    arrays = read_data(KINDS[kind](x, y), groups=pd.Categorical(list("aabbc")), stratify=[1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(arrays.inputs, x)
+    np.testing.assert_array_equal(arrays.targets, y)
+    assert arrays.groups is not None
+    assert arrays.groups.tolist() == list("aabbc")
+
+
+@pytest.mark.parametrize(
+    ("targets", "objective", "metric"),
+    [
+        ([0.5, 1.0], None, "mse"),
+        (["a", "b"], None, "log_loss"),
+        ([True, False], None, "log_loss"),
+        ([[True, False]], None, "multilabel_log_loss"),
+        ([0, 1], "classification", "log_loss"),
+        ([0, 1], "regression", "mse"),
+        ([0, 1], "mae", "mae"),
+    ],
+)
+def test_the_objective_is_that_of_the_targets(targets: list, objective: str | None, metric: str) -> None:
+    assert find_metric(objective, np.asarray(targets)) == metric
+
+
+NET = nn.Linear(6, 3)
+X, Y = np.arange(180.0).reshape(30, 6), np.arange(90.0).reshape(30, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "options", "error", "said"),
+    [
+        (3, (X, Y), {}, NetworkError, "must be a torch.nn.Module, or a callable that builds one, got int"),
+        (lambda: 3, (X, Y), {}, ConfigError, "must build a torch.nn.Module, got int from <lambda>"),
+        (nn.Linear, (X, Y), {}, NetworkError, "takes no arguments, got missing a required argument: 'in_features'"),
+        (NET, X, {}, DataError, r"the data must be \(x, y\), or a torch Dataset of such pairs, got ndarray"),
+        (NET, (X, None), {}, DataError, "targets must be numbers or texts, got objects: NoneType"),
+        (NET, (X, [[1], [1, 2]]), {}, DataError, "targets must be arrays of one shape"),
+        (NET, (X, Y[:3]), {}, DataError, "equally many samples, got 30 in inputs given in Python and 3 in targets"),
+        (NET, (X, Y.astype(int)), {}, ConfigError, "whole numbers may be classes or quantities"),
+        (NET, (X, Y), {"objective": "regresion"}, ConfigError, "did you mean regression"),
+        (NET, (X, Y), {"strategies": 3}, ConfigError, "must be a mapping from names to patterns"),
+        (NET, (X, Y), {"strategies": {"a": 3}}, ConfigError, "strategies.a"),
+        (NET, (X, Y), {"strategies": {"a": "haed.*"}}, RayFTError, "each pattern must match a parameter"),
+        (NET, (X, Y), {"strategies": ["hed"]}, ConfigError, "unknown strategy hed; did you mean head"),
+        (NET, (X, Y), {"folds": 1}, ConfigError, "cv.folds: it should be greater than or equal to 2, got 1"),
+        (NET, (X, Y), {"options": {"cv.flods": 3}}, ConfigError, "cv.flods: unknown key; did you mean folds"),
+        (NET, (X[:, :5], Y), {}, NetworkError, "the network must take the inputs"),
+    ],
+)
+def test_what_is_wrong_is_said(model: Any, data: Any, options: dict, error: type, said: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=said):
+        ray_ft.cross_validate(model, data, inline=True, out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_column_of_mixed_objects_is_refused() -> None:
+    with pytest.raises(DataError, match="groups must be numbers or texts, got objects: int, str"):
+        as_array(np.array([1, "a"], object), "groups")
+
+
+SCRIPT = """
+import numpy as np, ray_ft, torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x)))
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    strategies = {"head": {"train": ["head.*"], "lr": 0.01, "epochs": 3}}
+    found = [
+        ray_ft.cross_validate(
+            Net(), (np.load("x.npy"), np.load("y.npy")), strategies=strategies, folds=3, seeds=2, inline=inline,
+            options={"search.candidates": 1, "search.method": "guide"}, out=f"run-{inline}",
+        )
+        for inline in (True, False)
+    ]
+    assert found[0].summary.strategies["head"].scores == found[1].summary.strategies["head"].scores
+"""
+
+
+@pytest.mark.ray
+def test_a_network_of_a_script_trains_on_ray_to_what_it_is_here(toy_folder: Path) -> None:
+    (toy_folder / "script.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
