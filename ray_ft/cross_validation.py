@@ -37,6 +37,7 @@ from ray_ft.models import (
     Factory,
     Pretrained,
     answer_in_shape,
+    call_as_one,
     copy_state,
     find_answer_shape,
     finish_lazy,
@@ -246,6 +247,7 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
     factory = given.factory if given else model.factory
     network, notes = load_pretrained(factory, model.params, config.checkpoint, model.skip or ())
+    call_as_one(network, samples.layout, model.output)
     finish_lazy(network, samples.inputs)
     head = renew_head(model.new_head, network, samples, objective) if factory else None
     weights = copy_state(network)
@@ -258,7 +260,9 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     shape = find_answer_shape(network, samples.inputs, found, objective.find_output_shape(found, wanted))
     zero_shot = objective.respond(outputs if shape is None else outputs.reshape(-1, *shape)).numpy()
     check_outputs(zero_shot, samples, objective)
-    pretrained = Pretrained(factory, model.params, weights, shape, new_head=head)
+    pretrained = Pretrained(
+        factory, model.params, weights, shape, new_head=head, layout=samples.layout, output=model.output
+    )
     if factory:
         pretrained = rehearse(answer_in_shape(network, shape), pretrained, strategies.values(), samples.inputs)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)

@@ -125,6 +125,8 @@ class ModelSection(Section):
     file, `file::key` names one. A factory may do without."""
     skip: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Name patterns of tensors that are not taken from the checkpoint; they start as the factory draws them."""
+    output: str | Whole | None = None
+    """Which of several outputs of the network is its answer: a key (logits) or a place (0). Without it, there is one."""
     new_head: bool | None = None
     """Whether the linear layer that answers is replaced by one of the targets' size, which starts at zero. Without it,
     where the network knows another number of classes."""

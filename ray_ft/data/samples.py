@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 
 from ray_ft.data.folds import join_groups
+from ray_ft.data.packing import Layout
 from ray_ft.data.sources import read_array, read_inputs, read_source
 from ray_ft.domains import Domain, View
 from ray_ft.errors import DataError, first_few, shorten
@@ -29,6 +30,7 @@ class Samples:
     domain: Domain
     classes: tuple[str, ...] = ()  # names of the targets' columns, where these are classes or labels
     keys: tuple[str, str] = ("", "")  # under which inputs and targets stand in their files: arrays, or names of columns
+    layout: Layout = ()  # of the inputs, where several are packed
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -56,6 +58,7 @@ class Arrays:
     groups: Shaped[np.ndarray, "..."] | None = None
     stratify: Shaped[np.ndarray, "..."] | None = None
     keys: tuple[str, str] = ("", "")
+    layout: Layout = ()  # of the inputs, where several are packed
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Sources:
     def read(self) -> Arrays:
         inputs, targets = read_inputs(self.inputs, self.keys[0]), read_source(self.targets, self.keys[1])
         groups, strata = (None if source is None else read_array(source) for source in (self.groups, self.stratify))
-        return Arrays(inputs.array, targets.array, groups, strata, (inputs.key, targets.key))
+        return Arrays(inputs.array, targets.array, groups, strata, (inputs.key, targets.key), inputs.layout)
 
 
 def load_samples(
@@ -127,7 +130,7 @@ def build_samples(arrays: Arrays, sources: Sources, domain: Domain, n_folds: int
     if binned is None and classes and np.allclose(y.sum(1), 1):
         binned = y.argmax(1)
     notes = (*notes, *describe_images(orbits), *describe_targets(y))
-    return Samples(x, y, joined, binned, notes, domain, classes, arrays.keys)
+    return Samples(x, y, joined, binned, notes, domain, classes, arrays.keys, arrays.layout)
 
 
 def have_same_values(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

@@ -1,6 +1,7 @@
 """Arrays out of the files that people have, each read by the package for its kind.
 
-A source is `file` or `file::key`. The key is an array of a `.npz`, the path of one in HDF5, NetCDF or zarr, or names of
+A source is `file` or `file::key`. The key is an array of a `.npz`, several (`x.npz::a,b`) that are
+packed, the path of one in HDF5, NetCDF or zarr, or names of
 columns of a table: `table.csv::a,b,spec_*`, where `*` stands for any letters. Nobody vouches for a file: nothing in it
 is unpickled or run, and what would not fit into memory is refused before it is read.
 """
@@ -15,6 +16,7 @@ from jaxtyping import Shaped
 
 from ray_ft.data.containers import CONTAINERS, pick_key, read_container
 from ray_ft.data.images import read_images
+from ray_ft.data.packing import Layout, pack
 from ray_ft.data.tables import TABLES, choose_columns, read_table
 from ray_ft.errors import DataError, first_line, shorten
 from ray_ft.files.arrays import list_arrays, read_one
@@ -30,6 +32,7 @@ class Read:
     array: Shaped[np.ndarray, "..."]
     key: str = ""
     columns: tuple[str, ...] = ()
+    layout: Layout = ()  # of several arrays that are packed
 
 
 def read_array(source: str) -> Shaped[np.ndarray, "..."]:
@@ -75,6 +78,8 @@ def read_source(source: str, trained: str = "") -> Read:
             raise DataError(f"a data file must exist, got {name}; check the path")
         if path.suffix in TABLES:
             key = key or choose_columns(path, trained)
+        if path.suffix == ".npz" and "," in trained:
+            key = key or trained
         return READERS[path.suffix](path, key)
 
 
@@ -90,8 +95,12 @@ def reading(rule: str) -> Iterator[None]:
 
 
 def read_numpy(path: Path, key: str) -> Read:
-    found = pick_key(list_arrays(path), key, str(path))
-    return Read(read_one(path, found), key)
+    known, names = list_arrays(path), key.split(",")
+    if len(names) > 1 and key not in known:
+        parts = {name: read_one(path, pick_key(known, name, str(path))) for name in names}
+        array, layout = pack(parts, str(path))
+        return Read(array, key, (), layout)
+    return Read(read_one(path, pick_key(known, key, str(path))), key)
 
 
 def read_columns(path: Path, key: str) -> Read:

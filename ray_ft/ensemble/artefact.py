@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ray_ft.config import ModelSection
+from ray_ft.data.packing import Part
 from ray_ft.domains import DomainName
 from ray_ft.errors import EnsembleError, RayFTError, first_line, show_value
 from ray_ft.files.json_text import parse_json, read_json
@@ -48,6 +49,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
         data_keys: Under which the inputs and targets stood in the run's `.npz`; empty for a file of one array.
         answer_shape: In which the network is told to lay out what it says of a sample; None where it does so itself.
         new_head: Which layer of the network that the factory builds was replaced, and its size; None where none was.
+        inputs: Which inputs are packed in a sample, where there are several.
         symmetric: Whether predictions are averaged over the symmetry, as their intervals then are.
         classes: Names of the targets' columns, where these are classes or labels.
         split: Why the network runs whole; empty where it does not.
@@ -77,6 +79,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     target_shape: tuple[int, ...]
     answer_shape: tuple[int, ...] | None = None
     new_head: tuple[str, int, int] | None = None
+    inputs: tuple[Part, ...] = ()
     classes: tuple[str, ...] = ()
     wavelengths_nm: tuple[float, float]
     model: ModelSection

@@ -18,6 +18,7 @@ from jaxtyping import Float, Shaped
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from ray_ft.data.packing import name_parts, pack_alike
 from ray_ft.data.samples import prepare_inputs
 from ray_ft.domains import Domain, find_domain
 from ray_ft.ensemble.artefact import Card, State, find_folder, read_card, read_network, read_tensors, refuse
@@ -25,7 +26,7 @@ from ray_ft.ensemble.fingerprints import N_PRINTS, Prints
 from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError, NetworkError
 from ray_ft.files.memory import describe_excess
-from ray_ft.models import Factory, NewHead, answer_in_shape, build_network, give_head
+from ray_ft.models import Factory, NewHead, answer_in_shape, build_network, call_as_one, give_head
 from ray_ft.objectives import FoldOf, Folds, Members, Objective, Shares, find_objective
 from ray_ft.split.network import Features, SplitNetwork, as_real, keep_whole
 from ray_ft.split.sharing import read_splits
@@ -34,7 +35,7 @@ from ray_ft.statistics.novelty import Density
 
 BATCH_SIZE = 32  # samples at a time
 FALSE_ALARMS = 0.05  # share of inputs like the training samples that are flagged
-Raw = Shaped[np.ndarray, "..."]  # inputs in the form of the run's data
+Raw = Shaped[np.ndarray, "..."] | Mapping[str, Any] | tuple[Any, ...]  # inputs in the form of the run's data
 Inputs = Float[np.ndarray, "sample *input"]  # in the network's
 
 
@@ -106,6 +107,8 @@ class Ensemble:
         Raises:
             DataError: They are not such inputs.
         """
+        if not isinstance(inputs, np.ndarray):
+            inputs = pack_alike(name_parts(inputs), self.card.inputs, source)
         prepared = prepare_inputs(inputs, self.domain, source)
         if prepared.shape[1:] != self.card.input_shape:
             raise DataError(
@@ -304,7 +307,8 @@ def load_networks(
         return read_splits(content, {name: tensor.to(device) for name, tensor in tensors.items()}, first)
     if card.new_head:
         factory = give_head(factory, NewHead(*card.new_head))
-    network = answer_in_shape(build_network(factory, card.model.params, tensors), card.answer_shape)
+    network = call_as_one(build_network(factory, card.model.params, tensors), card.inputs, card.model.output)
+    answer_in_shape(network, card.answer_shape)
     names = [name for name, _ in network.named_parameters()]
     return {
         strategy: keep_whole(network, tuple(name for name in names if name in own), card.split).to(device)

@@ -241,6 +241,7 @@ def fill_card(reduction: Reduction, weights: Mapping[str, Weights], reason: str)
         input_shape=samples.inputs.shape[1:], target_shape=samples.targets.shape[1:],
         answer_shape=reduction.pretrained.answer_shape,
         new_head=reduction.pretrained.new_head,
+        inputs=reduction.pretrained.layout,
         classes=samples.classes,
         wavelengths_nm=origin.wavelengths_nm, model=origin.model, split=reason, n_repeats=splits.n_repeats,
         n_folds=splits.n_folds, n_seeds=problem.n_seeds, members=tuple(list_cards(reduction)),

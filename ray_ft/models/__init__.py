@@ -1,5 +1,6 @@
 """The network: DiffractionNet read off its checkpoint, or any module that a factory builds."""
 
+from ray_ft.models.calling import call_as_one
 from ray_ft.models.checkpoints import read_weights
 from ray_ft.models.diffraction_net import DiffractionNet
 from ray_ft.models.factory import Factory, seed_all
@@ -26,6 +27,7 @@ __all__ = [
     "agree",
     "answer_in_shape",
     "build_network",
+    "call_as_one",
     "copy_state",
     "find_answer_shape",
     "find_last_layer",

@@ -12,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ray_ft.data.packing import Layout
 from ray_ft.data.samples import have_same_values
 from ray_ft.errors import NetworkError, locate_error
 from ray_ft.files.hashes import hash_tensors
+from ray_ft.models.calling import call_as_one, describe
 from ray_ft.models.factory import Factory
 from ray_ft.models.loading import build_network
 from ray_ft.models.new_head import NewHead, give_head
@@ -30,6 +32,8 @@ class Pretrained:
     Attributes:
         new_head: Which layer is replaced in what the factory builds; None where none is.
         answer_shape: As `answer_in_shape` takes it.
+        layout: Of packed samples of several inputs; empty where there is one.
+        output: Which of several outputs is the answer; None where there is one.
         witness: Of a network of a user's own, a few inputs and its answers, which all that are built must give.
     """
 
@@ -39,6 +43,8 @@ class Pretrained:
     answer_shape: tuple[int, ...] | None = None
     witness: tuple[np.ndarray, Tensor] | None = field(default=None, repr=False)
     new_head: NewHead | None = None
+    layout: Layout = ()
+    output: str | int | None = None
 
     def build(self) -> nn.Module:
         """Build it, in evaluation mode.
@@ -47,7 +53,8 @@ class Pretrained:
             NetworkError: It is not the network that the run began with.
         """
         factory = give_head(self.factory, self.new_head) if self.new_head else self.factory
-        network = answer_in_shape(build_network(factory, self.params, self.weights), self.answer_shape)
+        network = call_as_one(build_network(factory, self.params, self.weights), self.layout, self.output)
+        answer_in_shape(network, self.answer_shape)
         if self.witness is not None:
             inputs, answers = self.witness
             if not agree(predict_all(network, inputs), answers):
@@ -93,12 +100,14 @@ def predict_all(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) 
 def predict_part(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> Float[Tensor, "*output"]:
     try:
         outputs = network(torch.from_numpy(inputs.copy()))  # which it may change
+    except NetworkError:
+        raise
     except Exception as error:  # of any class: it is a user's own code
         text = f"the network must take the inputs, got shape {inputs.shape}"
         raise NetworkError(f"{text}, but it raised {locate_error(error)}") from error
     if not isinstance(outputs, Tensor) or outputs.is_complex():
-        kind = str(outputs.dtype) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise NetworkError(f"the network must answer with one real tensor, got {kind}; wrap it in a module that does")
+        kind = str(outputs.dtype) if isinstance(outputs, Tensor) else describe(outputs)
+        raise NetworkError(f"the network must answer with one real tensor, got {kind}; name one by model.output")
     return outputs
 
 

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from ray_ft import cross_validation
 from ray_ft.config import Config, build_config
 from ray_ft.cross_validation import Given
+from ray_ft.data.packing import Layout, pack
 from ray_ft.data.samples import Arrays
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, NetworkError, first_line, show_value, suggest
@@ -260,7 +261,12 @@ def read_data(data: Any, groups: Any = None, stratify: Any = None) -> Arrays:
         None if column is None else as_array(column, name)
         for name, column in (("groups", groups), ("stratify", stratify))
     )
-    return Arrays(as_array(data[0], "inputs"), as_array(data[1], "targets"), groups, stratify)
+    x, y = data
+    layout: Layout = ()
+    if isinstance(x, Mapping | tuple):
+        named = x.items() if isinstance(x, Mapping) else enumerate(x)
+        x, layout = pack({str(name): as_array(part, str(name)) for name, part in named}, "inputs")
+    return Arrays(as_array(x, "inputs"), as_array(y, "targets"), groups, stratify, layout=layout)
 
 
 def stack_dataset(data: Dataset[Any]) -> tuple[Any, Any]:
@@ -270,9 +276,17 @@ def stack_dataset(data: Dataset[Any]) -> tuple[Any, Any]:
     pairs = [data[i] for i in range(n())]
     if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise DataError("a dataset must hold pairs (x, y), and at least one")
+    x, y = zip(*pairs, strict=True)
+    if isinstance(x[0], Mapping):
+        return {name: stack([own[name] for own in x]) for name in x[0]}, stack(y)
+    if isinstance(x[0], tuple):
+        return tuple(stack([own[i] for own in x]) for i in range(len(x[0]))), stack(y)
+    return stack(x), stack(y)
+
+
+def stack(samples: Sequence[Any]) -> Shaped[np.ndarray, "..."]:
     try:
-        x, y = ([as_array(part, "a sample") for part in column] for column in zip(*pairs, strict=True))
-        return np.stack(x), np.stack(y)
+        return np.stack([as_array(sample, "a sample") for sample in samples])
     except ValueError as error:
         raise DataError(f"the samples of a dataset must have one shape: {first_line(error)}") from error
 
