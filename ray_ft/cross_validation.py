@@ -42,15 +42,17 @@ from ray_ft.models import (
     load_pretrained,
     predict_all,
 )
+from ray_ft.models.own_loss import settle_objective
 from ray_ft.objectives import Objective, find_objective
 from ray_ft.report.page import write_report
-from ray_ft.results.baselines import score_baselines
+from ray_ft.results.baselines import measure_baselines, score_baselines
 from ray_ft.results.opening import Identity, check_config, open_run
 from ray_ft.results.records import (
     Verdict,
     gather_losses,
     load_blind,
     load_judged,
+    measure_strategies,
     score_strategies,
 )
 from ray_ft.results.summarizing import (
@@ -74,7 +76,7 @@ from ray_ft.search.problem import Problem
 from ray_ft.search.proposer import Proposer, RandomProposer, is_random
 from ray_ft.search.strategies import Strategy, match_strategies
 from ray_ft.statistics.comparison import mark_unsettled
-from ray_ft.statistics.intervals import WITHOUT_INTERVALS, check_level, describe_lack
+from ray_ft.statistics.intervals import WITHOUT_INTERVALS, check_level, count_most, describe_lack
 from ray_ft.statistics.scores import pick_lowest
 from ray_ft.statistics.selection import correct_selection
 
@@ -228,20 +230,20 @@ def prepare(config: Config) -> Prepared:
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
     outputs = predict_all(network, samples.inputs)
     samples = know_classes(samples, objective, outputs)
-    if config.training.class_weights:
-        objective = objective.weigh_classes(samples.targets)
     found, wanted = tuple(outputs.shape[1:]), samples.targets.shape[1:]
     shape = find_answer_shape(network, samples.inputs, found, objective.find_output_shape(found, wanted))
-    zero_shot = objective.respond(outputs if shape is None else outputs.reshape(-1, *shape)).numpy()
+    outputs = outputs if shape is None else outputs.reshape(-1, *shape)
+    zero_shot = objective.respond(outputs).numpy()
     check_outputs(zero_shot, samples, objective)
+    objective = settle_objective(objective, samples.targets, outputs, **config.training.objective)
     pretrained = Pretrained(model.factory, model.params, weights, shape)
     if model.factory:
         pretrained = rehearse(answer_in_shape(network, shape), pretrained, strategies.values(), samples.inputs)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
     if shape is not None and found != shape:
-        told = f"the network answers {tuple(outputs.shape)}, the targets are {samples.targets.shape}"
+        told = f"the network answers {(len(samples), *found)}, the targets are {samples.targets.shape}"
         notes.append(f"{told}: the same values, laid out as the targets are")
-    if lack := describe_lack(1 - config.ensemble.level, len(samples)):
+    if lack := describe_lack(1 - config.ensemble.level, count_most(samples.targets)):
         notes.append(f"{lack}; {WITHOUT_INTERVALS}")
     return Prepared(config, problem, pretrained, strategies, zero_shot, (*samples.notes, *notes))
 
@@ -308,7 +310,8 @@ def reduce(
         raise describe_defeat(run, verdicts)
     complete = {name: score for name, score in scores.items() if score is not None}
     by_fold = score_baselines(objective, prepared.zero_shot, samples.targets, splits)
-    baselines = {name: summarize_baseline(values, splits) for name, values in by_fold.items()}
+    besides = measure_baselines(objective, prepared.zero_shot, samples.targets, splits)
+    baselines = {name: summarize_baseline(values, splits, besides[name]) for name, values in by_fold.items()}
     warning, deals = warn_of_baseline(complete[lowest], baselines), describe_deals(splits, samples.groups)
     losses = {name: gather_losses(run, name, score, splits) for name, score in complete.items()}
     _, n_again, n_interruptions = count_lost(run.log)
@@ -317,7 +320,8 @@ def reduce(
         problem, prepared.pretrained, run, strategies, plan, config.ensemble, prepared.origin, cv.rope, scores, lowest,
         prepared.zero_shot, warning,
     )  # fmt: skip
-    summaries = summarize_strategies(run, plan, verdicts, scores, strategies, splits, cv.rope)
+    besides = measure_strategies(run, scores, splits, objective, samples.targets)
+    summaries = summarize_strategies(run, plan, verdicts, scores, strategies, splits, cv.rope, besides)
     unsettled = [name for name, own in summaries.items() if not own.settled]
     comparisons = mark_unsettled(compare_with_baseline(scores, by_fold, cv.rope, splits, deals), unsettled)
     ensemble = run_near_storage(config.compute, here, reduce_members, members)
@@ -371,14 +375,15 @@ def rebuild_ensemble(root: Path, trust: bool = False, **choice: Any) -> Ensemble
     plan, verdicts = load_judged(run)
     config = reload_config(run.config, {f"ensemble.{key}": value for key, value in choice.items()})
     check_config(run, config.identity())  # before any code that it names is run
-    if config.model.factory and not trust:
+    if config.code and not trust:
         raise RunFolderError(
-            "the ensemble of a run whose network comes from a factory is built by its code, which would run with your "
-            f"rights, got {config.model.factory} in {run.config}; if it is yours, say so by trust=True, or --trust"
+            "the ensemble of a run whose network comes from a factory, or its loss from a function, is built by that "
+            f"code, which would run with your rights, got {', '.join(config.code.values())} in {run.config}; if it is "
+            "yours, say so by trust=True, or --trust"
         )
     prepared = prepare(config)
     if "level" in choice:
-        check_level(1 - choice["level"], len(prepared.problem.samples))
+        check_level(1 - choice["level"], count_most(prepared.problem.samples.targets))
     before = None
     with contextlib.suppress(RunFolderError):  # it has none yet, or that of another release
         before = Summary.load(root)

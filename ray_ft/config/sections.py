@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, create_model, field_validator, model_validator
 
+from ray_ft.config.base import Section
 from ray_ft.config.hyperparameters import (
     FITS,
     Bounds,
@@ -17,6 +18,7 @@ from ray_ft.config.hyperparameters import (
     Whole,
     list_declared,
 )
+from ray_ft.config.training import TrainingSection
 from ray_ft.domains import DomainName, find_domain
 from ray_ft.errors import suggest
 from ray_ft.objectives import METRICS, list_baselines
@@ -26,10 +28,6 @@ DEFAULT_LAYOUT: DomainName = "diffraction"  # of the network that needs no facto
 N_CANDIDATES = {"best": 6, "guide": 2}  # of a strategy, unless the config says so
 SMALLEST_SHARE = 0.0001  # of a GPU, that Ray gives out
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class StageConfig(Section):
@@ -169,7 +167,8 @@ class CVSection(Section):
     strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Strategies to compare. Without it, all, or the one that freeze flags describe."""
     metric: str = "mse"
-    """Score: mse or mae of numbers; log_loss or error_rate of classes; multilabel_log_loss of several labels."""
+    """Score: mse, mae or huber of numbers, or standardised_mse (_mae, _huber) in units of each output's own spread;
+    log_loss or error_rate of classes; multilabel_log_loss of several labels."""
     rope: Share = 0.01
     """Difference that is none in practice, as a share of the better mean: 0.01 is 1 %."""
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the folds, the draws and the members.")
@@ -180,35 +179,6 @@ class CVSection(Section):
         if not isinstance(name, str) or name not in METRICS:
             raise ValueError(f"a metric is one of {', '.join(METRICS)}, got {name!r}{suggest(str(name), METRICS)}")
         return name
-
-
-class TrainingBase(Section):
-    resume: str | None = Field(default=None, description="the same as model.checkpoint")
-    freeze_encoder: bool | None = None
-    freeze_decoder: bool | None = None
-    warmup_ratio: Share | None = None
-    grad_clip: Positive = 1.0
-    class_weights: Literal["balanced"] | None = Field(default=None, description="balanced: every class weighs the same")
-    n_noisy_views: Count = Field(default=4, description="noisy copies of each view to draw from")
-    checkpoint_every: Count = Field(default=5, description="epochs between checkpoints of a candidate")
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """of the products; auto: bf16 where the device gains from it"""
-
-
-if TYPE_CHECKING:
-    TrainingSection = TrainingBase
-else:
-    TrainingSection = create_model(
-        "TrainingSection",
-        __base__=TrainingBase,
-        __module__=__name__,
-        __doc__="Values that hold for every strategy in place of its ranges, and what has no range.",
-        **{
-            name: (declared.kind | None, Field(default=None, description=declared.help))
-            for name, declared in list_declared(FITS["gradient"])
-            if name != "warmup_epochs"  # a share of the epochs suits strategies of any length
-        },
-    )
 
 
 class SearchSection(Section):
@@ -357,6 +327,12 @@ class Config(Section):
     @property
     def checkpoint(self) -> str | None:
         return self.model.checkpoint or self.training.resume
+
+    @property
+    def code(self) -> dict[str, str]:
+        """What a run of it imports and calls, as `package.module:name`, by the key that names it."""
+        named = {"model.factory": self.model.factory, "training.loss": self.training.loss}
+        return {key: path for key, path in named.items() if path and ":" in path}
 
     @property
     def layout(self) -> DomainName:

@@ -49,6 +49,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
         answer_shape: In which the network is told to lay out what it says of a sample; None where it does so itself.
         symmetric: Whether predictions are averaged over the symmetry, as their intervals then are.
         classes: Names of the targets' columns, where these are classes or labels.
+        scales: Of each target value, in whose units errors count for the metric; empty where they count as they are.
         split: Why the network runs whole; empty where it does not.
         warning: Why the ensemble should not be used; empty where nothing is against it.
         files: SHA-256 of each file beside the card.
@@ -76,6 +77,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     target_shape: tuple[int, ...]
     answer_shape: tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
     wavelengths_nm: tuple[float, float]
     model: ModelSection
     split: str
