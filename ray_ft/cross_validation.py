@@ -76,7 +76,7 @@ from ray_ft.search.problem import Problem
 from ray_ft.search.proposer import Proposer, RandomProposer, is_random
 from ray_ft.search.strategies import Strategy, match_strategies
 from ray_ft.statistics.comparison import mark_unsettled
-from ray_ft.statistics.intervals import WITHOUT_INTERVALS, check_level, count_most, describe_lack
+from ray_ft.statistics.intervals import check_level, count_most, note_lacks
 from ray_ft.statistics.scores import pick_lowest
 from ray_ft.statistics.selection import correct_selection
 
@@ -243,8 +243,8 @@ def prepare(config: Config) -> Prepared:
     if shape is not None and found != shape:
         told = f"the network answers {(len(samples), *found)}, the targets are {samples.targets.shape}"
         notes.append(f"{told}: the same values, laid out as the targets are")
-    if lack := describe_lack(1 - config.ensemble.level, count_most(samples.targets)):
-        notes.append(f"{lack}; {WITHOUT_INTERVALS}")
+    if objective.answers.leveled:
+        notes += note_lacks(1 - config.ensemble.level, samples.targets)
     return Prepared(config, problem, pretrained, strategies, zero_shot, (*samples.notes, *notes))
 
 

@@ -84,6 +84,7 @@ class ChanceAnswers:
 @dataclass(frozen=True)
 class ChancePresentation:
     columns: tuple[Column, ...] = (Column("accuracy", "right", ".0%"),)
+    beside: tuple[Column, ...] = (Column("right", "right, higher is better", ".0%"),)
 
     def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
         return (f"members differ by {found['widest_spread']:.2f} at most",)

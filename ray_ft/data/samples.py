@@ -107,7 +107,8 @@ def find_labelled(
     if not len(labelled):
         raise DataError(f"some sample must have a target, got NaN alone in {source}")
     n_without, n_missing, n_never = len(kept) - len(labelled), missing[~missing.all(1)].sum(), missing.all(0).sum()
-    notes = [f"{n_without} samples without any target are left out"] if n_without else []
+    which = f"{n_without} samples without any target are" if n_without > 1 else "1 sample without any target is"
+    notes = [f"{which} left out"] if n_without else []
     if n_missing:
         notes.append(f"{n_missing} of {missing.shape[1] * len(labelled)} target values are missing")
         notes += [f"{n_never} of the {missing.shape[1]} values of a target have no label at all"] if n_never else []

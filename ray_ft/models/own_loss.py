@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ray_ft.errors import ConfigError, first_few, show_value
 from ray_ft.models.factory import import_code, is_own
-from ray_ft.objectives import Objective
+from ray_ft.objectives import Objective, OwnLoss
 
 KEY = "training.loss"
 RULE = "a function of your own code, which is neither Python's nor that of an installed package"
@@ -64,12 +64,12 @@ def settle_objective(
     own = NamedLoss(loss) if loss and ":" in loss else None
     settled = objective.settle(targets, own or loss, balanced, label_smoothing)
     if own:
-        try_loss(settled, outputs, targets)
+        try_loss(own, outputs, targets)
     return settled
 
 
 def try_loss(
-    objective: Objective, outputs: Float[Tensor, "sample *output"], targets: Shaped[np.ndarray, "sample *target"]
+    loss: OwnLoss, outputs: Float[Tensor, "sample *output"], targets: Shaped[np.ndarray, "sample *target"]
 ) -> None:
     """Make sure that a loss of the user's own is one: a finite number for each sample, which outputs can lower.
 
@@ -78,7 +78,7 @@ def try_loss(
     """
     asked = outputs.detach().clone().float().requires_grad_()
     with torch.enable_grad():
-        losses = objective.losses(asked, torch.from_numpy(targets))
+        losses = loss(asked, torch.from_numpy(targets))
     if not isinstance(losses, Tensor) or losses.shape != (len(targets),):
         found = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else show_value(losses)
         raise ConfigError(

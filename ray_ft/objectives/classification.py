@@ -151,7 +151,9 @@ class Classification:
         """Predict by the network as it is, the shares of the classes in the training part, and `recalibrate`."""
         n_values = 2 if self.is_multilabel else targets.shape[1]
         known = ~np.isnan(targets)
-        shares = (np.sum(targets, 0, where=known) + 1) / (known.sum(0) + n_values)  # by Laplace: none is 0
+        shares = (np.sum(targets, 0, where=known) + 1) / (known.sum(0) + n_values).astype(
+            targets.dtype
+        )  # by Laplace: none is 0
         prior = np.broadcast_to(shares, new.shape)
         if self.is_multilabel:
             said, truth, asked = (np.stack([1 - own, own], -1) for own in (zero_shot, targets, new))

@@ -153,8 +153,7 @@ class Regression:
 
     def shape_scales(self, targets: Values) -> Float[np.ndarray, "*target"]:
         """Lay the scales out as a target is; 1 where there are none."""
-        scales = np.reshape(self.scales, targets.shape[1:]) if self.scales else np.ones(())
-        return scales.astype(targets.dtype)
+        return np.reshape(self.scales or np.ones(targets[0].size), targets.shape[1:]).astype(targets.dtype)
 
     def stack(self, columns: Columns, targets: Values) -> ByColumn:
         """Fit non-negative least squares, as Breiman, "Stacked regressions", Machine Learning 24 (1996)."""

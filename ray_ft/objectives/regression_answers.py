@@ -111,7 +111,8 @@ class RegressionAnswers:
         score = float(score_predictions(self.metric, mean, targets, self.scales).mean())
         errors = {self.metric: score, "mse": float(score_predictions("mse", mean, targets).mean())}
         errors |= measure_fit(mean, targets)
-        if intervals.describe_lack(1 - level, intervals.count_most(residuals)):
+        ranks = intervals.find_ranks(1 - level, intervals.count_labels(residuals))
+        if not ((ranks >= 1) & ~np.isnan(targets)).any():
             return errors
         around = (folds, residuals, fold_of, 1 - level)
         single = intervals.measure_coverage(*intervals.build_pointwise(*around), targets)

@@ -159,7 +159,7 @@ def note_dominance(
             yield (
                 f"output {own.argmax()} of {len(own)} along axis {axis} of the targets makes up "
                 f"{write_share(own.max() / own.sum(), 1)} of the loss, so the metric is next to only its own: "
-                "give all of them one scale, or score by standardised_mse"
+                f"give all of them one scale{'' if objective.scales else ', or score by standardised_mse'}"
             )
     if losses.max() >= SAMPLE_SHARE * losses.sum() > 0:
         yield (

@@ -113,13 +113,13 @@ def trace_calibration(
     Where left out, the levels are 0.95, 0.9, … 0.55, as far as the training samples suffice; `check_level` takes them.
     """
     n_samples, n_labels = fold_of.shape[1], count_labels(residuals).ravel()
+    there = ~np.isnan(targets).reshape(len(targets), -1)
     if alphas is None:
-        alphas = [alpha for alpha in ALPHAS if find_rank(alpha, count_most(residuals)) >= 1]
+        alphas = [alpha for alpha in ALPHAS if (there & (find_ranks(alpha, n_labels) >= 1)).any()]
     for alpha in alphas:
         check_level(alpha, count_most(residuals))
     depths = count_depths(predictions, np.abs(residuals), fold_of, targets)
     wholes = count_depths(predictions, widen_to_score(residuals), fold_of, targets)
-    there = ~np.isnan(targets).reshape(depths.shape)
     lowest = np.where(there & (n_labels > 0), wholes, n_samples).min(1)
     return tuple(
         CalibrationPoint(
@@ -153,6 +153,19 @@ def describe_lack(alpha: float, n_samples: int) -> str:
     return f"{text}; lower the level or add samples"
 
 
+def note_lacks(alpha: float, targets: Shaped[np.ndarray, "sample *target"]) -> Iterator[str]:
+    """Say that there are no intervals of any target value, or of which, as too few samples have it."""
+    if lack := describe_lack(alpha, count_most(targets)):
+        yield f"{lack}; {WITHOUT_INTERVALS}"
+        return
+    n_labels = count_labels(targets)
+    if n_few := int((find_ranks(alpha, n_labels) < 1).sum()):
+        yield (
+            f"too few samples have {n_few} of the {n_labels.size} values of a target for intervals of "
+            f"{100 * (1 - alpha):.6g} %: theirs are NaN"
+        )
+
+
 def find_rank(alpha: float, n_samples: int) -> int:
     """Find the rank of a lower end from below, and of an upper one from above: n + 1 - ceil((1 - α) (n + 1))."""
     return math.floor(alpha * (n_samples + 1) + SLACK)
@@ -160,7 +173,7 @@ def find_rank(alpha: float, n_samples: int) -> int:
 
 def find_ranks(alpha: float, n_labels: Int[np.ndarray, "*target"]) -> Int[np.ndarray, "*target"]:
     """Do the same for each target value, by the training samples that have it."""
-    return np.floor(alpha * (n_labels + 1) + SLACK).astype(int)
+    return np.asarray(np.floor(alpha * (n_labels + 1) + SLACK), int)
 
 
 def count_labels(residuals: Shaped[np.ndarray, "sample *target"]) -> Int[np.ndarray, "*target"]:
