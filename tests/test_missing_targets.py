@@ -204,6 +204,8 @@ def test_a_run_with_gaps_goes_all_the_way(small_folder: Path, ray_ft_here: Comma
     assert found.n_samples == labelled.sum()
     said = ray_ft_here("evaluate", "run", "--inputs", "fresh_x.npy", "--targets", "fresh.npy", "--plot", "c.png")
     assert said.returncode == 0, said.stderr
+    assert f"{found.n_missing} target values of these samples are missing" in said.stdout
+    assert found.n_missing == (~there[labelled]).sum()
 
 
 def check_card(path: Path) -> None:

@@ -63,10 +63,12 @@ def render_evaluation(found: Evaluation) -> Group:
         style = "green" if method == found.method else None
         table.add_row(LABELS.get(method, method), *cells, style=style)
     warning = "note: these are the training samples: nothing here says how good the ensemble is"
+    gaps = f"note: {found.n_missing} target values of these samples are missing, and not measured"
     return join_lines(
         table,
         "",
         *([warning] if found.n_known else []),
+        *([gaps] if found.n_missing else []),
         *presentation.describe_evaluation(found.model_dump()),
         f"{write_share(found.flagged)} of the samples are flagged as unlike the training samples, where 5 % of samples "
         "like them would be",
