@@ -22,8 +22,8 @@ from ray_ft.backends.progress import Display
 from ray_ft.backends.rounds import Rounds, Shared
 from ray_ft.backends.running import check_loggers, run_near_storage, start_halving, train_all
 from ray_ft.config import Config, reload_config
-from ray_ft.data.folds import Splits, deal_folds, deal_inner, describe_deals, limit_training
-from ray_ft.data.samples import Arrays, Samples, Sources, build_samples
+from ray_ft.data.folds import describe_deals
+from ray_ft.data.samples import Arrays, Sources, build_samples
 from ray_ft.domains import find_domain
 from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import Reduction, reduce_members
@@ -46,15 +46,17 @@ from ray_ft.models import (
     renew_head,
 )
 from ray_ft.models.data_factory import KEY, call_data_factory
-from ray_ft.objectives import find_objective
+from ray_ft.models.own_loss import settle_objective
+from ray_ft.objectives import OwnLoss, find_objective
 from ray_ft.report.page import write_report
-from ray_ft.results.baselines import score_baselines
+from ray_ft.results.baselines import measure_baselines, score_baselines
 from ray_ft.results.opening import Identity, check_config, open_run, was_chosen
 from ray_ft.results.records import (
     Verdict,
     gather_losses,
     load_blind,
     load_judged,
+    measure_strategies,
     score_strategies,
 )
 from ray_ft.results.summarizing import (
@@ -74,11 +76,11 @@ from ray_ft.runs.journal import Journal, count_lost
 from ray_ft.runs.provenance import describe_environment
 from ray_ft.search.best import BestProposer
 from ray_ft.search.plan import RECIPE, CandidateSpec
-from ray_ft.search.problem import Problem, check_outputs, know_classes
+from ray_ft.search.problem import Problem, check_noise, check_outputs, deal_splits, know_classes
 from ray_ft.search.proposer import Proposer, RandomProposer, is_random
 from ray_ft.search.strategies import Strategy, match_strategies
 from ray_ft.statistics.comparison import mark_unsettled
-from ray_ft.statistics.intervals import WITHOUT_INTERVALS, check_level, describe_lack
+from ray_ft.statistics.intervals import check_level, count_most, note_lacks
 from ray_ft.statistics.scores import pick_lowest
 from ray_ft.statistics.selection import correct_selection
 
@@ -89,6 +91,7 @@ class Given:
 
     factory: Factory
     arrays: Arrays
+    loss: OwnLoss | None = None
 
 
 @dataclass(frozen=True)
@@ -252,17 +255,17 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     head = renew_head(model.new_head, network, samples, objective) if factory else None
     weights = copy_state(network)
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
+    check_noise(samples, strategies)
     outputs = predict_all(network, samples.inputs)
     samples = know_classes(samples, objective, outputs)
-    if config.training.class_weights:
-        objective = objective.weigh_classes(samples.targets)
     found, wanted = tuple(outputs.shape[1:]), samples.targets.shape[1:]
     shape = find_answer_shape(network, samples.inputs, found, objective.find_output_shape(found, wanted))
-    zero_shot = objective.respond(outputs if shape is None else outputs.reshape(-1, *shape)).numpy()
+    outputs = outputs if shape is None else outputs.reshape(-1, *shape)
+    zero_shot = objective.respond(outputs).numpy()
     check_outputs(zero_shot, samples, objective)
-    pretrained = Pretrained(
-        factory, model.params, weights, shape, new_head=head, layout=samples.layout, output=model.output
-    )
+    own = given.loss if given else None
+    objective = settle_objective(objective, samples.targets, outputs, own, **config.training.objective)
+    pretrained = Pretrained(factory, model.params, weights, shape, head, samples.layout, model.output)
     if factory:
         pretrained = rehearse(answer_in_shape(network, shape), pretrained, strategies.values(), samples.inputs)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
@@ -270,20 +273,11 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
         said = f"{head.name} is a new layer of {head.n_outputs} outputs in place of the pretrained one"
         notes.append(f"{said}: it starts at zero, so zero-shot knows nothing")
     if shape is not None and found != shape:
-        told = f"the network answers {tuple(outputs.shape)}, the targets are {samples.targets.shape}"
+        told = f"the network answers {(len(samples), *found)}, the targets are {samples.targets.shape}"
         notes.append(f"{told}: the same values, laid out as the targets are")
-    if lack := describe_lack(1 - config.ensemble.level, len(samples)):
-        notes.append(f"{lack}; {WITHOUT_INTERVALS}")
+    if objective.answers.leveled:
+        notes += note_lacks(1 - config.ensemble.level, samples.targets)
     return Prepared(config, problem, pretrained, strategies, zero_shot, (*samples.notes, *notes))
-
-
-def deal_splits(config: Config, samples: Samples) -> Splits:
-    """Deal the folds, and what of their training parts does without or stops and selects."""
-    cv = config.cv
-    splits = deal_folds(samples.groups, cv.folds, cv.repeats, cv.seed, samples.strata)
-    if cv.train_size is not None:
-        splits = limit_training(splits, samples.groups, cv.train_size)
-    return deal_inner(splits, samples.groups, samples.strata) if cv.protocol == "nested" else splits
 
 
 def search(
@@ -324,7 +318,8 @@ def reduce(
         raise describe_defeat(run, verdicts)
     complete = {name: score for name, score in scores.items() if score is not None}
     by_fold = score_baselines(objective, prepared.zero_shot, samples.targets, splits)
-    baselines = {name: summarize_baseline(values, splits) for name, values in by_fold.items()}
+    besides = measure_baselines(objective, prepared.zero_shot, samples.targets, splits)
+    baselines = {name: summarize_baseline(values, splits, besides[name]) for name, values in by_fold.items()}
     warning, deals = warn_of_baseline(complete[lowest], baselines), describe_deals(splits, samples.groups)
     losses = {name: gather_losses(run, name, score, splits) for name, score in complete.items()}
     _, n_again, n_interruptions = count_lost(run.log)
@@ -333,7 +328,8 @@ def reduce(
         problem, prepared.pretrained, run, strategies, plan, config.ensemble, prepared.origin, cv.rope, scores, lowest,
         prepared.zero_shot, warning,
     )  # fmt: skip
-    summaries = summarize_strategies(run, plan, verdicts, scores, strategies, splits, cv.rope)
+    besides = measure_strategies(run, scores, splits, objective, samples.targets)
+    summaries = summarize_strategies(run, plan, verdicts, scores, strategies, splits, cv.rope, besides)
     unsettled = [name for name, own in summaries.items() if not own.settled]
     comparisons = mark_unsettled(compare_with_baseline(scores, by_fold, cv.rope, splits, deals), unsettled)
     ensemble = run_near_storage(config.compute, here, reduce_members, members)
@@ -389,13 +385,13 @@ def rebuild_ensemble(root: Path, trust: bool = False, **choice: Any) -> Ensemble
     check_config(run, config.identity())  # before any code that it names is run
     if config.code and not trust:
         raise RunFolderError(
-            "the ensemble of a run whose network or data come from a factory is built by its code, which would run "
-            f"with your rights, got {' and '.join(config.code.values())} in {run.config}; if it is yours, say so by "
-            "trust=True, or --trust"
+            "the ensemble of a run whose network or data come from a factory, or its loss from a function, is built by "
+            f"that code, which would run with your rights, got {' and '.join(config.code.values())} in {run.config}; "
+            "if it is yours, say so by trust=True, or --trust"
         )
     prepared = prepare(config)
     if "level" in choice:
-        check_level(1 - choice["level"], len(prepared.problem.samples))
+        check_level(1 - choice["level"], count_most(prepared.problem.samples.targets))
     before = None
     with contextlib.suppress(RunFolderError):  # it has none yet, or that of another release
         before = Summary.load(root)

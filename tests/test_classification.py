@@ -105,7 +105,7 @@ def test_weights_of_classes_are_those_of_scikit_learn() -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
     labels = np.array([0, 0, 0, 1, 2, 2])
-    weighed = find_objective("log_loss").weigh_classes(np.eye(3, dtype=np.float32)[labels])
+    weighed = find_objective("log_loss").settle(np.eye(3, dtype=np.float32)[labels], balanced=True)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     np.testing.assert_allclose(weighed.class_weights, expected)
     outputs, wanted = torch.randn(6, 3), torch.from_numpy(labels)

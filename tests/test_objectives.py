@@ -75,7 +75,7 @@ class ChanceAnswers:
         return Measures(right, {"widest_spread": float(spread.max())}, {level: {"accuracy": right[method]["accuracy"]}})
 
     def export(
-        self, members: Tensor, weights: Tensor, residuals: Tensor, fold_of: Tensor, alpha: float
+        self, members: Tensor, weights: Tensor, residuals: Tensor, fold_of: Tensor, alpha: float, n_labels: np.ndarray
     ) -> tuple[Tensor, ...]:
         mean = (weights.view(*weights.shape, 1, 1) * members).sum((0, 3)).mean((0, 1))
         return mean, (mean - 0.5).abs().amin(-1) > residuals.quantile(1 - alpha) - 0.5
@@ -84,6 +84,7 @@ class ChanceAnswers:
 @dataclass(frozen=True)
 class ChancePresentation:
     columns: tuple[Column, ...] = (Column("accuracy", "right", ".0%"),)
+    beside: tuple[Column, ...] = (Column("right", "right, higher is better", ".0%"),)
 
     def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
         return (f"members differ by {found['widest_spread']:.2f} at most",)
@@ -106,7 +107,7 @@ class YesOrNo:
 
     metric: str = "yes_or_no"
     baselines: tuple[str, ...] = (ZERO_SHOT, "training_share")
-    is_separable: bool = True
+    scales: tuple[float, ...] = ()
     answers: ChanceAnswers = ChanceAnswers()  # it is frozen
     presentation: ChancePresentation = ChancePresentation()
 
@@ -122,7 +123,9 @@ class YesOrNo:
     ) -> tuple[np.ndarray, tuple[str, ...]]:
         return targets, classes
 
-    def weigh_classes(self, targets: np.ndarray) -> Objective:
+    def settle(
+        self, targets: np.ndarray, loss: Any = None, balanced: bool = False, label_smoothing: float = 0.0
+    ) -> Objective:
         return self
 
     def find_fault(self, outputs: np.ndarray) -> str:
@@ -148,6 +151,12 @@ class YesOrNo:
         scores: np.ndarray = -np.log(np.maximum(chance, 1e-6)).mean(-1)
         return scores
 
+    def measure_errors(self, predicted: np.ndarray, targets: np.ndarray) -> None:
+        return None
+
+    def measure_beside(self, predicted: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        return {"right": float(((predicted > 0.5) == targets).mean())}
+
     def predict_baselines(self, zero_shot: np.ndarray, targets: np.ndarray, new: np.ndarray) -> dict[str, np.ndarray]:
         return {ZERO_SHOT: new, "training_share": np.broadcast_to(targets.mean(0), new.shape)}
 
@@ -155,7 +164,7 @@ class YesOrNo:
         return np.array([1 / self.score(column, targets).mean() for column in columns])
 
 
-def build_objective(metric: str) -> Objective:
+def build_objective(metric: str, scales: tuple[float, ...] = ()) -> Objective:
     return YesOrNo(metric)
 
 

@@ -60,7 +60,7 @@ def cv(
 
         with open_folder(out or Path("runs") / config.name) as run:
             summary = cross_validate(config, run, inline, Console(highlight=False), report=True)
-            show(render_summary(summary, run, own_code=config.model.factory is not None))
+            show(render_summary(summary, run, own_code=bool(config.code)))
             if config.n_candidates < (done := max(own.n_candidates for own in summary.strategies.values())):
                 typer.echo(f"\nnote: {done} candidates of a strategy were searched before, and all of them count")
 
@@ -170,14 +170,14 @@ def plan(config: "Config") -> None:
 def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     """Check a config against its data, its checkpoint and its network.
 
-    The code of a model.factory or data.factory is run, with your rights, and named before.
+    The code of a model.factory, data.factory or training.loss is run, with your rights, and named before.
     """
     loaded = load(config, {}, overrides)
     from ray_ft.cross_validation import prepare
     from ray_ft.models.factory import find_code
 
-    for key, factory in loaded.code.items():
-        typer.echo(f"runs        {factory}, code that begins with {find_code(factory, key)}")
+    for key, path in loaded.code.items():
+        typer.echo(f"runs        {path}, code that begins with {find_code(path, key)}")
     prepared = prepare(loaded)
     data = prepared.problem.samples
     typer.echo(f"config      {config or 'embedded demo'}: valid")

@@ -1,10 +1,11 @@
-"""The section that says where the samples are, and what all sections have in common."""
+"""The section that says where the samples are."""
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from ray_ft.config.base import Section
 from ray_ft.config.hyperparameters import Positive
 from ray_ft.domains import DomainName, find_domain
 from ray_ft.errors import show_value, suggest
@@ -12,10 +13,6 @@ from ray_ft.files.column_names import join_names
 
 DEFAULT_LAYOUT: DomainName = "diffraction"  # of the network that needs no factory
 FACTORY_PATTERN = r"^\w+(\.\w+)*:\w+$"
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def join_columns(names: object, info: Any) -> object:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, create_model, field_validator, model_validator
 
-from ray_ft.config.data_section import DEFAULT_LAYOUT, FACTORY_PATTERN, DataSection, Section
+from ray_ft.config.base import Section
+from ray_ft.config.data_section import DEFAULT_LAYOUT, FACTORY_PATTERN, DataSection
 from ray_ft.config.hyperparameters import (
     FITS,
     Bounds,
@@ -18,6 +19,7 @@ from ray_ft.config.hyperparameters import (
     Whole,
     list_declared,
 )
+from ray_ft.config.training import TrainingSection
 from ray_ft.domains import DomainName, find_domain
 from ray_ft.errors import suggest
 from ray_ft.objectives import METRICS, list_baselines
@@ -126,7 +128,7 @@ class ModelSection(Section):
     skip: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Name patterns of tensors that are not taken from the checkpoint; they start as the factory draws them."""
     output: str | Whole | None = None
-    """Which of several outputs of the network is its answer: a key (logits) or a place (0). Without it, there is one."""
+    """Which of several outputs of the network is its answer, by key (logits) or place (0). Without it, the one."""
     new_head: bool | None = None
     """Whether the linear layer that answers is replaced by one of the targets' size, which starts at zero. Without it,
     where the network knows another number of classes."""
@@ -144,7 +146,8 @@ class CVSection(Section):
     strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Strategies to compare. Without it, all, or the one that freeze flags describe."""
     metric: str = "mse"
-    """Score: mse or mae of numbers; log_loss or error_rate of classes; multilabel_log_loss of several labels."""
+    """Score: mse, mae or huber of numbers, or standardised_mse (_mae, _huber) in units of each output's own spread;
+    log_loss or error_rate of classes; multilabel_log_loss of several labels."""
     rope: Share = 0.01
     """Difference that is none in practice, as a share of the better mean: 0.01 is 1 %."""
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of the folds, the draws and the members.")
@@ -155,35 +158,6 @@ class CVSection(Section):
         if not isinstance(name, str) or name not in METRICS:
             raise ValueError(f"a metric is one of {', '.join(METRICS)}, got {name!r}{suggest(str(name), METRICS)}")
         return name
-
-
-class TrainingBase(Section):
-    resume: str | None = Field(default=None, description="the same as model.checkpoint")
-    freeze_encoder: bool | None = None
-    freeze_decoder: bool | None = None
-    warmup_ratio: Share | None = None
-    grad_clip: Positive = 1.0
-    class_weights: Literal["balanced"] | None = Field(default=None, description="balanced: every class weighs the same")
-    n_noisy_views: Count = Field(default=4, description="noisy copies of each view to draw from")
-    checkpoint_every: Count = Field(default=5, description="epochs between checkpoints of a candidate")
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """of the products; auto: bf16 where the device gains from it"""
-
-
-if TYPE_CHECKING:
-    TrainingSection = TrainingBase
-else:
-    TrainingSection = create_model(
-        "TrainingSection",
-        __base__=TrainingBase,
-        __module__=__name__,
-        __doc__="Values that hold for every strategy in place of its ranges, and what has no range.",
-        **{
-            name: (declared.kind | None, Field(default=None, description=declared.help))
-            for name, declared in list_declared(FITS["gradient"])
-            if name != "warmup_epochs"  # a share of the epochs suits strategies of any length
-        },
-    )
 
 
 class SearchSection(Section):
@@ -346,9 +320,13 @@ class Config(Section):
 
     @property
     def code(self) -> dict[str, str]:
-        """What of a user's own code is imported and called, by key."""
-        named = {"model.factory": self.model.factory, "data.factory": self.data.factory}
-        return {key: factory for key, factory in named.items() if factory}
+        """What a run of it imports and calls, as `package.module:name`, by the key that names it."""
+        named = {
+            "model.factory": self.model.factory,
+            "data.factory": self.data.factory,
+            "training.loss": self.training.loss,
+        }
+        return {key: path for key, path in named.items() if path and ":" in path}
 
     @property
     def layout(self) -> DomainName:

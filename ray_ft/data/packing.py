@@ -64,10 +64,8 @@ def pack_alike(
         given, known = (first_few(list(names)) for names in (parts, wanted))
         raise DataError(f"the inputs must be those of the run, {known}, got {given} in {source}")
     for name, part in wanted.items():
-        if parts[name].shape[1:] != part.shape:
-            raise DataError(
-                f"{name} must have the shape {part.shape} for a sample, got {parts[name].shape[1:]} in {source}"
-            )
+        if (found := parts[name].shape[1:]) != part.shape:
+            raise DataError(f"{name} must have the shape {part.shape} for a sample, got {found} in {source}")
     return pack({name: parts[name] for name in wanted}, source)[0]
 
 

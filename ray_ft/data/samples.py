@@ -23,7 +23,7 @@ class Samples:
     """Samples in the network's own terms; `notes` say what was done to the user's files."""
 
     inputs: Float[np.ndarray, "sample *input"]
-    targets: Float[np.ndarray, "sample *target"]
+    targets: Float[np.ndarray, "sample *target"]  # NaN where a label is missing; each sample has one at least
     groups: Int[np.ndarray, " sample"]
     strata: Shaped[np.ndarray, " sample"] | None
     notes: tuple[str, ...]
@@ -99,7 +99,8 @@ def build_samples(arrays: Arrays, sources: Sources, domain: Domain, n_folds: int
 
     Samples that share a label of the column `groups` stay on one side of a split. The labels or numbers of `stratify`
     are to be spread evenly over the folds, to whose number the classes that numbers are cut into are matched; where it
-    is left out, one class a sample is. `encode` brings targets into numbers, and names the columns of classes.
+    is left out, one class a sample is. `encode` brings targets into numbers, and names the columns of classes. A target
+    that is NaN is a missing label; samples without any are left out.
 
     Raises:
         DataError: A file is unreadable, or its content breaks a rule.
@@ -107,7 +108,7 @@ def build_samples(arrays: Arrays, sources: Sources, domain: Domain, n_folds: int
     inputs, targets = shorten(sources.inputs), shorten(sources.targets)
     x = prepare_inputs(arrays.inputs, domain, inputs)
     y, classes = encode(arrays.targets, targets)
-    check_numbers(y, targets, n_axes=1)
+    check_numbers(y, targets, n_axes=1, with_gaps=True)
     if len(x) != len(y):
         raise DataError(
             f"inputs and targets must have equally many samples, got {len(x)} in {inputs} and {len(y)} in {targets}"
@@ -122,6 +123,7 @@ def build_samples(arrays: Arrays, sources: Sources, domain: Domain, n_folds: int
     kept, notes = np.arange(len(y)), tuple[str, ...]()
     if not classes:
         y, kept, notes = domain.convert_targets(y, targets)
+    kept, gaps = find_labelled(y, kept, targets)
     x, y = x[kept], y[kept].astype(np.float32)
     group_column, strata = (None if column is None else column[kept] for column in (group_column, strata))
     orbits = label_orbits(x, domain.list_views(domain.operations))
@@ -129,7 +131,7 @@ def build_samples(arrays: Arrays, sources: Sources, domain: Domain, n_folds: int
     binned = None if strata is None else bin_strata(strata, n_folds)
     if binned is None and classes and np.allclose(y.sum(1), 1):
         binned = y.argmax(1)
-    notes = (*notes, *describe_images(orbits), *describe_targets(y))
+    notes = (*notes, *gaps, *describe_images(orbits), *describe_targets(y))
     return Samples(x, y, joined, binned, notes, domain, classes, arrays.keys, arrays.layout)
 
 
@@ -138,8 +140,29 @@ def have_same_values(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return [n for n in one if n != 1] == [n for n in other if n != 1]
 
 
-def describe_targets(targets: Shaped[np.ndarray, "sample *target"]) -> Iterator[str]:
-    if (targets == targets[0]).all():
+def find_labelled(
+    targets: Shaped[np.ndarray, "sample *target"], kept: Int[np.ndarray, " kept"], source: str
+) -> tuple[Int[np.ndarray, " labelled"], tuple[str, ...]]:
+    """Find which of some samples have a label, and count what the others and these lack.
+
+    Raises:
+        DataError: None has.
+    """
+    missing = np.isnan(targets[kept]).reshape(len(kept), -1)
+    labelled = kept[~missing.all(1)]
+    if not len(labelled):
+        raise DataError(f"some sample must have a target, got NaN alone in {source}")
+    n_without, n_missing, n_never = len(kept) - len(labelled), missing[~missing.all(1)].sum(), missing.all(0).sum()
+    which = f"{n_without} samples without any target are" if n_without > 1 else "1 sample without any target is"
+    notes = [f"{which} left out"] if n_without else []
+    if n_missing:
+        notes.append(f"{n_missing} of {missing.shape[1] * len(labelled)} target values are missing")
+        notes += [f"{n_never} of the {missing.shape[1]} values of a target have no label at all"] if n_never else []
+    return labelled, tuple(notes)
+
+
+def describe_targets(targets: Float[np.ndarray, "sample *target"]) -> Iterator[str]:
+    if not (np.fmax.reduce(targets) > np.fmin.reduce(targets)).any():
         yield "all samples have the same targets, so there is nothing to learn from them; check data.targets"
 
 
@@ -154,19 +177,23 @@ def check_column(column: Shaped[np.ndarray, "..."], key: str, source: str, n: in
     return column
 
 
-def check_numbers(array: Shaped[np.ndarray, "..."], source: str, n_axes: int = 2) -> None:
+def check_numbers(array: Shaped[np.ndarray, "..."], source: str, n_axes: int = 2, with_gaps: bool = False) -> None:
+    """Refuse what is not finite, but for NaN where there may be gaps, or does not fit into float32."""
     if array.dtype.kind not in "biuf":
         raise DataError(f"data must be real numbers, got {array.dtype} in {source}")
     if array.ndim < n_axes or array.size == 0:
         more = " and at least one more" if n_axes > 1 else ""
         raise DataError(f"data must have a sample axis{more}, none empty, got shape {array.shape} in {source}")
-    broken = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
-    if len(broken):
+    sizes = np.abs(array[~np.isnan(array)] if with_gaps else array)
+    if not np.isfinite(sizes).all():
+        bad = np.isinf(array) if with_gaps else ~np.isfinite(array)
+        broken = np.flatnonzero(bad.reshape(len(array), -1).any(1))
+        rule, got = ("finite, or NaN where missing", "") if with_gaps else ("finite", "NaN or ")
         raise DataError(
-            f"data must be finite, got NaN or infinity in {len(broken)} of {len(array)} samples of {source} "
+            f"data must be {rule}, got {got}infinity in {len(broken)} of {len(array)} samples of {source} "
             f"(samples {first_few([str(i) for i in broken])})"
         )
-    limit, largest = np.finfo(np.float32).max, np.abs(array).max()
+    limit, largest = np.finfo(np.float32).max, sizes.max(initial=0)
     if largest > limit:
         raise DataError(f"data must be within {limit:.2g}, as float32, got {largest:.2g} in {source}; use another unit")
 

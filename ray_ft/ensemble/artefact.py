@@ -52,6 +52,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
         inputs: Which inputs are packed in a sample, where there are several.
         symmetric: Whether predictions are averaged over the symmetry, as their intervals then are.
         classes: Names of the targets' columns, where these are classes or labels.
+        scales: Of each target value, in whose units errors count for the metric; empty where they count as they are.
         split: Why the network runs whole; empty where it does not.
         warning: Why the ensemble should not be used; empty where nothing is against it.
         files: SHA-256 of each file beside the card.
@@ -81,6 +82,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     new_head: tuple[str, int, int] | None = None
     inputs: tuple[Part, ...] = ()
     classes: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
     wavelengths_nm: tuple[float, float]
     model: ModelSection
     split: str

@@ -29,6 +29,7 @@ class Evaluation(BaseModel, frozen=True, extra="allow"):
     lack: str = ""  # why there are no intervals, of which nothing then stands beside
     flagged: float  # share of samples flagged as unlike the training samples
     n_known: int  # samples that the members trained on: all, where the data set is theirs as a whole, else 0
+    n_missing: int = 0  # target values that no label is there for, of samples that have one
     methods: dict[str, dict[str, float]]
     calibration: tuple[CalibrationPoint, ...]
 
@@ -86,6 +87,7 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Samples, level: float | None 
         "lack": ensemble.describe_lack(level),
         "flagged": float((np.concatenate(p_values) <= FALSE_ALARMS).mean()),
         "n_known": len(dataset) * (hash_arrays(dataset.inputs, dataset.targets) == ensemble.card.data_hash),
+        "n_missing": int(np.isnan(dataset.targets).sum()),
         "methods": found.methods,
         "calibration": [{"nominal": at, **measures} for at, measures in found.calibration.items()],
     }

@@ -13,6 +13,7 @@ from ray_ft.ensemble import Ensemble, apply_stacked
 from ray_ft.errors import EnsembleError
 from ray_ft.files.writing import replace_file
 from ray_ft.split.silence import silence
+from ray_ft.statistics.intervals import count_labels
 
 N_EXAMPLES = 3
 TOLERATED = 0.01  # of the ensemble's score
@@ -59,11 +60,12 @@ class EnsembleModule(nn.Module):
         self.weights = nn.Buffer(torch.tensor(ensemble.weights))
         self.fold_of = nn.Buffer(torch.tensor(ensemble.calibration.fold_of))
         self.residuals = nn.Buffer(torch.tensor(ensemble.residuals))
+        self.n_labels = count_labels(ensemble.residuals)
 
     def forward(self, inputs: Float[Tensor, "sample *input"]) -> tuple[Tensor, ...]:
         every: Tensor = self.members(inputs)
         members = every.view(*self.shape, *every.shape[1:])
-        return self.answers.export(members, self.weights, self.residuals, self.fold_of, self.alpha)
+        return self.answers.export(members, self.weights, self.residuals, self.fold_of, self.alpha, self.n_labels)
 
 
 class SoupModule(nn.Module):

@@ -27,10 +27,10 @@ from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError, NetworkError
 from ray_ft.files.memory import describe_excess
 from ray_ft.models import Factory, NewHead, answer_in_shape, build_network, call_as_one, give_head
-from ray_ft.objectives import FoldOf, Folds, Members, Objective, Shares, find_objective
+from ray_ft.objectives import STANDARDISED, FoldOf, Folds, Members, Objective, Shares, find_objective
 from ray_ft.split.network import Features, SplitNetwork, as_real, keep_whole
 from ray_ft.split.sharing import read_splits
-from ray_ft.statistics.intervals import check_level, describe_lack
+from ray_ft.statistics.intervals import check_level, count_most, describe_lack
 from ray_ft.statistics.novelty import Density
 
 BATCH_SIZE = 32  # samples at a time
@@ -142,12 +142,12 @@ class Ensemble:
     def settle_level(self, level: float | None) -> float:
         """Take the card's level where none is asked for; refuse one at which there are no intervals."""
         if level is not None:
-            check_level(1 - level, len(self.residuals))
+            check_level(1 - level, count_most(self.residuals))
         return self.card.level if level is None else level
 
     def describe_lack(self, level: float) -> str:
         """Say from how many training samples on there are intervals of this level; nothing where there are."""
-        return describe_lack(1 - level, len(self.residuals))
+        return describe_lack(1 - level, count_most(self.residuals))
 
     def list_available(self, level: float) -> tuple[str, ...]:
         """List the quantities that there are at this level: without intervals where there are none."""
@@ -230,7 +230,7 @@ class Ensemble:
 
     @property
     def objective(self) -> Objective:
-        return find_objective(self.card.metric)
+        return find_objective(self.card.metric, self.card.scales)
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -336,6 +336,11 @@ def check_together(ensemble: Ensemble) -> None:
     if fold_of.shape != (card.n_repeats, len(ensemble.residuals)) or not known.all():
         raise ValueError("the folds of the training samples are not those of the card")
     ensemble.domain.list_views(card.symmetry)  # refuses unknown operations
+    standardised = card.metric.startswith(STANDARDISED)
+    if len(card.scales) != standardised * math.prod(card.target_shape) or not all(
+        0 < own < math.inf for own in card.scales
+    ):
+        raise ValueError("the scales must be one above 0 for each target value, where the metric is in units of them")
     if excess := describe_excess(8 * math.prod(card.input_shape)):
         raise ValueError(excess)
     with suppress(NetworkError):  # of a network's own code, which may refuse what looks like no sample

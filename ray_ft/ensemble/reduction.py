@@ -25,12 +25,12 @@ from ray_ft.fitting.preparation import split_at
 from ray_ft.fitting.starting import complete_split
 from ray_ft.models import Pretrained
 from ray_ft.objectives import Responses, Targets
-from ray_ft.results.records import load_members, load_predictions, name_later
+from ray_ft.results.records import gather_columns, list_folders, load_members
 from ray_ft.results.summary import EnsembleSummary
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.provenance import describe_environment
 from ray_ft.search.plan import CandidateSpec, name_candidate
-from ray_ft.search.problem import Place, Problem
+from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 from ray_ft.split.network import SplitNetwork, keep_whole
 from ray_ft.split.sharing import describe_obstacle, describe_splits, list_tensors, share_backbone
@@ -86,9 +86,10 @@ def reduce_members(reduction: Reduction) -> EnsembleSummary:
         EnsembleError: A strategy that the config names has no completed candidate.
     """
     problem, run, choice, targets = reduction.problem, reduction.run, reduction.choice, reduction.targets
-    columns = np.concatenate([gather_columns(reduction, name) for name in reduction.chosen])
-    weights = {name: choose_weights(name, columns, targets, problem.splits, problem.objective) for name in METHODS}
-    blind = {method: blend(columns, own, problem.splits) for method, own in weights.items()}
+    chosen, splits = reduction.chosen, problem.splits
+    columns = np.concatenate([gather_columns(run, name, score, splits) for name, score in chosen.items()])
+    weights = {name: choose_weights(name, columns, targets, splits, problem.objective) for name in METHODS}
+    blind = {method: blend(columns, own, splits) for method, own in weights.items()}
     members = {name: stack_members(reduction, name) for name in reduction.chosen}
     networks = split_networks(reduction, members)
     card = fill_card(reduction, weights, next(iter(networks.values())).reason)
@@ -156,27 +157,6 @@ def measure_blind_spread(reduction: Reduction, columns: OutOfFold, weights: Weig
     return np.asarray(np.sqrt(np.maximum(second - first**2, 0.0)))
 
 
-def gather_columns(reduction: Reduction, strategy: str) -> OutOfFold:
-    """Collect what the members say of each sample that never saw it: a column a seed."""
-    problem, run, chosen = reduction.problem, reduction.run, reduction.chosen[strategy]
-    names = {name for place in np.ndindex(chosen.epoch.shape) for name in list_folders(reduction, strategy, place)}
-    predictions = {name: load_predictions(run, name) for name in names}
-    shape = next(iter(predictions.values())).shape[2:]
-    columns = np.empty((problem.n_seeds, len(chosen.epoch), *shape))
-    for place in np.ndindex(chosen.epoch.shape):
-        held_out, repeat = problem.splits.held_out(*place), place[0]
-        parts = [predictions[name][repeat][:, held_out] for name in list_folders(reduction, strategy, place)]
-        columns[:, repeat, held_out] = np.concatenate(parts)
-    return columns
-
-
-def list_folders(reduction: Reduction, strategy: str, place: Place) -> list[str]:
-    """Name what trained the members of a fold, in the order of their seeds."""
-    chosen, run = reduction.chosen[strategy], reduction.run
-    searched, later = name_candidate(strategy, int(chosen.candidate[place])), name_later(strategy, chosen, place)
-    return [searched, later] if run.candidate(later).result.exists() else [searched]
-
-
 def score_blind(reduction: Reduction, blind: Blind) -> float:
     """Mean loss of the mean over repeats."""
     return float(reduction.problem.objective.score(blind.mean(0), reduction.targets).mean())
@@ -203,7 +183,7 @@ def stack_members(reduction: Reduction, strategy: str) -> dict[str, Shaped[Tenso
     by_fold, load = reduction.problem.by_fold, lru_cache(maxsize=None)(partial(load_members, reduction.run))
     parts = []
     for place in np.ndindex(by_fold):
-        searched, *later = list_folders(reduction, strategy, place)
+        searched, *later = list_folders(reduction.run, strategy, reduction.chosen[strategy], place)
         parts.append({name: t.view(*by_fold, -1, *t.shape[1:])[place] for name, t in load(searched).items()})
         parts += [load(name) for name in later]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -242,7 +222,7 @@ def fill_card(reduction: Reduction, weights: Mapping[str, Weights], reason: str)
         answer_shape=reduction.pretrained.answer_shape,
         new_head=reduction.pretrained.new_head,
         inputs=reduction.pretrained.layout,
-        classes=samples.classes,
+        classes=samples.classes, scales=problem.objective.scales,
         wavelengths_nm=origin.wavelengths_nm, model=origin.model, split=reason, n_repeats=splits.n_repeats,
         n_folds=splits.n_folds, n_seeds=problem.n_seeds, members=tuple(list_cards(reduction)),
         splits_hash=splits.hash, data_hash=hash_arrays(samples.inputs, samples.targets),

@@ -183,7 +183,8 @@ class RidgeFitter:
         if wanted is None:
             solve = partial(solve_by_descent, base=base, targets=targets, groups=groups, losses=objective.losses)
         else:
-            solve = partial(fit_kernel, wanted=wanted.reshape(len(own), -1).astype(np.float64), groups=groups)
+            flat = wanted.reshape(len(own), -1).astype(np.float64)
+            solve = partial(fit_kernel, wanted=flat, groups=groups, scales=np.array(objective.scales or (1.0,)))
         found = fit_rows(self.rows[torch.from_numpy(own)], groups, self.hyper.kernel, solve)
         coefficients = np.zeros((len(self.sample_of), base[0].size))
         coefficients[own] = found.coefficients
@@ -252,44 +253,87 @@ def fit_rows(
 
 
 def fit_kernel(
-    kernel: Float[np.ndarray, "row row"], wanted: Float[np.ndarray, "row target"], groups: Int[np.ndarray, " row"]
+    kernel: Float[np.ndarray, "row row"],
+    wanted: Float[np.ndarray, "row target"],
+    groups: Int[np.ndarray, " row"],
+    scales: Float[np.ndarray, " _"] = np.ones(1),  # noqa: B008  # it is not written to
 ) -> Solution:
-    """Fit with the penalty that leaves the least error on groups left out; the offset is not penalised."""
-    mean, offset = kernel.mean(0), wanted.mean(0)
-    centred = kernel - mean - mean[:, None] + mean.mean()
-    values, vectors = np.linalg.eigh(centred)
-    values, turned = np.maximum(values, 0.0), vectors.T @ (wanted - offset)
-    scale = float(values.mean())
-    penalties = PENALTIES * (scale if scale > np.finfo(float).eps * np.abs(kernel).max() else 1.0)  # of equal rows
-    errors = [leave_groups_out(values, vectors, turned, wanted - offset, groups, penalty) for penalty in penalties]
+    """Fit with the penalty that leaves the least error on groups left out; the offset is not penalised.
+
+    A target that is NaN is missing: targets that the same rows have are fitted to these rows, and all share the
+    penalty, in units of each kernel's mean eigenvalue. Their errors are in units of `scales`, one a target or for all.
+    """
+    there = ~np.isnan(wanted)
+    dual, offset, errors = np.zeros_like(wanted), np.zeros(wanted.shape[1]), np.zeros(len(PENALTIES))
+    fits = []
+    for rows in np.unique(there, axis=1).T:
+        columns = (there == rows[:, None]).all(0)
+        place = np.ix_(rows, columns)
+        if len(np.unique(groups[rows])) < 2:  # no group could be left out, so nothing but a mean is known
+            offset[columns] = wanted[place].mean(0) if rows.any() else 0.0
+            continue
+        unit = np.broadcast_to(scales, wanted.shape[1])[columns]
+        part = KernelPart.decompose(kernel[np.ix_(rows, rows)], wanted[place], groups[rows], unit)
+        fits.append((place, columns, part))
+        errors += [part.leave_groups_out(share) for share in PENALTIES]
     best = int(np.argmin(errors))
-    dual = vectors @ (turned / (values + penalties[best])[:, None])
-    dual -= dual.mean(0)  # as the kernel is centred where it is fitted, and not where it predicts
-    return Solution(dual, offset - mean @ dual, errors[best])
+    for place, columns, part in fits:
+        dual[place], offset[columns] = part.solve(PENALTIES[best])
+    return Solution(dual, offset, errors[best])
+
+
+@dataclass(frozen=True)
+class KernelPart:
+    """Rows and targets of which none is missing; the kernel is centred, and decomposed."""
+
+    mean: Float[np.ndarray, " row"]  # of the kernel
+    values: Float[np.ndarray, " row"]
+    vectors: Float[np.ndarray, "row row"]
+    offset: Float[np.ndarray, " target"]
+    centred: Float[np.ndarray, "row target"]
+    turned: Float[np.ndarray, "row target"]  # into the directions of the vectors
+    groups: Int[np.ndarray, " row"]
+    scales: Float[np.ndarray, " target"]
+    unit: float  # of the penalty
+
+    @classmethod
+    def decompose(
+        cls,
+        kernel: Float[np.ndarray, "row row"],
+        wanted: Float[np.ndarray, "row target"],
+        groups: Int[np.ndarray, " row"],
+        scales: Float[np.ndarray, " target"],
+    ) -> "KernelPart":
+        mean, offset = kernel.mean(0), wanted.mean(0)
+        values, vectors = np.linalg.eigh(kernel - mean - mean[:, None] + mean.mean())
+        values = np.maximum(values, 0.0)
+        scale = float(values.mean())
+        unit = scale if scale > np.finfo(float).eps * np.abs(kernel).max() else 1.0  # of equal rows
+        centred = wanted - offset
+        return cls(mean, values, vectors, offset, centred, vectors.T @ centred, groups, scales, unit)
+
+    def solve(self, share: float) -> tuple[Float[np.ndarray, "row target"], Float[np.ndarray, " target"]]:
+        """Compute coefficients and offset for a penalty in units of the mean eigenvalue."""
+        dual = self.vectors @ (self.turned / (self.values + share * self.unit)[:, None])
+        dual -= dual.mean(0)  # as the kernel is centred where it is fitted, and not where it predicts
+        return dual, self.offset - self.mean @ dual
+
+    def leave_groups_out(self, share: float) -> float:
+        """Sum the squared errors on each group of the fit to the others, without fitting again.
+
+        For a linear smoother H that minimises a penalised sum of squares, the residuals of rows G that are left out are
+        (I - H_GG)^-1 times those of the fit to all.
+        """
+        shrunk = self.vectors * (self.values / (self.values + share * self.unit))
+        residual = self.centred - shrunk @ self.turned
+        total = 0.0
+        for group in np.unique(self.groups):
+            own = np.flatnonzero(self.groups == group)
+            smoother = shrunk[own] @ self.vectors[own].T + 1 / len(self.groups)
+            errors = np.linalg.solve(np.eye(len(own)) - smoother, residual[own]) / self.scales
+            total += float((errors**2).sum())
+        return total
 
 
 def solve_by_descent(kernel: Float[np.ndarray, "row row"], **known: Any) -> Solution:
     return Solution(*descend(kernel, **known))
-
-
-def leave_groups_out(
-    values: Float[np.ndarray, " row"],
-    vectors: Float[np.ndarray, "row row"],
-    turned: Float[np.ndarray, "row target"],
-    centred: Float[np.ndarray, "row target"],
-    groups: Int[np.ndarray, " row"],
-    penalty: float,
-) -> float:
-    """Sum the squared errors on each group of the fit to the others, without fitting again.
-
-    For a linear smoother H that minimises a penalised sum of squares, the residuals of rows G that are left out are
-    (I - H_GG)^-1 times those of the fit to all.
-    """
-    shrunk = vectors * (values / (values + penalty))
-    residual = centred - shrunk @ turned
-    total = 0.0
-    for group in np.unique(groups):
-        own = np.flatnonzero(groups == group)
-        smoother = shrunk[own] @ vectors[own].T + 1 / len(groups)
-        total += float((np.linalg.solve(np.eye(len(own)) - smoother, residual[own]) ** 2).sum())
-    return total

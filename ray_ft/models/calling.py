@@ -17,27 +17,25 @@ KINDS = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 def call_as_one(network: nn.Module, layout: Layout, output: str | int | None) -> nn.Module:
     """Let a network take packed samples, and answer with one of its outputs, by its key or place."""
-    if layout:
-        network.register_forward_pre_hook(partial(unpack, layout), with_kwargs=True)
+    if layout:  # not by a hook, as torch.export reads the arguments off `forward`
+        network.forward = partial(call_with_parts, network, layout)
     if output is not None:
         network.register_forward_hook(partial(pick_output, output))
     return network
 
 
-def unpack(
-    layout: Layout, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    (packed,) = args
-    placed, named, start = [], {}, 0
+def call_with_parts(network: nn.Module, layout: Layout, packed: Float[Tensor, "sample value"]) -> Any:
+    """Call what the class of a network has as `forward`."""
+    placed, named, start = {}, {}, 0
     for part in layout:
         stop = start + math.prod(part.shape)
         tensor = take_part(packed[:, start:stop], part)
         start = stop
         if part.name.isdecimal():
-            placed.append((int(part.name), tensor))
+            placed[int(part.name)] = tensor
         else:
             named[part.name] = tensor
-    return tuple(tensor for _, tensor in sorted(placed, key=lambda pair: pair[0])), {**kwargs, **named}
+    return type(network).forward(network, *(placed[place] for place in sorted(placed)), **named)
 
 
 def take_part(columns: Float[Tensor, "sample value"], part: Part) -> Tensor:
@@ -53,7 +51,8 @@ def pick_output(key: str | int, network: nn.Module, inputs: Any, outputs: Any) -
     """
     try:
         if isinstance(outputs, Mapping | tuple | list) and not (isinstance(key, str) and hasattr(outputs, "_fields")):
-            return outputs[key]
+            place: Any = key
+            return outputs[place]
         return getattr(outputs, str(key))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         known = list(map(str, outputs)) if isinstance(outputs, Mapping) else list(getattr(outputs, "_fields", ()))

@@ -1,21 +1,20 @@
 """What a config names to make the samples, by the rules for what builds the network: found first, then imported."""
 
-import importlib
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
+from ray_ft.data.packing import Layout, name_parts, pack
 from ray_ft.data.samples import Arrays
 from ray_ft.errors import ConfigError, DataError, first_few, show_value, suggest
-from ray_ft.models.factory import find_code, is_own, seed_all
+from ray_ft.models.factory import import_code, is_own, seed_all
 
 KEY = "data.factory"
 MAKERS = "a function of your own code, which is neither Python's nor that of an installed package"
-KEYS = tuple(field.name for field in fields(Arrays) if field.name != "keys")
+KEYS = ("inputs", "targets", "groups", "stratify")
 
 
 def call_data_factory(factory: str, params: Mapping[str, Any]) -> Arrays:
@@ -25,13 +24,7 @@ def call_data_factory(factory: str, params: Mapping[str, Any]) -> Arrays:
         ConfigError: It cannot be imported, is no function of the user's own, or does not take `params`.
         DataError: It returns something else.
     """
-    module_name, _, name = factory.partition(":")
-    find_code(factory, KEY, MAKERS)
-    try:
-        with seed_all():
-            make = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{KEY} must be importable, got {factory}: {error}") from error
+    make = import_code(factory, KEY, MAKERS)
     if not (callable(make) and is_own(make)):
         raise ConfigError(f"{KEY} must be {MAKERS}; got {factory}, which was not called")
     try:
@@ -49,8 +42,14 @@ def call_data_factory(factory: str, params: Mapping[str, Any]) -> Arrays:
     if unknown := [str(key) for key in made if key not in KEYS]:
         near = suggest(unknown[0], KEYS)
         raise DataError(f"{KEY} must return {', '.join(KEYS)}, got {first_few(unknown)} from {factory}{near}")
-    arrays = {key: as_array(value, key, factory) for key, value in made.items() if value is not None}
-    return Arrays(arrays["inputs"], arrays["targets"], arrays.get("groups"), arrays.get("stratify"))
+    inputs: Any = made["inputs"]
+    layout: Layout = ()
+    if isinstance(inputs, Mapping | tuple):
+        inputs, layout = pack(name_parts(inputs), factory)
+    present = {key: value for key, value in {**made, "inputs": inputs}.items() if value is not None}
+    arrays = {key: as_array(value, key, factory) for key, value in present.items()}
+    columns = arrays.get("groups"), arrays.get("stratify")
+    return Arrays(arrays["inputs"], arrays["targets"], *columns, layout=layout)
 
 
 def as_array(value: Any, key: str, factory: str) -> Shaped[np.ndarray, "..."]:

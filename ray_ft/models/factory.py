@@ -1,4 +1,5 @@
-"""What a config names to build the network: found before it is imported, and checked before it is called.
+"""What a config names of the user's own code, to build the network or to measure a training loss: found before it is
+imported, and checked before it is called.
 
 Its import and its call run code with the rights of the user, so a config is as good as a program. What is checked here
 keeps it to what builds networks; it makes no config safe that comes from a stranger.
@@ -60,14 +61,19 @@ def call_factory(factory: Factory, params: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def import_factory(factory: str) -> Callable[..., nn.Module]:
-    module_name, _, name = factory.partition(":")
-    find_code(factory)
+def import_code(path: str, key: str, what: str) -> Any:
+    """Import what a key of the config names as `package.module:name`, which must be code and none of Python's own."""
+    module_name, _, name = path.partition(":")
+    find_code(path, key, what)
     try:
         with seed_all():  # what is drawn at import is then the same in every process
-            build = getattr(importlib.import_module(module_name), name)
+            return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"model.factory must be importable, got {factory}: {error}") from error
+        raise ConfigError(f"{key} must be importable, got {path}: {error}") from error
+
+
+def import_factory(factory: str) -> Callable[..., nn.Module]:
+    build = import_code(factory, "model.factory", BUILDERS)
     if not builds_networks(build):
         raise ConfigError(f"model.factory must be {BUILDERS}; got {factory}, which was not called")
     return build  # type: ignore[no-any-return]
@@ -88,23 +94,23 @@ def seed_all(seed: int = 0, others: int = 0) -> Iterator[None]:
         np.random.set_state(before[1])
 
 
-def find_code(factory: str, key: str = "model.factory", makers: str = BUILDERS) -> str:
-    """Find the file with which the import of a factory begins, which stands under a key; nothing is imported.
+def find_code(path: str, key: str = "model.factory", what: str = BUILDERS) -> str:
+    """Find the file with which the import of what a key names begins; nothing is imported.
 
     Raises:
-        ConfigError: There is none, or it is part of Python itself, which has none of the makers.
+        ConfigError: There is none, or it is part of Python itself, which has no networks and no losses.
     """
-    top = factory.partition(":")[0].partition(".")[0]
+    top = path.partition(":")[0].partition(".")[0]
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a command, unlike `python -m`, does not see the user's own folder
     if top in sys.modules:
         found = getattr(sys.modules[top], "__file__", None)
     elif (spec := importlib.util.find_spec(top)) is None:
-        raise ConfigError(f"{key} must be importable, got {factory}: there is no module {top}")
+        raise ConfigError(f"{key} must be importable, got {path}: there is no module {top}")
     else:
         found = spec.origin if spec.has_location else next(iter(spec.submodule_search_locations or ()), None)
     if (found is None and top in sys.stdlib_module_names) or is_standard(found):
-        raise ConfigError(f"{key} must be {makers}; got {factory} of Python itself, which was not imported")
+        raise ConfigError(f"{key} must be {what}; got {path} of Python itself, which was not imported")
     return found or top
 
 

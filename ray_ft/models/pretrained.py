@@ -41,10 +41,10 @@ class Pretrained:
     params: Mapping[str, Any]
     weights: Mapping[str, Tensor] = field(repr=False)
     answer_shape: tuple[int, ...] | None = None
-    witness: tuple[np.ndarray, Tensor] | None = field(default=None, repr=False)
     new_head: NewHead | None = None
     layout: Layout = ()
     output: str | int | None = None
+    witness: tuple[np.ndarray, Tensor] | None = field(default=None, repr=False)
 
     def build(self) -> nn.Module:
         """Build it, in evaluation mode.

@@ -8,7 +8,7 @@ Nothing outside this folder compares a prediction with its target. No module her
 before it computes or draws something, so that a config can ask for names.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -36,13 +36,18 @@ Residuals = Float[np.ndarray, "training *residual"]  # what is kept of the train
 FoldOf = Int[np.ndarray, "repeat training"]  # which fold of each repeat held a training sample out
 
 REGRESSION, CLASSIFICATION = "ray_ft.objectives.regression", "ray_ft.objectives.classification"
+STANDARDISED = "standardised_"  # before the name of an error that is taken in units of each output's own spread
 METRICS = {  # whose module each is
-    "mse": REGRESSION,
-    "mae": REGRESSION,
-    "log_loss": CLASSIFICATION,
-    "error_rate": CLASSIFICATION,
-    "multilabel_log_loss": CLASSIFICATION,
+    **dict.fromkeys(("mse", "mae", "huber"), REGRESSION),
+    **dict.fromkeys((f"{STANDARDISED}mse", f"{STANDARDISED}mae", f"{STANDARDISED}huber"), REGRESSION),
+    **dict.fromkeys(("log_loss", "error_rate", "multilabel_log_loss"), CLASSIFICATION),
 }
+ERRORS = ("mse", "mae", "huber", "smooth_l1", "log_cosh")
+LOSSES = {  # that training may minimise, whatever the metric; whose module each is
+    **dict.fromkeys((*ERRORS, *(f"{STANDARDISED}{name}" for name in ERRORS)), REGRESSION),
+    "cross_entropy": CLASSIFICATION,
+}
+OwnLoss = Callable[[Any, Any], Any]  # of outputs and targets, tensors by sample, to the loss of each sample
 ZERO_SHOT = "zero_shot"  # the baseline that learns nothing: what the pretrained network says
 
 
@@ -67,8 +72,8 @@ class Objective(Protocol):
         """Names of what costs no training: `ZERO_SHOT` first, then those that are fitted."""
 
     @property
-    def is_separable(self) -> bool:
-        """Whether each target value has an error of its own, in its own unit."""
+    def scales(self) -> tuple[float, ...]:
+        """Of each target value, in whose units its errors count for the score; empty where they count as they are."""
 
     def encode_targets(
         self, array: Shaped[np.ndarray, "..."], source: str, classes: tuple[str, ...] = ()
@@ -84,8 +89,24 @@ class Objective(Protocol):
     ) -> tuple[Targets, tuple[str, ...]]:
         """Give targets further columns, where a network with as many outputs knows classes that they lack."""
 
-    def weigh_classes(self, targets: Targets) -> "Objective":
-        """Return it with a loss in which every class weighs the same; ConfigError where there are none."""
+    def settle(
+        self,
+        targets: Targets,
+        loss: str | OwnLoss | None = None,
+        balanced: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> "Objective":
+        """Return it with what it must know of the samples, and with the loss that training minimises.
+
+        Args:
+            targets: Of all samples that are learned from.
+            loss: One of `LOSSES`, or a function of the user's own; without it, the metric's own.
+            balanced: Whether every class weighs the same in the loss.
+            label_smoothing: Share of the targets that is spread evenly over the classes in the loss.
+
+        Raises:
+            ConfigError: The objective has no such loss, or no classes.
+        """
 
     def find_fault(self, outputs: Float[np.ndarray, "sample *output"]) -> str:
         """Say what is wrong with the outputs of the pretrained network; nothing where they are as they should be."""
@@ -111,6 +132,12 @@ class Objective(Protocol):
 
     def score(self, predicted: Responses, targets: Targets) -> Float[np.ndarray, " sample"]:
         """Score each sample in double precision; lower is better for every objective."""
+
+    def measure_errors(self, predicted: Responses, targets: Targets) -> Float[np.ndarray, "sample *target"] | None:
+        """Compute the error of each target value, NaN where it is missing; None where values have none of their own."""
+
+    def measure_beside(self, predicted: Responses, targets: Targets) -> Mapping[str, float]:
+        """Measure what people ask for beside the score, which chooses nothing; what is undefined is left out."""
 
     def predict_baselines(
         self,
@@ -196,10 +223,12 @@ class Answers(Protocol):
         residuals: Float[Tensor, "training *residual"],
         fold_of: Int[Tensor, "repeat training"],
         alpha: float,
+        n_labels: Int[np.ndarray, "*residual"],
     ) -> tuple[Tensor, ...]:
         """Compute `exported` with operations that can be exported; the weights of a fold model sum to 1.
 
-        What is `leveled` is left out where the training samples are too few for it.
+        `n_labels` is of how many training samples each residual is known. What is `leveled` is left out where the
+        training samples are too few for it.
         """
 
 
@@ -220,6 +249,10 @@ class Presentation(Protocol):
     def columns(self) -> tuple[Column, ...]:
         """Measures of each method that are worth a column."""
 
+    @property
+    def beside(self) -> tuple[Column, ...]:
+        """What `Objective.measure_beside` finds, with its direction in the header."""
+
     def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
         """Say in lines below the table what an evaluation, key by key, found; `lack` is why there are no intervals."""
 
@@ -235,9 +268,9 @@ class Presentation(Protocol):
         """Draw where the errors of each of two are, named by who made them; the text is a caption."""
 
 
-def find_objective(metric: str) -> Objective:
-    """Import the objective whose score has this name, a key of `METRICS`."""
-    objective: Objective = import_module(METRICS[metric]).build_objective(metric)
+def find_objective(metric: str, scales: Sequence[float] = ()) -> Objective:
+    """Import the objective whose score has this name, a key of `METRICS`; `scales` are those that it was settled by."""
+    objective: Objective = import_module(METRICS[metric]).build_objective(metric, tuple(scales))
     return objective
 
 

@@ -1,8 +1,8 @@
 """Classification: one class a sample, or several yes-or-no labels, by cross-entropy.
 
 Targets are shares: of one class a sample, 1 in its column and 0 in the others; of several labels, 0 or 1 in each
-column. Outputs are logits, one a column, or a single one for two classes. Responses are probabilities, which may be
-averaged over members.
+column, or NaN where it is not known. Outputs are logits, one a column, or a single one for two classes. Responses are
+probabilities, which may be averaged over members.
 """
 
 import math
@@ -13,10 +13,10 @@ from jaxtyping import Float, Shaped
 
 from ray_ft.domains import Tensor
 from ray_ft.errors import ConfigError
-from ray_ft.objectives import ZERO_SHOT, ByColumn, Columns, Objective
-from ray_ft.objectives.classification_answers import ClassAnswers, LabelAnswers
+from ray_ft.objectives import CLASSIFICATION, LOSSES, ZERO_SHOT, ByColumn, Columns, Objective, OwnLoss, Targets
+from ray_ft.objectives.classification_answers import ClassAnswers, LabelAnswers, measure_chances, measure_labels
 from ray_ft.objectives.classification_labels import encode_classes, encode_labels, widen_classes
-from ray_ft.objectives.classification_losses import Chances, Shares, score_chances, shape_logits
+from ray_ft.objectives.classification_losses import Chances, Shares, average_labels, score_chances, shape_logits
 from ray_ft.objectives.classification_presentation import ClassificationPresentation
 
 Training = Float[np.ndarray, "training class"]
@@ -27,18 +27,23 @@ N_ROUNDS = 200  # of stacking
 @dataclass(frozen=True)
 class Classification:
     """By `log_loss`, the mean of -log p of the true class, in nats; or by `error_rate`, the share that is not the class
-    of the highest probability. Both are trained by cross-entropy. `multilabel_log_loss` is the mean over labels.
+    of the highest probability. Both are trained by cross-entropy. `multilabel_log_loss` is the mean over the labels
+    that are known of a sample.
 
     Attributes:
         class_weights: Of the classes in training, of mean 1 over the samples; empty where they are all 1.
+        label_smoothing: Share of the targets that is spread evenly over the classes in training.
+        own_loss: What training minimises in place of cross-entropy.
     """
 
     metric: str
     answers: ClassAnswers | LabelAnswers
     presentation: ClassificationPresentation
     class_weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+    own_loss: OwnLoss | None = None
     baselines: tuple[str, ...] = (ZERO_SHOT, "class_shares", "recalibrated")
-    is_separable: bool = False
+    scales: tuple[float, ...] = ()
 
     @property
     def is_multilabel(self) -> bool:
@@ -54,14 +59,32 @@ class Classification:
     ) -> tuple[Float[np.ndarray, "sample output"], tuple[str, ...]]:
         return (targets, classes) if self.is_multilabel else widen_classes(targets, classes, n_outputs)
 
-    def weigh_classes(self, targets: Chances) -> Objective:
+    def settle(
+        self,
+        targets: Targets,
+        loss: str | OwnLoss | None = None,
+        balanced: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> Objective:
+        if isinstance(loss, str) and LOSSES[loss] != CLASSIFICATION:
+            raise ConfigError(f"training.loss: {loss} is of numbers, got cv.metric: {self.metric}; leave it out")
+        own = loss if callable(loss) else None
+        if own and (balanced or label_smoothing):
+            raise ConfigError(
+                "class weights and smooth labels are those of cross-entropy, got a training.loss of your own; leave "
+                "training.class_weights and training.label_smoothing out"
+            )
+        weights = self.weigh_classes(targets) if balanced else ()
+        return replace(self, class_weights=weights, label_smoothing=label_smoothing, own_loss=own)
+
+    def weigh_classes(self, targets: Chances) -> tuple[float, ...]:
         if self.is_multilabel:
             raise ConfigError(
                 "class weights need one class a sample, got cv.metric: multilabel_log_loss; leave them out"
             )
         counts = targets.sum(0, dtype=np.float64)
         weights = np.divide(len(targets), counts * (counts > 0).sum(), out=np.zeros_like(counts), where=counts > 0)
-        return replace(self, class_weights=tuple(float(weight) for weight in weights))
+        return tuple(float(weight) for weight in weights)
 
     def find_output_shape(self, found: tuple[int, ...], target_shape: tuple[int, ...]) -> tuple[int, ...]:
         """One output may be enough for two classes."""
@@ -90,13 +113,17 @@ class Classification:
 
     def losses(self, outputs: Float[Tensor, "sample output"], targets: Shares) -> Float[Tensor, " sample"]:
         import torch
-        from torch.nn import functional
 
+        if self.own_loss:
+            return self.own_loss(outputs, targets)  # type: ignore[no-any-return]  # it was tried
+        n_ways = 2 if self.is_multilabel else targets.shape[-1]
+        wanted = (
+            targets * (1 - self.label_smoothing) + self.label_smoothing / n_ways if self.label_smoothing else targets
+        )
         if self.is_multilabel:
-            return functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(-1)
-        wanted = targets
+            return average_labels(outputs, wanted)
         if self.class_weights:
-            wanted = targets * torch.tensor(self.class_weights, dtype=targets.dtype, device=targets.device)
+            wanted = wanted * torch.tensor(self.class_weights, dtype=targets.dtype, device=targets.device)
         return -(wanted * shape_logits(outputs, targets.shape[-1]).log_softmax(-1)).sum(-1)
 
     def respond(self, outputs: Float[Tensor, "*axes"]) -> Float[Tensor, "*same"]:
@@ -110,17 +137,28 @@ class Classification:
     def score(self, predicted: Chances, targets: Chances) -> Float[np.ndarray, " sample"]:
         return score_chances(self.metric, predicted, targets)
 
+    def measure_errors(self, predicted: Chances, targets: Chances) -> None:
+        """Return None: no class has an error of its own."""
+
+    def measure_beside(self, predicted: Chances, targets: Chances) -> dict[str, float]:
+        """Measure what `measure_chances` or `measure_labels` does, but for the score."""
+        found = (measure_labels if self.is_multilabel else measure_chances)(predicted, targets)
+        return {name: value for name, value in found.items() if name != self.metric.removeprefix("multilabel_")}
+
     def predict_baselines(
         self, zero_shot: Training, targets: Training, new: Float[np.ndarray, "new class"]
     ) -> dict[str, Float[np.ndarray, "new class"]]:
         """Predict by the network as it is, the shares of the classes in the training part, and `recalibrate`."""
         n_values = 2 if self.is_multilabel else targets.shape[1]
-        shares = (targets.sum(0) + 1) / (len(targets) + n_values)  # by Laplace: none is 0
+        known = ~np.isnan(targets)
+        shares = (np.sum(targets, 0, where=known) + 1) / (known.sum(0) + n_values).astype(
+            targets.dtype
+        )  # by Laplace: none is 0
         prior = np.broadcast_to(shares, new.shape)
         if self.is_multilabel:
-            pairs = (np.stack([1 - own, own], -1) for own in (zero_shot, targets, new))
-            columns = zip(*(np.moveaxis(own, 1, 0) for own in pairs), strict=True)
-            again = np.stack([recalibrate(*column)[:, 1] for column in columns], 1)
+            said, truth, asked = (np.stack([1 - own, own], -1) for own in (zero_shot, targets, new))
+            parts = ((said[own, i], truth[own, i], asked[:, i]) for i, own in enumerate(known.T))
+            again = np.stack([recalibrate(*part)[:, 1] for part in parts], 1)
         else:
             again = recalibrate(zero_shot, targets, new)
         return dict(zip(self.baselines, (new, prior, again), strict=True))
@@ -137,11 +175,13 @@ class Classification:
     def pick_true(self, columns: Columns, targets: Chances) -> Float[np.ndarray, "column value"]:
         """What each column says of what is true."""
         true = columns * targets + (1 - columns) * (1 - targets) if self.is_multilabel else (columns * targets).sum(-1)
-        return np.asarray(np.maximum(true.reshape(len(columns), -1).astype(np.float64), np.finfo(np.float32).eps))
+        flat = true.reshape(len(columns), -1)
+        known = flat[:, ~np.isnan(flat).any(0)]
+        return np.asarray(np.maximum(known.astype(np.float64), np.finfo(np.float32).eps))
 
 
-def build_objective(metric: str) -> Objective:
-    """Build the objective of a metric: `log_loss`, `error_rate` or `multilabel_log_loss`."""
+def build_objective(metric: str, scales: tuple[float, ...] = ()) -> Objective:
+    """Build the objective of a metric: `log_loss`, `error_rate` or `multilabel_log_loss`; it needs no scales."""
     answers = LabelAnswers() if metric == "multilabel_log_loss" else ClassAnswers()
     return Classification(metric, answers, ClassificationPresentation(metric))
 

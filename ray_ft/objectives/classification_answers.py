@@ -134,6 +134,7 @@ class ClassAnswers:
         residuals: Float[Tensor, " training"],
         fold_of: Int[Tensor, "repeat training"],
         alpha: float,
+        n_labels: Int[np.ndarray, ""],
     ) -> tuple[Tensor, ...]:
         folds, mean, std = average_members(members, weights)
         if find_rank(alpha, len(residuals)) < 1:
@@ -234,16 +235,26 @@ class LabelAnswers:
         residuals: Float[Tensor, "training label"],
         fold_of: Int[Tensor, "repeat training"],
         alpha: float,
+        n_labels: Int[np.ndarray, " label"],
     ) -> tuple[Tensor, ...]:
         _, mean, std = average_members(members, weights)
         return mean, std, mean > 0.5
 
 
 def measure_labels(chances: Chances, targets: Chances) -> dict[str, float]:
-    """Measure log-loss, the share of labels that are right, and that of samples with every label right."""
+    """Measure log-loss, the shares of known labels that are right and of samples with all of them right, and AUROC.
+
+    The last is averaged over labels that are true of some samples and not of others.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    known = ~np.isnan(targets)
     right = (chances > 0.5) == (targets > 0.5)
+    pairs = [(own[there] > 0.5, said[there]) for own, said, there in zip(targets.T, chances.T, known.T, strict=True)]
+    areas = [roc_auc_score(true, said) for true, said in pairs if len(np.unique(true)) > 1]
     return {
         "log_loss": float(score_chances("multilabel_log_loss", chances, targets).mean()),
-        "accuracy": float(right.mean()),
-        "whole_accuracy": float(right.all(-1).mean()),
+        "accuracy": float(right[known].mean()),
+        "whole_accuracy": float((right | ~known).all(-1).mean()),
+        "auroc": float(np.mean(areas)) if areas else 0.5,
     }

@@ -18,6 +18,8 @@ def encode_classes(array: Shaped[np.ndarray, "..."], source: str, classes: tuple
         classes: Names of the columns, in the order of the network's outputs; where left out, the labels that there are,
             sorted.
 
+    A sample whose class is NaN has none; neither have its columns.
+
     Raises:
         DataError: They are no classes, or are not among those that are named.
     """
@@ -29,7 +31,10 @@ def encode_classes(array: Shaped[np.ndarray, "..."], source: str, classes: tuple
         raise DataError(
             f"classes must be one label a sample, or a share for each class, got shape {array.shape} in {source}"
         )
-    labels = name_labels(array, source)
+    there = ~np.isnan(array) if array.dtype.kind == "f" else np.ones(len(array), bool)
+    if not there.any():
+        raise DataError(f"some sample must have a class, got NaN alone in {source}")
+    labels = name_labels(array[there], source)
     known = classes or tuple(sort_labels(np.unique(labels)))
     if unknown := sorted(set(labels) - set(known)):
         raise DataError(f"labels must be among {first_few(known)}, got {first_few(unknown)} in {source}")
@@ -39,7 +44,9 @@ def encode_classes(array: Shaped[np.ndarray, "..."], source: str, classes: tuple
             "classes set cv.metric to mse"
         )
     columns = {name: i for i, name in enumerate(known)}
-    return np.eye(len(known), dtype=np.float32)[[columns[label] for label in labels]], known
+    encoded = np.full((len(array), len(known)), np.nan, np.float32)
+    encoded[there] = np.eye(len(known), dtype=np.float32)[[columns[label] for label in labels]]
+    return encoded, known
 
 
 def name_labels(array: Shaped[np.ndarray, " sample"], source: str) -> list[str]:
@@ -72,7 +79,8 @@ def is_whole(name: str) -> bool:
 def check_shares(array: Shaped[np.ndarray, "sample class"], source: str, classes: tuple[str, ...]) -> Encoded:
     """Take shares of the classes, one-hot or not."""
     shares = array.astype(np.float32)
-    if not ((shares >= 0).all() and np.allclose(shares.sum(1), 1, atol=1e-3)):
+    given = shares[~np.isnan(shares).all(1)]
+    if not ((given >= 0).all() and np.allclose(given.sum(1), 1, atol=1e-3)):
         raise DataError(
             f"shares of classes must be between 0 and 1 and sum to 1 for each sample, got others in {source}; for "
             "several labels a sample set cv.metric to multilabel_log_loss"
@@ -81,12 +89,12 @@ def check_shares(array: Shaped[np.ndarray, "sample class"], source: str, classes
 
 
 def encode_labels(array: Shaped[np.ndarray, "..."], source: str, classes: tuple[str, ...] = ()) -> Encoded:
-    """Take several labels a sample, 0 or 1 in each column.
+    """Take several labels a sample, 0 or 1 in each column, or NaN where it is not known.
 
     Raises:
         DataError: They are something else.
     """
-    if array.ndim != 2 or array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+    if array.ndim != 2 or array.dtype.kind not in "biuf" or not (np.isin(array, (0, 1)) | np.isnan(array)).all():
         raise DataError(
             f"several labels a sample must be 0 or 1, a column a label, got shape {array.shape} of {array.dtype} with "
             f"others in {source}"

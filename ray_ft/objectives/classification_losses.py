@@ -19,11 +19,21 @@ def shape_logits(outputs: Float[Tensor, "*axes output"], n_classes: int) -> Floa
     return outputs
 
 
+def average_labels(outputs: Shares, targets: Shares) -> Float[Tensor, " sample"]:
+    """Average binary cross-entropy over the labels of a sample that are known; the others are NaN."""
+    from torch.nn import functional
+
+    unknown = targets.isnan()
+    losses = functional.binary_cross_entropy_with_logits(outputs, targets.masked_fill(unknown, 0.0), reduction="none")
+    return losses.masked_fill(unknown, 0.0).sum(-1) / (~unknown).sum(-1)
+
+
 def score_chances(metric: str, predicted: Chances, targets: Chances) -> Float[np.ndarray, " sample"]:
     """Score each sample in double precision.
 
     `log_loss` is -log p of the true class; `error_rate` is 1 where another class has the highest p, shared by classes
-    that are equal; `multilabel_log_loss` is the mean of -log p over the labels, each true or false.
+    that are equal; `multilabel_log_loss` is the mean of -log p over the labels, each true or false, that
+    are known.
     """
     chances, truth = np.asarray(predicted, np.float64), np.asarray(targets, np.float64)
     if metric == "error_rate":
@@ -32,4 +42,5 @@ def score_chances(metric: str, predicted: Chances, targets: Chances) -> Float[np
     logs = np.log(np.clip(chances, LOWEST, 1))
     if metric == "log_loss":
         return np.asarray(-(truth * logs).sum(-1))
-    return np.asarray(-(truth * logs + (1 - truth) * np.log(np.clip(1 - chances, LOWEST, 1))).mean(-1))
+    losses = -(truth * logs + (1 - truth) * np.log(np.clip(1 - chances, LOWEST, 1)))
+    return np.asarray(np.mean(losses, -1, where=~np.isnan(truth)))

@@ -25,6 +25,18 @@ LABELS = (
     Column("log_loss", "log-loss"),
     Column("accuracy", "labels right", ".1%"),
     Column("whole_accuracy", "samples right", ".1%"),
+    Column("auroc", "AUROC", ".3f"),
+)
+CLASSES_BESIDE = (
+    Column("log_loss", "log-loss, lower is better", ".3f"),
+    Column("accuracy", "accuracy, higher is better", ".1%"),
+    Column("balanced_accuracy", "balanced accuracy, higher", ".1%"),
+    Column("auroc", "AUROC, higher", ".3f"),
+)
+LABELS_BESIDE = (
+    Column("accuracy", "labels right, higher is better", ".1%"),
+    Column("whole_accuracy", "samples right, higher", ".1%"),
+    Column("auroc", "AUROC, higher", ".3f"),
 )
 
 
@@ -41,6 +53,10 @@ class ClassificationPresentation:
     @property
     def columns(self) -> tuple[Column, ...]:
         return LABELS if self.is_multilabel else CLASSES
+
+    @property
+    def beside(self) -> tuple[Column, ...]:
+        return LABELS_BESIDE if self.is_multilabel else CLASSES_BESIDE
 
     def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
         spread = f"members differ by {found['spread']:.3f} in their probabilities (standard deviation)"
@@ -71,8 +87,9 @@ class ClassificationPresentation:
 
         figure, (axes,) = draw_grid(1, 1.8)
         places = np.arange(len(mean))
-        true = truth > 0.5
-        axes.bar(places, mean, color=[INK if own else COLORS[0] for own in true], width=0.7)
+        shown = mean.copy()
+        shown[np.isnan(truth)] = np.nan  # of a label that is not known
+        axes.bar(places, shown, color=[INK if own else COLORS[0] for own in truth > 0.5], width=0.7)
         axes.errorbar(places, mean, std, fmt="none", ecolor=COLORS[4], elinewidth=1)
         axes.set_ylim(0, 1)
         axes.set_ylabel("probability")
@@ -134,7 +151,9 @@ def name_classes(axes: Any, axes_of: TargetAxes, places: Int[np.ndarray, " class
 
 def bin_chances(chances: Chances, targets: Chances) -> tuple[Float[np.ndarray, " bin"], Float[np.ndarray, " bin"]]:
     """Mean of the probabilities, and the share that is true, in bins of one width that are not empty."""
-    bins = np.minimum((chances.ravel() * N_BINS).astype(int), N_BINS - 1)
-    kept = [(own.mean() for own in (chances.ravel()[bins == i], targets.ravel()[bins == i])) for i in np.unique(bins)]
+    known = ~np.isnan(targets)
+    chances, targets = chances[known], targets[known]
+    bins = np.minimum((chances * N_BINS).astype(int), N_BINS - 1)
+    kept = [(own.mean() for own in (chances[bins == i], targets[bins == i])) for i in np.unique(bins)]
     said, true = np.array([tuple(pair) for pair in kept]).T
     return said, true

@@ -1,5 +1,6 @@
 """What an ensemble answers a regression with: the mean, the spread of its members, and CV+ intervals around it."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from ray_ft.domains import Tensor
 from ray_ft.objectives import FoldOf, Folds, Measures, Members, Residuals, Shares
 from ray_ft.objectives.averaging import average_members, measure_std, pick_blind
-from ray_ft.objectives.regression_losses import Values, score_predictions
+from ray_ft.objectives.regression_losses import Values, measure_fit, score_predictions
 from ray_ft.statistics import intervals
 
 
@@ -21,7 +22,8 @@ class Prediction:
     Attributes:
         mean: Weighted mean of the members.
         std: Their standard deviation: their disagreement alone. It leaves out the noise of the data and is no interval.
-        lower: Of the interval of each target value by itself (CV+); None where the training samples are too few.
+        lower: Of the interval of each target value by itself (CV+); None where the training samples are too few, and
+            NaN where those that have this value are.
         upper: The same.
         band_lower: Of the band that holds all values of a target together.
         band_upper: The same.
@@ -43,8 +45,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class RegressionAnswers:
-    """Numbers and intervals; what is kept of a training sample is the truth less its blind prediction."""
+    """Numbers and intervals; what is kept of a training sample is the truth less its blind prediction.
 
+    That is NaN where the truth is missing.
+    """
+
+    metric: str = "mse"
+    scales: tuple[float, ...] = ()
     prediction: type[Prediction] = Prediction
     exported: tuple[str, ...] = ("mean", "std", "lower", "upper")
     leveled: tuple[str, ...] = ("lower", "upper", "band_lower", "band_upper")
@@ -89,11 +96,29 @@ class RegressionAnswers:
         level: float,
     ) -> Measures:
         """Measure what `measure_one` does, and the share of target values within two standard deviations."""
-        within = np.abs(targets - folds[method].mean((0, 1))) <= 2 * spread
+        there = ~np.isnan(targets)
+        within = (np.abs(targets - folds[method].mean((0, 1))) <= 2 * spread)[there]
         points = intervals.trace_calibration(folds[method], residuals[method], fold_of, targets)
-        methods = {name: measure_one(own, residuals[name], fold_of, targets, level) for name, own in folds.items()}
+        methods = {name: self.measure_one(own, residuals[name], fold_of, targets, level) for name, own in folds.items()}
         calibration = {p.level: {"coverage": p.values, "band_coverage": p.samples} for p in points}
         return Measures(methods, {"spread_coverage": float(within.mean())}, calibration)
+
+    def measure_one(
+        self, folds: Folds, residuals: Residuals, fold_of: FoldOf, targets: Values, level: float
+    ) -> dict[str, float]:
+        """Errors of the mean; where there are intervals, shares of values and of samples inside of them, and widths."""
+        mean = folds.mean((0, 1))
+        score = float(score_predictions(self.metric, mean, targets, self.scales).mean())
+        errors = {self.metric: score, "mse": float(score_predictions("mse", mean, targets).mean())}
+        errors |= measure_fit(mean, targets)
+        ranks = intervals.find_ranks(1 - level, intervals.count_labels(residuals))
+        if not ((ranks >= 1) & ~np.isnan(targets)).any():
+            return errors
+        around = (folds, residuals, fold_of, 1 - level)
+        single = intervals.measure_coverage(*intervals.build_pointwise(*around), targets)
+        whole = intervals.measure_coverage(*intervals.build_simultaneous(*around), targets)
+        coverage = {"coverage": single.values, "width": single.width}
+        return {**errors, **coverage, "band_coverage": whole.samples, "band_width": whole.width}
 
     def export(
         self,
@@ -102,24 +127,28 @@ class RegressionAnswers:
         residuals: Float[Tensor, "training *target"],
         fold_of: Int[Tensor, "repeat training"],
         alpha: float,
+        n_labels: Int[np.ndarray, "*target"],
     ) -> tuple[Tensor, ...]:
+        import torch
+
         folds, mean, std = average_members(members, weights)
-        rank = intervals.find_rank(alpha, len(residuals))
-        if rank < 1:
+        ranks = intervals.find_ranks(alpha, n_labels)
+        if ranks.max() < 1:
             return mean, std
         blind, margins = pick_blind(folds, fold_of), residuals.abs().unsqueeze(1)
-        lower = (blind - margins).sort(0).values[rank - 1]
-        upper = (blind + margins).sort(0).values[-rank]
+        below, above = blind - margins, blind + margins
+        if (n_labels == len(residuals)).all():
+            rank = int(ranks.max())
+            return mean, std, below.sort(0).values[rank - 1], above.sort(0).values[-rank]
+        missing = margins.isnan()
+        ends = (edges.masked_fill(missing, math.inf).sort(0).values for edges in (below, above))
+        places = (
+            torch.tensor(np.maximum(own, 0)) for own in (ranks - 1, np.minimum(n_labels - ranks, len(residuals) - 1))
+        )
+        lower, upper = (
+            own.gather(0, place.to(own.device).expand(1, *own.shape[1:]))[0].masked_fill(
+                torch.tensor(ranks < 1, device=own.device), math.nan
+            )
+            for own, place in zip(ends, places, strict=True)
+        )
         return mean, std, lower, upper
-
-
-def measure_one(folds: Folds, residuals: Residuals, fold_of: FoldOf, targets: Values, level: float) -> dict[str, float]:
-    """Errors of the mean; where there are intervals, shares of values and of samples inside of them, and widths."""
-    errors = {name: float(score_predictions(name, folds.mean((0, 1)), targets).mean()) for name in ("mse", "mae")}
-    if intervals.describe_lack(1 - level, len(residuals)):
-        return errors
-    around = (folds, residuals, fold_of, 1 - level)
-    single = intervals.measure_coverage(*intervals.build_pointwise(*around), targets)
-    whole = intervals.measure_coverage(*intervals.build_simultaneous(*around), targets)
-    coverage = {"coverage": single.values, "width": single.width}
-    return {**errors, **coverage, "band_coverage": whole.samples, "band_width": whole.width}

@@ -10,10 +10,15 @@ from jaxtyping import Float
 
 from ray_ft.domains import TargetAxes
 from ray_ft.errors import write_share
-from ray_ft.objectives import Column, Figure, OneResponse, OneTarget
-from ray_ft.objectives.regression_losses import Values, score_predictions
+from ray_ft.objectives import STANDARDISED, Column, Figure, OneResponse, OneTarget
+from ray_ft.objectives.regression_losses import Values, score_values
 
 MANY_CHANNELS = 8  # above which bars bear no names
+BESIDE = (
+    Column("rmse", "rmse, lower is better", ".4g"),
+    Column("mae", "mae, lower", ".4g"),
+    Column("r2", "R², higher", ".3f"),
+)
 COLUMNS = (
     Column("mse", "mse"),
     Column("mae", "mae", ".4g"),
@@ -29,7 +34,12 @@ class RegressionPresentation:
     """Curves, errors by the metric, and coverage."""
 
     metric: str
-    columns: tuple[Column, ...] = COLUMNS
+    scales: tuple[float, ...] = ()
+    beside: tuple[Column, ...] = BESIDE
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return COLUMNS if self.metric in ("mse", "mae") else (Column(self.metric, self.metric, ".4g"), *COLUMNS)
 
     def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
         around = f"intervals of {100 * found['nominal']:.6g} % (CV+) around {found['n_samples']} samples"
@@ -60,7 +70,7 @@ class RegressionPresentation:
         rows = [axes_of.flatten(values[None])[0] for values in (truth, mean, std)]
         names = axes_of.channels[:4]
         figure, panels = draw_grid(len(names), 1.55)
-        marker = "o" if len(axes_of.x) < 8 else ""
+        marker = "o" if len(axes_of.x) < 8 or np.isnan(truth).any() else ""  # a value between missing ones has no line
         for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
             true, predicted, spread = (row[i] for row in rows)
             axes.plot(axes_of.x, true, color=INK, linewidth=1, marker=marker, markersize=4)
@@ -82,11 +92,13 @@ class RegressionPresentation:
         colors = dict(zip(errors, (COLORS[0], MUTED), strict=True))
         n_panels = 2 if len(axes_of.channels) > 1 else 1
         figure, panels = draw_grid(n_panels, 2.2)
-        quantity = "rms error" if self.metric == "mse" else "mean absolute error"
-        root = math.sqrt if self.metric == "mse" else float
+        kind = self.metric.removeprefix(STANDARDISED)
+        quantity = {"mse": "rms error", "mae": "mean absolute error"}.get(kind, self.metric)
+        quantity += " in standard deviations" * (kind != self.metric)
+        root = math.sqrt if kind == "mse" else float
         marker = "o" if len(axes_of.x) < 8 else ""
         for name, values in errors.items():
-            by_value = [root(value) for value in values.mean(0)]
+            by_value = [root(value) for value in average_known(values, 0)]
             panels[0].plot(axes_of.x, by_value, color=colors[name], marker=marker, label=name)
         panels[0].set_xlabel(axes_of.label)
         panels[0].set_ylabel(quantity)
@@ -94,7 +106,8 @@ class RegressionPresentation:
         if n_panels == 2:
             places = np.arange(len(axes_of.channels))
             for shift, (name, values) in zip((-0.2, 0.2), errors.items(), strict=True):
-                panels[1].barh(places + shift, [root(value) for value in values.mean(1)], 0.38, color=colors[name])
+                by_channel = [root(value) for value in average_known(values, 1)]
+                panels[1].barh(places + shift, by_channel, 0.38, color=colors[name])
             panels[1].invert_yaxis()
             panels[1].set_xlabel(quantity)
             if len(places) <= MANY_CHANNELS:
@@ -103,7 +116,12 @@ class RegressionPresentation:
         return "Over all samples, along the targets' last axis and by channel.", figure
 
     def average_errors(self, axes_of: TargetAxes, own: Values, targets: Values) -> Float[np.ndarray, "channel value"]:
-        """Mean loss of each target value over the samples."""
-        by_value = (axes_of.flatten(values).reshape(len(values), -1).T for values in (own, targets))
-        errors: np.ndarray = score_predictions(self.metric, *by_value)
+        """Mean loss of each target value over the samples that have it."""
+        errors = average_known(score_values(self.metric, own, targets, self.scales), 0)
         return errors.reshape(len(axes_of.channels), len(axes_of.x))
+
+
+def average_known(values: Float[np.ndarray, "*axes"], axis: int) -> Float[np.ndarray, "*others"]:
+    """Average along an axis what is there; NaN where nothing is."""
+    there = ~np.isnan(values)
+    return np.asarray(np.mean(values, axis, where=there | ~there.any(axis, keepdims=True)))

@@ -124,6 +124,7 @@ def cross_validate(
     groups: Any = ...,
     stratify: Any = ...,
     objective: str | None = ...,
+    loss: str | Callable[..., Any] | None = ...,
     out: str | Path | None = ...,
     options: Mapping[str, Any] | None = ...,
     inline: bool = ...,
@@ -146,6 +147,7 @@ def cross_validate_module(
     groups: Any = None,
     stratify: Any = None,
     objective: str | None = None,
+    loss: Any = None,
     out: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     inline: bool = False,
@@ -168,6 +170,8 @@ def cross_validate_module(
         stratify: A class or number for each sample, which the folds share evenly.
         objective: `regression`, `classification`, `multilabel`, or a metric of `cv.metric`. Without it, numbers with a
             fraction are regressed, and text and booleans are classes; whole numbers may be either, so it is needed.
+        loss: What training minimises, apart from the score: a name of `training.loss`, or a function of outputs and
+            targets to the loss of each sample. Without it, the objective's own.
         out: The run folder, which lets an interrupted call go on. Without it, a temporary one goes with the result.
         options: Values by key of a config file (`{"search.minutes": 10, "compute.address": "auto"}`).
         inline: Train in this process, without Ray.
@@ -177,8 +181,9 @@ def cross_validate_module(
         UserError: What was given breaks a rule, or the folder holds another run.
         RunError: No strategy has a completed candidate, or a file could not be written.
     """
-    given = Given(as_factory(model), read_data(data, groups, stratify))
+    given = Given(as_factory(model), read_data(data, groups, stratify), loss if callable(loss) else None)
     values = {"cv.folds": folds, "cv.seeds": seeds, "cv.metric": find_metric(objective, given.arrays.targets)}
+    values["training.loss"] = None if callable(loss) else loss
     config = write_config(values, given, strategies, options or {})
     if out is not None and is_uri(out):
         raise ConfigError(f"out must be a folder, got {show_value(str(out))}; name one that all nodes share")

@@ -17,7 +17,7 @@ from ray_ft.files.writing import write_text
 from ray_ft.objectives import find_objective
 from ray_ft.report.page import save_figure
 from ray_ft.report.terminal import join_lines, start_table
-from ray_ft.report.words import Unit, choose_unit, say_pair
+from ray_ft.report.words import choose_unit, say_pair, write_measure
 from ray_ft.results.summary import EnsembleSummary
 
 LABELS = {"single": "best member alone"}
@@ -58,24 +58,21 @@ def render_evaluation(found: Evaluation) -> Group:
     unit = choose_unit(own[c.measure] for own in found.methods.values() for c in columns if not c.form)
     table = start_table("method", *(c.header if c.form else f"{c.header}{unit.suffix}" for c in columns))
     for method, own in found.methods.items():
-        cells = (write_measure(own[c.measure], c.form, unit) for c in columns)
+        measures = ((own[c.measure], c.form) for c in columns)
+        cells = (write_measure(value, form) if form else unit.write(value) for value, form in measures)
         style = "green" if method == found.method else None
         table.add_row(LABELS.get(method, method), *cells, style=style)
     warning = "note: these are the training samples: nothing here says how good the ensemble is"
+    gaps = f"note: {found.n_missing} target values of these samples are missing, and not measured"
     return join_lines(
         table,
         "",
         *([warning] if found.n_known else []),
+        *([gaps] if found.n_missing else []),
         *presentation.describe_evaluation(found.model_dump()),
         f"{write_share(found.flagged)} of the samples are flagged as unlike the training samples, where 5 % of samples "
         "like them would be",
     )
-
-
-def write_measure(value: float, form: str, unit: Unit) -> str:
-    if form.endswith("%"):
-        return write_share(value, int(form.strip(".%")))
-    return format(value, form) if form else unit.write(value)
 
 
 def draw_suggestion(found: Suggestion) -> Figure:

@@ -150,7 +150,7 @@ def draw_plates(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
 
 def draw_samples(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
     blind, metric, data = findings.blind, findings.summary.metric, findings.config.data
-    objective, targets = find_objective(metric), blind["targets"]
+    objective, targets = find_objective(metric).settle(blind["targets"]), blind["targets"]
     axes = find_domain(findings.config.layout).name_axes(targets.shape[1:], data.wavelengths_nm)
     if classes := findings.summary.classes:
         axes = TargetAxes(("probability",), np.arange(float(len(classes))), "class", classes)
@@ -202,7 +202,7 @@ def fill_page(findings: Findings, plates: Sequence[tuple[str, ...]]) -> str:
         summary=summary, unit=unit, words=words, plates=plates, strategies=strategies, plan=findings.plan,
         columns=list_columns(findings.plan), describe_candidate=describe_candidate,
         baselines=sorted(summary.baselines.items(), key=lambda item: item[1].score_mean),
-        changes=words.say_changes(summary, unit),
+        changes=words.say_changes(summary, unit), beside=words.list_beside(summary),
         command=shlex.join(map(str, environment["command"])), environment=environment, provenance=findings.provenance,
         config_text=findings.run.config.read_text(encoding="utf-8"),
     )  # fmt: skip

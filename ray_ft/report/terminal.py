@@ -43,7 +43,8 @@ def render_findings(summary: Summary, run: RunFolder) -> Group:
     unit = words.unit_of(summary)
     title = f"{summary.name}: {describe_shape(summary)}; {summary.metric}{unit.suffix}, lower is better"
     table, lines = build_table(summary, unit), describe_outcome(summary, run, unit)
-    return join_lines(Text(title, style="bold"), table, "", build_search_table(summary, unit), "", *lines)
+    beside = build_beside_table(summary)
+    return join_lines(Text(title, style="bold"), table, "", *beside, build_search_table(summary, unit), "", *lines)
 
 
 def build_table(summary: Summary, unit: Unit) -> Table:
@@ -64,6 +65,15 @@ def build_table(summary: Summary, unit: Unit) -> Table:
         score = unit.spread(baseline.score_mean, baseline.score_std)
         table.add_row(Text(label(name)), "0", "", "", score, "", "", "", style="dim")
     return table
+
+
+def build_beside_table(summary: Summary) -> tuple[Table | str, ...]:
+    """What is measured beside the score, and a line to part it from what follows; nothing of an older run."""
+    headers, rows = words.list_beside(summary)
+    table = start_table("beside the score", *headers)
+    for name, cells in rows.items():
+        table.add_row(Text(name), *cells, style="green" if name == summary.winner else None)
+    return (table, "") if rows else ()
 
 
 def build_search_table(summary: Summary, unit: Unit) -> Table:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ray_ft.errors import write_share
-from ray_ft.objectives import list_baselines
+from ray_ft.objectives import find_objective, list_baselines
 from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.summary import StrategySummary, Summary
 from ray_ft.statistics.comparison import Comparison
@@ -221,6 +221,24 @@ def say_failures(summary: Summary) -> Iterator[str]:
     for name, row in summary.strategies.items():
         if n := row.candidates["failed"]:
             yield f"{n} of {row.n_candidates} candidates of {name} failed: it may be better than it looks"
+
+
+def list_beside(summary: Summary) -> tuple[list[str], dict[str, list[str]]]:
+    """What is measured beside the score: headers, and the cells of each row by its name, strategies first."""
+    columns = find_objective(summary.metric).presentation.beside
+    rows = sorted(summary.strategies.items(), key=lambda item: (item[1].score_mean is None, item[1].score_mean))
+    every = dict(rows) | dict(sorted(summary.baselines.items(), key=lambda item: item[1].score_mean))
+    known = {name: row.beside for name, row in every.items() if row.beside}
+    cells = {
+        label(name): [write_measure(own[c.measure], c.form) if c.measure in own else "" for c in columns]
+        for name, own in known.items()
+    }
+    return [column.header for column in columns], cells
+
+
+def write_measure(value: float, form: str) -> str:
+    """Write a measure as its column says; a share is never nothing, nor all, but where it is."""
+    return write_share(value, int(form.strip(".%"))) if form.endswith("%") else format(value, form)
 
 
 def describe_rates(row: StrategySummary) -> str:

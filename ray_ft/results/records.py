@@ -21,7 +21,7 @@ from ray_ft.errors import DivergedError, RunFolderError, first_few
 from ray_ft.files.arrays import read_arrays
 from ray_ft.files.hashes import hash_file
 from ray_ft.files.writing import read_record
-from ray_ft.objectives import Objective
+from ray_ft.objectives import Objective, Targets
 from ray_ft.runs.folder import RunFolder
 from ray_ft.search.plan import Assignment, CandidateSpec, name_candidate, name_finish
 from ray_ft.search.problem import Place
@@ -283,6 +283,44 @@ def load_later_losses(
         )
     found: np.ndarray = history.losses[-1, place[0]][:, splits.held_out(*place)]
     return found
+
+
+def gather_columns(
+    run: RunFolder, strategy: str, score: StrategyScore, splits: Splits
+) -> Float[np.ndarray, "seed repeat sample *response"]:
+    """Read what the members behind a score say of each sample that never saw it: a column a seed."""
+    places = list(np.ndindex(score.epoch.shape))
+    folders = {place: list_folders(run, strategy, score, place) for place in places}
+    predictions = {name: load_predictions(run, name) for names in folders.values() for name in names}
+    shape = next(iter(predictions.values())).shape[2:]
+    columns = np.empty((score.values.shape[-1], len(score.epoch), *shape))
+    for place, names in folders.items():
+        held_out, repeat = splits.held_out(*place), place[0]
+        columns[:, repeat, held_out] = np.concatenate([predictions[name][repeat][:, held_out] for name in names])
+    return columns
+
+
+def list_folders(run: RunFolder, strategy: str, score: StrategyScore, place: Place) -> list[str]:
+    """Name what trained the members of a fold, in the order of their seeds."""
+    searched, later = name_candidate(strategy, int(score.candidate[place])), name_later(strategy, score, place)
+    return [searched, later] if run.candidate(later).result.exists() else [searched]
+
+
+def measure_strategies(
+    run: RunFolder, scores: Scores, splits: Splits, objective: Objective, targets: Targets
+) -> dict[str, dict[str, float]]:
+    """Measure what is told beside the score, for each seed and repeat by what members say that never saw a sample."""
+    found = {}
+    for name, score in scores.items():
+        columns = () if score is None else gather_columns(run, name, score, splits)
+        found[name] = average_measures([objective.measure_beside(own, targets) for seed in columns for own in seed])
+    return found
+
+
+def average_measures(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average each measure over those that have it."""
+    names = dict.fromkeys(name for own in found for name in own)
+    return {name: float(np.mean([own[name] for own in found if name in own])) for name in names}
 
 
 def gather_losses(run: RunFolder, strategy: str, score: StrategyScore, splits: Splits) -> Losses:

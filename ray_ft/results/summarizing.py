@@ -37,10 +37,11 @@ def summarize_strategies(
     strategies: Mapping[str, Strategy],
     splits: Splits,
     rope: float,
+    beside: Mapping[str, dict[str, float]],
 ) -> dict[str, StrategySummary]:
     """Put together what is known of the strategies; `rope` is the relative difference that is none."""
     return {
-        name: summarize_strategy(run, plan, verdicts, score, strategies[name], splits, rope)
+        name: summarize_strategy(run, plan, verdicts, score, strategies[name], splits, rope, beside[name])
         for name, score in scores.items()
     }
 
@@ -53,6 +54,7 @@ def summarize_strategy(
     strategy: Strategy,
     splits: Splits,
     rope: float,
+    beside: dict[str, float],
 ) -> StrategySummary:
     """Put together what is known of one."""
     specs = [spec for spec in plan if spec.strategy == strategy.name]
@@ -79,6 +81,7 @@ def summarize_strategy(
         stops_early=score is not None and stops_early(score, strategy.name, own),
         n_candidates=len(specs),
         guide_score=score_recipe(run, specs, verdicts, strategy.name, splits),
+        beside=beside,
         **describe_search(load_attempts(run, plan, verdicts, strategy.name, splits), rope),
     )
 
@@ -108,9 +111,9 @@ def score_recipe(run: RunFolder, specs: Plan, verdicts: Verdicts, strategy: str,
     return score_choice(choose(curves), curves).mean if curves else None
 
 
-def summarize_baseline(values: Means, splits: Splits) -> BaselineSummary:
+def summarize_baseline(values: Means, splits: Splits, beside: dict[str, float]) -> BaselineSummary:
     mean, std = float(average_samples(values, splits.sizes)), float(values.std(ddof=1))
-    return BaselineSummary(score_mean=mean, score_std=std, scores=values.tolist())
+    return BaselineSummary(score_mean=mean, score_std=std, scores=values.tolist(), beside=beside)
 
 
 def compare_with_baseline(
@@ -147,15 +150,16 @@ def note_dominance(
     objective: Objective, blind: Mapping[str, Float[np.ndarray, "sample *values"]], losses: Losses
 ) -> Iterator[str]:
     """Say where one output channel, or one sample, decides the metric of the strategy of the lowest mean."""
-    told, targets = blind["mean"], blind["targets"]
-    for axis in range(1, targets.ndim) if objective.is_separable and told.shape == targets.shape else ():
-        parts = [np.take(array, [i], axis) for i in range(targets.shape[axis]) for array in (told, targets)]
-        own = np.array([objective.score(*pair).sum() for pair in zip(parts[::2], parts[1::2], strict=True)])
+    errors = objective.measure_errors(blind["mean"], blind["targets"])
+    axes = () if errors is None else range(1, errors.ndim)
+    for axis in axes:
+        assert errors is not None
+        own = np.nansum(np.moveaxis(errors, axis, 0).reshape(errors.shape[axis], -1), 1)
         if len(own) > 1 and own.max() > CHANNEL_SHARE * own.sum():
             yield (
                 f"output {own.argmax()} of {len(own)} along axis {axis} of the targets makes up "
                 f"{write_share(own.max() / own.sum(), 1)} of the loss, so the metric is next to only its own: "
-                "give all of them one scale"
+                f"give all of them one scale{'' if objective.scales else ', or score by standardised_mse'}"
             )
     if losses.max() >= SAMPLE_SHARE * losses.sum() > 0:
         yield (

@@ -47,6 +47,8 @@ class StrategySummary(BaseModel, frozen=True):
         second_half_share: Share of that candidate's progress in the second half of the summed learning rate.
         guide_score: Score of the recipe, the middle of the ranges that the config gives, at its own best epochs; None
             where there is none, or it was not completed.
+        beside: Other measures of the same members on all samples that they never saw, which chose nothing, averaged
+            over repeats and seeds.
     """
 
     score_mean: float | None
@@ -73,6 +75,7 @@ class StrategySummary(BaseModel, frozen=True):
     best: dict[str, Any]
     second_half_share: float | None
     guide_score: float | None
+    beside: dict[str, float] = {}
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's way
     @property
@@ -85,11 +88,12 @@ class StrategySummary(BaseModel, frozen=True):
 
 
 class BaselineSummary(BaseModel, frozen=True):
-    """What costs no training; `scores` by repeat and fold."""
+    """What costs no training; `scores` by repeat and fold, `beside` as of a strategy."""
 
     score_mean: float
     score_std: float
     scores: list[list[float]]
+    beside: dict[str, float] = {}
 
 
 class EnsembleSummary(BaseModel, frozen=True):
@@ -258,9 +262,10 @@ class Summary(BaseModel, frozen=True):
     def rows(self) -> Iterator[dict[str, Any]]:
         for name, strategy in self.strategies.items():
             own = {column: getattr(strategy, column) for column in COLUMNS}
-            yield {"kind": "strategy", "strategy": name, **own, **strategy.candidates}
+            yield {"kind": "strategy", "strategy": name, **own, **strategy.candidates, **strategy.beside}
         for name, baseline in self.baselines.items():
-            yield {"kind": "baseline", "strategy": name, **baseline.model_dump(exclude={"scores"})}
+            own = baseline.model_dump(exclude={"scores", "beside"})
+            yield {"kind": "baseline", "strategy": name, **own, **baseline.beside}
 
     def members(self) -> Any:
         """One row a strategy, repeat, fold and seed, with its score, epoch and candidate, as a `pandas.DataFrame`."""

@@ -1,5 +1,6 @@
 """The problem of a run: samples, the folds that hold them out, and the objective; and what its members are called."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -7,10 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ray_ft.data.folds import Splits
+from ray_ft.config import Config
+from ray_ft.data.folds import Splits, deal_folds, deal_inner, limit_training
 from ray_ft.data.samples import Samples
-from ray_ft.errors import DataError, WeightsError
+from ray_ft.errors import DataError, StrategyError, WeightsError
 from ray_ft.objectives import Objective
+from ray_ft.search.strategies import Strategy
 
 Place = tuple[int, int]  # a repeat and a fold
 
@@ -74,6 +77,15 @@ class Problem:
         return self.samples.build_views(self.symmetry)
 
 
+def deal_splits(config: Config, samples: Samples) -> Splits:
+    """Deal the folds, and what of their training parts does without or stops and selects."""
+    cv = config.cv
+    splits = deal_folds(samples.groups, cv.folds, cv.repeats, cv.seed, samples.strata)
+    if cv.train_size is not None:
+        splits = limit_training(splits, samples.groups, cv.train_size)
+    return deal_inner(splits, samples.groups, samples.strata) if cv.protocol == "nested" else splits
+
+
 def know_classes(samples: Samples, objective: Objective, outputs: Float[torch.Tensor, "sample *output"]) -> Samples:
     """Give classes that the samples lack, and the network knows, their columns; refuse outputs of the wrong kind."""
     if fault := objective.find_fault(outputs.numpy()):
@@ -87,3 +99,13 @@ def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Samples, 
         raise DataError(f"{misfit}; check data.targets and model.checkpoint")
     if not np.isfinite(zero_shot).all():
         raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")
+
+
+def check_noise(samples: Samples, strategies: Mapping[str, Strategy]) -> None:
+    """Refuse noise on inputs that are no numbers with fractions: it would make other words of tokens."""
+    others = [part.name for part in samples.layout if part.kind != "float"]
+    noisy = [name for name, strategy in strategies.items() if any(stage.noisy for stage in strategy.stages)]
+    if others and noisy:
+        raise StrategyError(
+            f"strategy {noisy[0]}: noise_std must be 0 where inputs are whole numbers or booleans, as {others[0]} is"
+        )

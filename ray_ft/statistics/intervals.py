@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from ray_ft.errors import ConfigError
 
@@ -93,10 +93,12 @@ def build_simultaneous(predictions: Predictions, residuals: Residuals, fold_of: 
 
 
 def measure_coverage(lower: Values, upper: Values, targets: Values) -> Coverage:
-    """Measure what intervals hold of the true targets, ends included."""
+    """Measure what intervals hold of the true targets, ends included, as far as there are both."""
     inside = ((lower <= targets) & (targets <= upper)).reshape(len(targets), -1)
-    width = float(np.mean(upper - lower, dtype=np.float64))
-    return Coverage(values=float(inside.mean()), samples=float(inside.all(1).mean()), width=width)
+    counted = ~np.isnan(targets - lower).reshape(inside.shape)
+    width = float(np.mean(upper - lower, dtype=np.float64, where=~np.isnan(lower)))
+    whole = (inside | ~counted).all(1)[counted.any(1)]
+    return Coverage(values=float(inside[counted].mean()), samples=float(whole.mean()), width=width)
 
 
 def trace_calibration(
@@ -110,17 +112,22 @@ def trace_calibration(
 
     Where left out, the levels are 0.95, 0.9, … 0.55, as far as the training samples suffice; `check_level` takes them.
     """
-    n_samples = fold_of.shape[1]
+    n_samples, n_labels = fold_of.shape[1], count_labels(residuals).ravel()
+    there = ~np.isnan(targets).reshape(len(targets), -1)
     if alphas is None:
-        alphas = [alpha for alpha in ALPHAS if find_rank(alpha, n_samples) >= 1]
+        alphas = [alpha for alpha in ALPHAS if (there & (find_ranks(alpha, n_labels) >= 1)).any()]
     for alpha in alphas:
-        check_level(alpha, n_samples)
+        check_level(alpha, count_most(residuals))
     depths = count_depths(predictions, np.abs(residuals), fold_of, targets)
-    wholes = count_depths(predictions, widen_to_score(residuals), fold_of, targets).min(1)
-    ranks = [find_rank(alpha, n_samples) for alpha in alphas]
+    wholes = count_depths(predictions, widen_to_score(residuals), fold_of, targets)
+    lowest = np.where(there & (n_labels > 0), wholes, n_samples).min(1)
     return tuple(
-        CalibrationPoint(level=1 - alpha, values=float((depths >= rank).mean()), samples=float((wholes >= rank).mean()))
-        for alpha, rank in zip(alphas, ranks, strict=True)
+        CalibrationPoint(
+            level=1 - alpha,
+            values=float((depths >= ranks)[there & (ranks >= 1)].mean()),
+            samples=float((lowest >= find_rank(alpha, n_samples)).mean()),
+        )
+        for alpha, ranks in ((alpha, find_ranks(alpha, n_labels)) for alpha in alphas)
     )
 
 
@@ -146,33 +153,81 @@ def describe_lack(alpha: float, n_samples: int) -> str:
     return f"{text}; lower the level or add samples"
 
 
+def note_lacks(alpha: float, targets: Shaped[np.ndarray, "sample *target"]) -> Iterator[str]:
+    """Say that there are no intervals of any target value, or of which, as too few samples have it."""
+    if lack := describe_lack(alpha, count_most(targets)):
+        yield f"{lack}; {WITHOUT_INTERVALS}"
+        return
+    n_labels = count_labels(targets)
+    if n_few := int((find_ranks(alpha, n_labels) < 1).sum()):
+        yield (
+            f"too few samples have {n_few} of the {n_labels.size} values of a target for intervals of "
+            f"{100 * (1 - alpha):.6g} %: theirs are NaN"
+        )
+
+
 def find_rank(alpha: float, n_samples: int) -> int:
     """Find the rank of a lower end from below, and of an upper one from above: n + 1 - ceil((1 - α) (n + 1))."""
     return math.floor(alpha * (n_samples + 1) + SLACK)
 
 
+def find_ranks(alpha: float, n_labels: Int[np.ndarray, "*target"]) -> Int[np.ndarray, "*target"]:
+    """Do the same for each target value, by the training samples that have it."""
+    return np.asarray(np.floor(alpha * (n_labels + 1) + SLACK), int)
+
+
+def count_labels(residuals: Shaped[np.ndarray, "sample *target"]) -> Int[np.ndarray, "*target"]:
+    """Count the samples that have each target value, which is NaN where it is missing."""
+    return np.asarray((~np.isnan(residuals)).sum(0))
+
+
+def count_most(residuals: Shaped[np.ndarray, "sample *target"]) -> int:
+    """Count the samples of the target value that most have."""
+    return int(count_labels(residuals).max())
+
+
 def widen_to_score(residuals: Residuals) -> Residuals:
-    """Widen each sample's residuals to its largest in units of the others' scale, which is never 0."""
+    """Widen each sample's residuals to its largest in units of the others' scale, which is never 0.
+
+    Missing ones are left out of both, and have margins like the others, but of a target value that no sample has.
+    """
     sizes = np.abs(residuals.reshape(len(residuals), -1).astype(np.float64))
-    squares = np.square(sizes)
-    scale = np.sqrt(np.maximum(squares.sum(0) - squares, 0) / max(len(sizes) - 1, 1))  # a lone sample is refused later
-    smallest = np.maximum(SMALLEST_SCALE * scale.mean(1, keepdims=True), np.finfo(np.float32).tiny)
-    scale = np.maximum(scale, smallest)
-    margins: np.ndarray = (scale * (sizes / scale).max(1, keepdims=True)).reshape(residuals.shape)
-    return margins.astype(residuals.dtype)
+    there = ~np.isnan(sizes)
+    known = there.any(0)
+    sizes = np.where(there, sizes, 0.0)
+    squares, n_others = np.square(sizes), np.maximum(there.sum(0) - there, 1)  # a lone sample is refused later
+    scale = np.sqrt(np.maximum(squares.sum(0) - squares, 0) / n_others)
+    middle = np.mean(scale, 1, keepdims=True, where=known)
+    scale = np.maximum(scale, np.maximum(SMALLEST_SCALE * middle, np.finfo(np.float32).tiny))
+    margins: np.ndarray = np.where(known, scale * (sizes / scale).max(1, keepdims=True), np.nan)
+    return margins.reshape(residuals.shape).astype(residuals.dtype)
 
 
 def build_band(predictions: Predictions, margins: Residuals, fold_of: FoldOf, alpha: float) -> Ends:
-    """Take the order statistics of blind prediction ∓ margin over the training samples."""
-    n_samples = fold_of.shape[1]
-    check_level(alpha, n_samples)
-    rank = find_rank(alpha, n_samples)
+    """Take the order statistics of blind prediction ∓ margin over the training samples that have one."""
+    n_samples, n_labels = fold_of.shape[1], count_labels(margins)
+    check_level(alpha, count_most(margins))
+    ranks, complete = find_ranks(alpha, n_labels), bool((n_labels == n_samples).all())
     lower, upper = np.empty((2, *predictions.shape[2:]), np.result_type(predictions, margins, np.float32))
     for part, below, above in walk_edges(predictions, margins, fold_of):
-        below.partition(rank - 1, axis=0)
-        above.partition(n_samples - rank, axis=0)
-        lower[part], upper[part] = below[rank - 1], above[n_samples - rank]
+        if complete:
+            rank = find_rank(alpha, n_samples)
+            below.partition(rank - 1, axis=0)
+            above.partition(n_samples - rank, axis=0)
+            lower[part], upper[part] = below[rank - 1], above[n_samples - rank]
+        else:
+            lower[part], upper[part] = pick_sorted(below, ranks - 1), pick_sorted(above, n_labels - ranks)
+            lower[part, ranks < 1] = upper[part, ranks < 1] = np.nan
     return lower, upper
+
+
+def pick_sorted(
+    edges: Float[np.ndarray, "sample part *target"], places: Int[np.ndarray, "*target"]
+) -> Float[np.ndarray, "part *target"]:
+    """Sort along the samples, in place, NaN behind all others, and pick a place for each target value."""
+    edges.sort(axis=0)
+    at = np.broadcast_to(np.clip(places, 0, len(edges) - 1), (1, *edges.shape[1:]))
+    return np.asarray(np.take_along_axis(edges, at, 0)[0])
 
 
 def count_depths(

@@ -73,7 +73,10 @@ class Diffraction:
     def convert_targets(
         self, targets: Shaped[np.ndarray, "sample *stored"], source: str
     ) -> tuple[Shaped[np.ndarray, "sample 2 2 wavelength"], Int[np.ndarray, " kept"], tuple[str, ...]]:
-        """Turn R, G, B of reversed sign into quadrants, and leave out samples that were not simulated."""
+        """Turn R, G, B of reversed sign into quadrants, and leave out samples that were not simulated.
+
+        A row of zeros is a spectrum that was not simulated, and leaves its whole sample out; NaN is a missing value.
+        """
         kept = np.arange(len(targets))
         if targets.ndim == 3 and targets.shape[1] == 3:
             kept = np.flatnonzero((targets != 0).any(-1).all(-1))  # a row of zeros means: not simulated
@@ -85,7 +88,7 @@ class Diffraction:
             )
         if len(kept) == 0:
             raise DataError(f"some sample must have all of its spectra, got {source} with an empty row in each")
-        low, high = targets[kept].min(), targets[kept].max()
+        low, high = np.fmin.reduce(targets[kept], None), np.fmax.reduce(targets[kept], None)
         if low < -0.05 or high > 1.05:  # an instrument's noise may step over the limits a little
             raise DataError(
                 f"spectra are shares of the incident power, 0 to 1, got {low:.3g} to {high:.3g} in {source}"

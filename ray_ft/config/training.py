@@ -1,0 +1,59 @@
+"""The section of a config that says how members are trained, whatever the strategy."""
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, create_model, field_validator
+
+from ray_ft.config.base import Section
+from ray_ft.config.hyperparameters import FITS, Count, Positive, Share, list_declared
+from ray_ft.errors import show_value, suggest
+from ray_ft.objectives import LOSSES
+
+
+class TrainingBase(Section):
+    resume: str | None = Field(default=None, description="the same as model.checkpoint")
+    freeze_encoder: bool | None = None
+    freeze_decoder: bool | None = None
+    warmup_ratio: Share | None = None
+    grad_clip: Positive = 1.0
+    loss: str | None = None
+    """what training minimises: mse, mae, huber, smooth_l1, log_cosh, these after standardised_, cross_entropy, or
+    `package.module:function` of your own; without it, the metric's own"""
+    label_smoothing: Share | None = Field(default=None, description="share of a class's target that all classes get")
+    class_weights: Literal["balanced"] | None = Field(default=None, description="balanced: every class weighs the same")
+    n_noisy_views: Count = Field(default=4, description="noisy copies of each view to draw from")
+    checkpoint_every: Count = Field(default=5, description="epochs between checkpoints of a candidate")
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """of the products; auto: bf16 where the device gains from it"""
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        """What the objective is told, by the arguments of `Objective.settle`."""
+        balanced, smoothing = self.class_weights is not None, self.label_smoothing or 0.0
+        return {"loss": self.loss, "balanced": balanced, "label_smoothing": smoothing}
+
+    @field_validator("loss")
+    @classmethod
+    def check_loss(cls, name: str | None) -> str | None:
+        if name is not None and name not in LOSSES and not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+            known = ", ".join(LOSSES)
+            law = f"a loss is one of {known}, or package.module:function of your own"
+            raise ValueError(f"{law}, got {show_value(name)}{suggest(name, LOSSES)}")
+        return name
+
+
+if TYPE_CHECKING:
+    TrainingSection = TrainingBase
+else:
+    TrainingSection = create_model(
+        "TrainingSection",
+        __base__=TrainingBase,
+        __module__=__name__,
+        __doc__="Values that hold for every strategy in place of its ranges, and what has no range.",
+        **{
+            name: (declared.kind | None, Field(default=None, description=declared.help))
+            for name, declared in list_declared(FITS["gradient"])
+            if name != "warmup_epochs"  # a share of the epochs suits strategies of any length
+        },
+    )
