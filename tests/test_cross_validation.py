@@ -56,6 +56,7 @@ BROKEN = """
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 @pytest.mark.filterwarnings("ignore")
 def test_a_candidate_whose_process_dies_is_tried_again(toy_folder: Path) -> None:
     break_toy(toy_folder, "    def forward(self, x):", KILLED_ONCE)

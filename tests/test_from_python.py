@@ -221,6 +221,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_network_of_a_script_trains_on_ray_to_what_it_is_here(toy_folder: Path) -> None:
     (toy_folder / "script.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=False, timeout=300)

@@ -42,6 +42,7 @@ def test_gpus_that_torch_cannot_use_are_refused_before_training(toy_config: Conf
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("gpus_of_ray")
 @without_gpu

@@ -115,6 +115,7 @@ def test_a_loss_of_ones_own_is_the_one_that_is_named(packing: str, own_folder: P
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_finds_a_loss_of_ones_own(own_folder: Path) -> None:
     inline = run("inline", **{"training.loss": "own_losses:huber"})
     values = TRAINED | {"training.loss": "own_losses:huber"}

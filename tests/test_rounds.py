@@ -133,6 +133,7 @@ finally:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_both_nodes_of_a_cluster_train_a_candidate_to_what_it_is_inline(toy_folder: Path) -> None:
     """The ensemble is reduced by a task there."""
     config = load_config("toy.yaml", {"cv.strategies": ["top"], "cv.candidates": 1})
