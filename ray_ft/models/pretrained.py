@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from ray_ft.data.samples import have_same_values
 from ray_ft.errors import NetworkError, locate_error
 from ray_ft.files.hashes import hash_tensors
+from ray_ft.files.memory import is_out_of_memory
 from ray_ft.models.loading import build_network
 
 TOLERANCE = 1e-4  # of the largest answer, for rounding
@@ -89,6 +90,8 @@ def predict_part(network: nn.Module, inputs: Float[np.ndarray, "sample *input"])
     try:
         outputs = network(torch.from_numpy(inputs.copy()))  # which it may change
     except Exception as error:  # of any class: it is a user's own code
+        if is_out_of_memory(error):  # the machine's, of which the network is no worse
+            raise
         text = f"the network must take the inputs, got shape {inputs.shape}"
         raise NetworkError(f"{text}, but it raised {locate_error(error)}") from error
     if not isinstance(outputs, Tensor) or outputs.is_complex():
