@@ -11,10 +11,12 @@ import ray
 
 from ray_ft.errors import RunError, RunFolderError, first_line
 from ray_ft.files.cpus import count_cpus
+from ray_ft.files.memory import find_available, write_bytes
 from ray_ft.files.private import name_private_folder, open_private_folder
 
 LOCAL: dict[str, Any] = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
 OBJECT_STORE_BYTES = 512 * 2**20
+LEAST_BYTES = 600 * 10**6  # Ray's own processes and a worker that has torch, beside this process
 LONGEST = 103 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # bytes; sockets have 103
 
 
@@ -24,6 +26,11 @@ def start_ray(**options: Any) -> None:
     Raises:
         RunError: It cannot start here.
     """
+    if (available := find_available()) < LEAST_BYTES:  # else the system kills some of its processes, and it hangs
+        raise RunError(
+            f"a Ray on this machine needs {write_bytes(LEAST_BYTES)} of memory at least, got {write_bytes(available)} "
+            "available; raise the limit of the container or job, or train in this process alone, with --inline"
+        )
     if not keeps_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this process and those that it starts
     folder = str(find_folder())
