@@ -16,7 +16,7 @@ from ray_ft.files.private import name_private_folder, open_private_folder
 
 LOCAL: dict[str, Any] = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
 OBJECT_STORE_BYTES = 512 * 2**20
-LEAST_BYTES = 600 * 10**6  # Ray's own processes and a worker that has torch, beside this process
+OWN_BYTES, WORKER_BYTES = 250 * 10**6, 350 * 10**6  # of Ray's processes, and of one that trains, at least
 LONGEST = 103 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # bytes; sockets have 103
 
 
@@ -26,16 +26,17 @@ def start_ray(**options: Any) -> None:
     Raises:
         RunError: It cannot start here.
     """
-    if (available := find_available()) < LEAST_BYTES:  # else the system kills some of its processes, and it hangs
+    n_cpus, available = count_cpus(), find_available()
+    if available < (needed := OWN_BYTES + WORKER_BYTES * min(2, n_cpus)):  # else the system kills some, and it hangs
         raise RunError(
-            f"a Ray on this machine needs {write_bytes(LEAST_BYTES)} of memory at least, got {write_bytes(available)} "
+            f"a Ray on this machine needs {write_bytes(needed)} of memory at least, got {write_bytes(available)} "
             "available; raise the limit of the container or job, or train in this process alone, with --inline"
         )
     if not keeps_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this process and those that it starts
     folder = str(find_folder())
     try:
-        own: dict[str, Any] = {"num_cpus": count_cpus(), "_temp_dir": folder, **LOCAL, **options}
+        own: dict[str, Any] = {"num_cpus": n_cpus, "_temp_dir": folder, **LOCAL, **options}
         ray.init(object_store_memory=OBJECT_STORE_BYTES, **own)
     except OSError as error:  # it is none of the run folder
         raise RunError(f"a Ray must be able to start on this machine, got: {first_line(error)}") from error
