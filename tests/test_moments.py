@@ -37,8 +37,8 @@ def make_run() -> None:
     assert call("-m", "ray_ft", *INLINE, "--out", "done").returncode == 0
 
 
-def try_moments(before: list[str], **asked: Any) -> list[dict[str, Any]]:
-    done = call(str(HERE / "moments.py"), json.dumps({"below": "small", "run": "small/run", **asked}), before=before)
+def try_moments(within: list[str], **asked: Any) -> list[dict[str, Any]]:
+    done = call(str(HERE / "moments.py"), json.dumps({"below": "small", "run": "small/run", **asked}), before=within)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
