@@ -6,13 +6,14 @@ The shorter ones are part of the suite; the others are run on request with `-m f
 import contextlib
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from toy import break_toy, write_toy
 
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate
+from ray_ft.files.memory import CGROUPS, list_cgroups
 from ray_ft.results.summary import Summary
 from ray_ft.runs.journal import count_lost, read_log
 
@@ -38,9 +40,12 @@ OPTIONS = ["--strategies", "top,last", "--candidates", "2"]
 CHECKPOINT_EVERY = 2
 
 
-def start(*words: str, out: str = "run", nap: float = 0.0, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start the command on the toy, in a process group of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", out, *OPTIONS, *words]
+def start(
+    *words: str, out: str = "run", nap: float = 0.0, env: dict[str, str] | None = None, before: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Start the command on the toy, in a process group of its own; `before` is what runs it, if not the system."""
+    own = [sys.executable, "-W", "ignore", "-m", "ray_ft", "cv", "-c", "toy.yaml", "--out", out, *OPTIONS, *words]
+    command = [*before, *own]
     Path("nap").write_text(str(nap))  # seconds a step
     paths = [os.getcwd(), str(Path(__file__).parents[1])]
     everything = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | (env or {})
@@ -404,6 +409,77 @@ def test_disk_full(how: list[str], kilobytes: int, n_at_a_time: int, toy: Path, 
     assert "when it can again, repeat the command to go on" in said
     assert "Traceback" not in said
     check(undisturbed, at_most=n_at_a_time * CHECKPOINT_EVERY)
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_few_open_files(toy: Path, undisturbed: Summary) -> None:
+    limit = ["bash", "-c", 'ulimit -n 256; exec "$@"', "bash"]
+    finish(start(before=limit))
+    check(undisturbed, at_most=0)
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+@needs_mounts
+def test_small_shared_memory(toy: Path, undisturbed: Summary) -> None:
+    """As a container has it by default: Ray keeps its objects on the disk."""
+    small = ["unshare", "-m", "bash", "-ec", 'mount -t tmpfs -o size=64m tmpfs /dev/shm; exec "$@"', "bash"]
+    finish(start(before=small))
+    check(undisturbed, at_most=0)
+
+
+@contextlib.contextmanager
+def limited_memory(n_bytes: int) -> Iterator[list[str]]:
+    """What has a command run in a cgroup with so much memory."""
+    own = next(list_cgroups("memory"), CGROUPS)
+    name = next((name for name in ("memory.limit_in_bytes", "memory.max") if (own / name).exists()), None)
+    group = own / f"ray-ft-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / str(name)).write_text(str(n_bytes))
+    except OSError:
+        pytest.skip("no cgroup can be made here")
+    try:
+        yield ["bash", "-c", f'echo $BASHPID >{shlex.quote(str(group))}/cgroup.procs; exec "$@"', "bash"]
+    finally:
+        wait_until(lambda: not (group / "cgroup.procs").read_text())  # of what Ray leaves behind for a moment
+        group.rmdir()
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_memory_of_a_cgroup(toy: Path, undisturbed: Summary) -> None:
+    """Where it is too small for a Ray, a line says so before one starts; with more the same command goes on."""
+    with limited_memory(800 * 2**20) as limit:
+        said = finish(start(before=limit), code=1)
+    assert "error: a Ray on this machine needs" in said
+    with limited_memory(2 * 2**30) as limit:
+        finish(start(before=limit))
+    check(undisturbed, at_most=0)
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+def test_driver_killed_at_random_moments(toy: Path, undisturbed: Summary) -> None:
+    """Whatever it is about: its start, training, the end of Ray, the reduction, the report."""
+    draw, n_killed = random.Random(0), 0
+    for _ in range(6):
+        process = start(nap=0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(3, 25))
+        n_killed += process.poll() is None
+        process.kill()
+        process.communicate()
+    finish(start())
+    check(undisturbed, at_most=n_killed * 2 * CHECKPOINT_EVERY)
+    print(f"{n_killed} kills")
 
 
 @contextlib.contextmanager

@@ -45,6 +45,13 @@ def test_where_no_folder_can_be_written_to_the_remedy_is_said(monkeypatch: pytes
         find_folder()
 
 
+def test_a_ray_that_memory_does_not_suffice_for_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_ray, "find_available", lambda: 5 * 10**8)
+    monkeypatch.setattr(local_ray, "count_cpus", lambda: 1)
+    with pytest.raises(RunError, match=r"needs 0.6 GB of memory at least, got 0.5 GB available; .*--inline"):
+        local_ray.start_ray()
+
+
 def test_a_token_is_kept_where_the_user_has_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)

@@ -146,3 +146,16 @@ def test_a_mirror_follows_and_is_followed(tmp_path: Path) -> None:
     third = Mirror("memory://mirrored/run", tmp_path / "third")
     third.pull()
     assert [path.name for path in third.root.rglob("*.*")] == ["y.txt"]
+
+
+def test_what_says_that_others_stand_follows_them_though_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, hour in (("members.safetensors", 2), ("result.json", 1)):
+        (tmp_path / "here").mkdir(exist_ok=True)
+        (tmp_path / "here" / name).touch()
+        os.utime(tmp_path / "here" / name, (3600 * hour, 3600 * hour))
+    sent: list[str] = []
+    monkeypatch.setattr(Mirror, "upload", lambda mirror, path: sent.append(path.name))
+    Mirror(f"file://{tmp_path}/there", tmp_path / "here").push()
+    assert sent == ["members.safetensors", "result.json"]

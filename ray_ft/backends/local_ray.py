@@ -11,10 +11,12 @@ import ray
 
 from ray_ft.errors import RunError, RunFolderError, first_line
 from ray_ft.files.cpus import count_cpus
+from ray_ft.files.memory import find_available, write_bytes
 from ray_ft.files.private import name_private_folder, open_private_folder
 
 LOCAL: dict[str, Any] = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
 OBJECT_STORE_BYTES = 512 * 2**20
+OWN_BYTES, WORKER_BYTES = 250 * 10**6, 350 * 10**6  # of Ray's processes, and of one that trains, at least
 LONGEST = 103 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # bytes; sockets have 103
 
 
@@ -24,11 +26,17 @@ def start_ray(**options: Any) -> None:
     Raises:
         RunError: It cannot start here.
     """
+    n_cpus, available = count_cpus(), find_available()
+    if available < (needed := OWN_BYTES + WORKER_BYTES * min(2, n_cpus)):  # else the system kills some, and it hangs
+        raise RunError(
+            f"a Ray on this machine needs {write_bytes(needed)} of memory at least, got {write_bytes(available)} "
+            "available; raise the limit of the container or job, or train in this process alone, with --inline"
+        )
     if not keeps_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # for this process and those that it starts
     folder = str(find_folder())
     try:
-        own: dict[str, Any] = {"num_cpus": count_cpus(), "_temp_dir": folder, **LOCAL, **options}
+        own: dict[str, Any] = {"num_cpus": n_cpus, "_temp_dir": folder, **LOCAL, **options}
         ray.init(object_store_memory=OBJECT_STORE_BYTES, **own)
     except OSError as error:  # it is none of the run folder
         raise RunError(f"a Ray must be able to start on this machine, got: {first_line(error)}") from error

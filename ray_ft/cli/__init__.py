@@ -18,8 +18,8 @@ from ray_ft.cli.options import (
     configured,
     load,
 )
-from ray_ft.cli.show import resumable, show
-from ray_ft.errors import ConfigError, RayFTError
+from ray_ft.cli.show import describe_shortage, resumable, show
+from ray_ft.errors import ConfigError, RayFTError, RunError
 
 if TYPE_CHECKING:
     from ray_ft.config import Config
@@ -200,9 +200,14 @@ app.add_typer(ensembles)
 
 
 def main() -> None:
-    """Run the command; a user's error shows its text alone."""
+    """Run the command; a user's error, and what the machine lacks, show their text alone."""
     try:
         app()
     except RayFTError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:  # the border of the command
+        if not (shortage := describe_shortage(error)):
+            raise
+        typer.echo(f"error: {shortage}", err=True)
+        sys.exit(RunError.exit_code)

@@ -1,5 +1,6 @@
 """What commands print."""
 
+import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,15 @@ from typing import Any
 
 import typer
 
+from ray_ft.errors import first_line
+from ray_ft.files.memory import find_available, is_out_of_memory, write_bytes
 from ray_ft.runs.interruption import GOES_ON, GRACE_S, end_by_sigterm
+
+LACKING = {  # by the number of an error of the system, what mends it
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room for them"),
+    **dict.fromkeys((errno.EIO, errno.EROFS, errno.ESTALE), "mend the file system"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+}
 
 
 def show(renderable: Any) -> None:
@@ -18,6 +27,21 @@ def show(renderable: Any) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=140)  # a pipe has no width
     console.print(renderable)
+
+
+def describe_shortage(error: Exception) -> str:
+    """Say in a line what the machine lacks, where an error says so; empty for any other."""
+    if is_out_of_memory(error):
+        kind, line = type(error).__name__, first_line(error)
+        said = kind if line == kind else f"{kind}: {line}"
+        return (
+            f"memory must suffice, got {said}, with {write_bytes(find_available())} available; free some, or give the "
+            "command less to do, and repeat it"
+        )
+    if isinstance(error, OSError) and (remedy := LACKING.get(error.errno or 0)):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"a command must be able to open and write files, got {place}{error.strerror}; {remedy}, and repeat it"
+    return ""
 
 
 @contextmanager

@@ -151,7 +151,9 @@ def export_ensemble(ensemble: Ensemble, path: Path, soup: bool = False) -> Path:
 
 def write_pt2(module: nn.Module, example: Tensor, ensemble: Ensemble, path: Path) -> None:
     program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("sample")},), strict=False)
-    torch.export.save(program, path, extra_files={"card.json": ensemble.card.model_dump_json()})
+    content = io.BytesIO()  # of a disk that is full, torch says what it says for a bug
+    torch.export.save(program, content, extra_files={"card.json": ensemble.card.model_dump_json()})
+    path.write_bytes(content.getvalue())
 
 
 def write_onnx(module: nn.Module, example: Tensor, ensemble: Ensemble, path: Path) -> None:

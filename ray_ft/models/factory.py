@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from ray_ft.errors import ConfigError, first_line, show_value
+from ray_ft.files.memory import is_out_of_memory
 from ray_ft.models.diffraction_net import DiffractionNet
 
 STANDARD = Path(sysconfig.get_paths()["stdlib"])
@@ -52,7 +53,7 @@ def call_factory(factory: Factory, params: Mapping[str, Any]) -> nn.Module:
     try:
         network = build(**params)
     except Exception as error:  # of any class, as torch's layers raise for sizes that are none
-        if factory is not None:
+        if factory is not None or is_out_of_memory(error):
             raise  # a bug in the user's own code keeps its traceback
         rule = "model.params must suit DiffractionNet and its checkpoint"
         raise ConfigError(f"{rule}, got {given}: {first_line(error)}") from error

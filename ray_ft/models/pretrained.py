@@ -16,6 +16,7 @@ from ray_ft.data.packing import Layout
 from ray_ft.data.samples import have_same_values
 from ray_ft.errors import NetworkError, locate_error
 from ray_ft.files.hashes import hash_tensors
+from ray_ft.files.memory import is_out_of_memory
 from ray_ft.models.calling import call_as_one, describe
 from ray_ft.models.factory import Factory
 from ray_ft.models.loading import build_network
@@ -103,6 +104,8 @@ def predict_part(network: nn.Module, inputs: Float[np.ndarray, "sample *input"])
     except NetworkError:
         raise
     except Exception as error:  # of any class: it is a user's own code
+        if is_out_of_memory(error):  # the machine's, of which the network is no worse
+            raise
         text = f"the network must take the inputs, got shape {inputs.shape}"
         raise NetworkError(f"{text}, but it raised {locate_error(error)}") from error
     if not isinstance(outputs, Tensor) or outputs.is_complex():

@@ -102,7 +102,8 @@ def writing(root: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise RunFolderError(
-            f"a report goes into its run's folder, got {error.filename or root}: {error.strerror}; make way for it"
+            f"a report goes into its run's folder, got {error.filename or root}: {error.strerror}; "
+            "make way and room for it, and repeat the command"
         ) from error
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from ray_ft.errors import RunFolderError, first_line
 
 PARTIAL = re.compile(r"\.(?!lock$)")
+MARKERS = ("card.json", "result.json", "summary.json")  # by the time of writing alone, a clock set back would put first
 WRITTEN_WHOLE = ("s3", "gcs", "abfs")  # a file is there when it is complete, and not before
 
 
@@ -51,10 +52,10 @@ class Mirror:
             self.synced[here] = stamp(here)
 
     def push(self) -> None:
-        """Copy there what has changed here, in the order of writing, and remove what was removed here."""
+        """Copy there what has changed here, what says that others stand last, and remove what was removed here."""
         files = (path for path in self.root.rglob("*") if path.is_file() and not PARTIAL.match(path.name))
         stamps = {path: stamp(path) for path in files}
-        for path in sorted(stamps, key=lambda path: stamps[path]):
+        for path in sorted(stamps, key=lambda path: (path.name in MARKERS, stamps[path])):
             if self.synced.get(path) != stamps[path]:
                 self.upload(path)
                 self.synced[path] = stamps[path]
