@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = {
@@ -38,7 +39,7 @@ class SmallCluster:
         command = [sys.executable, "-W", "ignore", __file__, json.dumps(nodes)]
         self.process = subprocess.Popen(
             command,
-            env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.getcwd()},
+            env=os.environ | ENVIRONMENT | {"PYTHONPATH": list_paths()},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -63,6 +64,11 @@ class SmallCluster:
         assert self.process.stdin is not None
         print(*words, file=self.process.stdin, flush=True)
         return self.read()
+
+
+def list_paths() -> str:
+    """Where nodes find the toy, and this package rather than one that is installed."""
+    return os.pathsep.join([os.getcwd(), str(Path(__file__).parents[1])])
 
 
 def serve(cpus: list[int], gpus: list[int], more: dict[str, Any]) -> None:

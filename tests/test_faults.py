@@ -246,9 +246,10 @@ def test_candidate_that_hangs(toy: Path, undisturbed: Summary) -> None:
 @pytest.mark.faults
 def test_node_lost(toy: Path, undisturbed: Summary) -> None:
     with SmallCluster([1, 1]) as cluster:
-        process = start("--address", cluster.address, nap=0.03, env=ENVIRONMENT)
+        process = start("--address", cluster.address, nap=0.3, env=ENVIRONMENT)  # until the second one is there too
         wait_for(find_epoch(3, cluster.nodes[1]), process)
         cluster.tell("kill", cluster.nodes[1])
+        Path("nap").write_text("0")
         finish(process)
     check(undisturbed, at_most=CHECKPOINT_EVERY)
 
@@ -347,9 +348,11 @@ def test_node_that_leaves_with_notice(toy: Path, undisturbed: Summary) -> None:
 @pytest.mark.faults
 def test_node_that_joins_late(toy: Path, undisturbed: Summary) -> None:
     with SmallCluster([1]) as cluster:
-        process = start("--address", cluster.address, nap=0.06, env=ENVIRONMENT)
+        process = start("--address", cluster.address, nap=0.3, env=ENVIRONMENT)
         wait_for(find_epoch(2), process)
         (late,) = cluster.tell("add", 1)
+        wait_for(find_epoch(1, late), process)
+        Path("nap").write_text("0")
         finish(process)
     assert late in {event["node"] for event in read_log(Path("run/log.jsonl")) if event["event"] == "epoch"}
     check(undisturbed, at_most=0)
@@ -400,7 +403,7 @@ def test_disk_full(how: list[str], kilobytes: int, n_at_a_time: int, toy: Path, 
         mount -o remount,size=50m small
         {command} --out small/run && cp -r small/run run
     """
-    env, shell = os.environ | {"PYTHONPATH": os.getcwd()}, ["unshare", "-m", "bash", "-ec", script]
+    env, shell = os.environ | {"PYTHONPATH": small_cluster.list_paths()}, ["unshare", "-m", "bash", "-ec", script]
     done = subprocess.run(shell, env=env, capture_output=True, text=True, check=False)
     said = Path("said").read_text()
     assert done.returncode == 0, done.stderr[-2000:] + said
@@ -488,7 +491,7 @@ def hidden_node(cluster: SmallCluster, hidden: Path) -> Iterator[None]:
     command = shlex.join([sys.executable, "-W", "ignore", small_cluster.__file__, "join", cluster.address])
     process = subprocess.Popen(
         ["unshare", "-m", "bash", "-c", f"mount -t tmpfs tmpfs {shlex.quote(str(hidden))} && exec {command}"],
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.getcwd()},
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": small_cluster.list_paths()},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -52,7 +52,7 @@ def check_moments(found: list[dict[str, Any]], codes: set[int], line: str) -> No
         assert all(re.match(line, each) for each in said), own
         partial = [path for path in own["left"] if Path(path).name.startswith(".") and Path(path).name != ".lock"]
         assert partial == [], own
-        assert own["again"] == 0, own
+        assert own["again"] == 0 or own["code"] == 0, own  # what is there is not written over
     assert sum(own["code"] != 0 for own in found) >= len(found) / 2
     assert len({own["score"] for own in found}) == 1
     print(f"\n{len(found)} moments, of which {sum(own['code'] != 0 for own in found)} ended the command")
