@@ -152,7 +152,7 @@ def cross_validate_module(
     objective: str | None = None,
     loss: Any = None,
     out: str | Path | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Any = None,
     inline: bool = False,
     progress: bool = True,
 ) -> CrossValidation:
