@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from rich.console import Console
 
 from ray_ft.backends.progress import Display
@@ -47,7 +47,7 @@ from ray_ft.models import (
 )
 from ray_ft.models.data_factory import KEY, call_data_factory
 from ray_ft.models.own_loss import settle_objective
-from ray_ft.objectives import OwnLoss, find_objective
+from ray_ft.objectives import Objective, OwnLoss, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import measure_baselines, score_baselines
 from ray_ft.results.opening import Identity, check_config, open_run, was_chosen
@@ -84,6 +84,8 @@ from ray_ft.statistics.intervals import check_level, count_most, note_lacks
 from ray_ft.statistics.scores import pick_lowest
 from ray_ft.statistics.selection import correct_selection
 
+N_WITNESSES = 16  # samples whose first losses are kept
+
 
 @dataclass(frozen=True)
 class Given:
@@ -103,6 +105,7 @@ class Prepared:
     pretrained: Pretrained
     strategies: Mapping[str, Strategy]
     zero_shot: Float[np.ndarray, "sample *target"]
+    first_losses: tuple[float, ...]  # of a few samples before training, by which other code shows
     notes: tuple[str, ...]  # on what was done to data and checkpoint, and what they do not suffice for
 
     @property
@@ -114,7 +117,8 @@ class Prepared:
         """What the run's folder must hold."""
         splits, samples = self.problem.splits, self.problem.samples
         data_hash = hash_arrays(samples.inputs, samples.targets)
-        return Identity(self.config.identity(), self.config_text, splits, data_hash, self.pretrained.hash)
+        made_of = self.config.identity(), self.config_text, splits, data_hash, self.pretrained.hash
+        return Identity(*made_of, self.first_losses)
 
     @property
     def origin(self) -> Origin:
@@ -277,7 +281,18 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
         notes.append(f"{told}: the same values, laid out as the targets are")
     if objective.answers.leveled:
         notes += note_lacks(1 - config.ensemble.level, samples.targets)
-    return Prepared(config, problem, pretrained, strategies, zero_shot, (*samples.notes, *notes))
+    return Prepared(
+        config, problem, pretrained, strategies, zero_shot, find_first_losses(objective, outputs, samples.targets),
+        (*samples.notes, *notes),
+    )  # fmt: skip
+
+
+def find_first_losses(
+    objective: Objective, outputs: Float[torch.Tensor, "sample *output"], targets: Shaped[np.ndarray, "sample *target"]
+) -> tuple[float, ...]:
+    """Find what training would minimise of a few samples, before it begins."""
+    few = torch.from_numpy(targets[:N_WITNESSES])
+    return tuple(objective.losses(outputs[: len(few)].float(), few).double().tolist())
 
 
 def search(

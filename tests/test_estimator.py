@@ -56,6 +56,21 @@ def test_it_works_in_a_pipeline_and_is_scored() -> None:
     assert scores.min() > 0.5
 
 
+@pytest.mark.parametrize("labels", [(0, 2), (-1, 1), (9, 10), (0.0, 1.0), ("no", "yes"), (0, 1)])
+def test_labels_are_names_whatever_outputs_the_network_has(labels: tuple[Any, Any]) -> None:
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).normal(size=(40, 4))
+    y = np.array(labels)[(x[:, 0] > 0).astype(int)]
+    network = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    model = FineTuner(network, strategies=RIDGE, folds=2, seeds=1, objective="classification").fit(x, y)
+    assert model.predict_proba(x).shape == (40, 2)
+    np.testing.assert_allclose(model.predict_proba(x).sum(1), 1)
+    assert model.score(x, y) > 0.7
+    values = np.stack([x[:, 0], x[:, 1], x[:, 2]], 1)
+    again = model.set_params(objective="regression").fit(x, values)
+    assert again.predict(x).shape == (40, 3)
+
+
 def test_what_is_missing_is_said() -> None:
     x = np.zeros((4, 2))
     with pytest.raises(ConfigError, match="a FineTuner needs a model"):

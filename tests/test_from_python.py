@@ -3,7 +3,9 @@
 import gc
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from toy import table
 import ray_ft
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate
+from ray_ft.data.objects import as_array
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, NetworkError, RayFTError
-from ray_ft.python.objects import as_array, find_metric, read_data
+from ray_ft.python.objects import as_factory, find_metric, read_data
 
 FEW = {"search.candidates": 1, "search.method": "guide", "compute.packing": "looped", "training.checkpoint_every": 2}
 TOP = {"top": {"train": ["head.*"], "lr": 0.01, "epochs": 3, "head_dropout": 0.1}}
@@ -159,8 +162,18 @@ def test_the_objective_is_that_of_the_targets(targets: list, objective: str | No
     assert find_metric(objective, np.asarray(targets)) == metric
 
 
+class BesideOthers(nn.Linear):
+    """A layer that subtracts the mean over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x - x.mean(0))
+
+
 NET = nn.Linear(6, 3)
-X, Y = np.arange(180.0).reshape(30, 6), np.arange(90.0).reshape(30, 3)
+X, Y = np.arange(180.0).reshape(30, 6), np.arange(90.0).reshape(30, 3) + 0.5
 
 
 @pytest.mark.parametrize(
@@ -174,6 +187,32 @@ X, Y = np.arange(180.0).reshape(30, 6), np.arange(90.0).reshape(30, 3)
         (NET, (X, [[1], [1, 2]]), {}, DataError, "targets must be arrays of one shape"),
         (NET, (X, Y[:3]), {}, DataError, "equally many samples, got 30 in inputs given in Python and 3 in targets"),
         (NET, (X, Y.astype(int)), {}, ConfigError, "whole numbers may be classes or quantities"),
+        (NET, (X, np.where(Y > 9, np.nan, np.floor(Y))), {}, ConfigError, "whole numbers may be classes or quantities"),
+        (NET, (X, ["a", None] * 15), {}, DataError, "targets of text must be complete, got none for sample 1"),
+        (NET, (X, Y), {"options": ["a"]}, ConfigError, "options must be a mapping from keys to values, got list"),
+        (
+            NET,
+            (X, Y),
+            {"options": {"data.groups": "g.npy"}},
+            ConfigError,
+            "data.groups is given in Python, so it can be",
+        ),
+        (
+            NET,
+            (X, Y),
+            {"options": {"model.factory": "a:b"}},
+            ConfigError,
+            "model.factory is given in Python, so it can",
+        ),
+        (NET, (X, Y), {"loss": lambda outputs, targets: 1 / 0}, ConfigError, "but it raised ZeroDivisionError"),
+        (
+            deepcopy(NET).half(),
+            (X, Y),
+            {},
+            NetworkError,
+            r"its parameters torch.float16: bring it there by network.float",
+        ),
+        (BesideOthers(), (X, Y), {}, NetworkError, "must depend on each sample alone"),
         (NET, (X, Y), {"objective": "regresion"}, ConfigError, "did you mean regression"),
         (NET, (X, Y), {"strategies": 3}, ConfigError, "must be a mapping from names to patterns"),
         (NET, (X, Y), {"strategies": {"a": 3}}, ConfigError, "strategies.a"),
@@ -188,6 +227,94 @@ def test_what_is_wrong_is_said(model: Any, data: Any, options: dict, error: type
     with pytest.raises(error, match=said):
         ray_ft.cross_validate(model, data, inline=True, out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.ma.masked_array([1.0, 5.0, 3.0], mask=[False, True, False]),
+        np.ma.masked_array([1, 5, 3], mask=[False, True, False]),
+        [1.0, None, 3.0],
+        pd.Series([1, None, 3], dtype="Int64"),
+        pd.Series([True, None, True], dtype="boolean"),
+    ],
+)
+def test_a_number_that_is_missing_is_nan(values: Any) -> None:
+    found = as_array(values, "targets")
+    assert np.isnan(found).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([0.0, 3.0])],
+        torch.tensor([[1.0, 2.0], [0.0, 3.0]]).to_sparse(),
+        torch.tensor([[1.0, 2.0], [0.0, 3.0]], dtype=torch.bfloat16, requires_grad=True),
+        [torch.tensor([1.0, 2.0], dtype=torch.bfloat16), torch.tensor([0.0, 3.0], dtype=torch.bfloat16)],
+    ],
+)
+def test_tensors_of_all_kinds_are_arrays(values: Any) -> None:
+    np.testing.assert_array_equal(as_array(values, "inputs"), [[1, 2], [0, 3]])
+
+
+def test_what_runs_a_network_and_what_passes_leave_in_it_are_taken_off() -> None:
+    network = nn.Linear(6, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        normed = nn.utils.weight_norm(deepcopy(network))
+    kept = deepcopy(network)
+    kept.last = kept(torch.ones(1, 6))
+    expected = network(torch.ones(1, 6))
+    for model in (nn.DataParallel(network), torch.compile(network, backend="eager"), normed, kept):
+        built = as_factory(model)()
+        assert type(built) is nn.Linear
+        torch.testing.assert_close(built(torch.ones(1, 6)), expected)
+
+
+def test_a_folder_knows_the_code_and_the_loss_that_its_run_began_with(
+    toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.load("x.npy"), np.load("y.npy")
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)]
+    network, other = nn.Sequential(*layers), nn.Sequential(layers[0], nn.ReLU(), layers[2])
+
+    def call(network: nn.Module, **options: Any) -> Any:
+        top = {"top": {"train": ["2.*"], "lr": 0.01, "epochs": 1}}
+        return ray_ft.cross_validate(
+            network, data, strategies=top, folds=2, seeds=1, options=FEW, inline=True, progress=False, **options
+        )
+
+    found = call(network, out="run")
+    assert call(network, out="run").summary == found.summary
+    for changed in (lambda: call(other, out="run"), lambda: call(network, out="run", loss=mean_error)):
+        with pytest.raises(RayFTError, match="what the network computes with these weights, or its loss, has changed"):
+            changed()
+    with pytest.raises(DataError, match="stand in no file, got inputs given in Python; repeat the call"):
+        cross_validate(load_config("run/config.yaml"), "other", inline=True)
+    monkeypatch.setenv("HOME", str(toy_folder))
+    assert call(network, out="~/own").folder == toy_folder / "own"
+
+
+def mean_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (outputs - targets).abs().mean(1)
+
+
+def test_an_ensemble_takes_what_the_run_took(toy: Any) -> None:
+    network, (x, y) = toy
+    frame = pd.DataFrame(x, columns=list("abcdef"))
+    top = {"top": {"train": ["head.*"], "lr": 0.01, "epochs": 1}}
+    found = ray_ft.cross_validate(
+        network, (frame, y), strategies=top, folds=2, seeds=1, options=FEW, inline=True, progress=False
+    )
+    predict, expected = found.ensemble.predict, found.ensemble.predict(x).mean
+    given = torch.from_numpy(x).requires_grad_(), x.tolist(), frame, frame[list("fedcba")].assign(more=1)
+    for inputs in given:
+        np.testing.assert_array_equal(predict(inputs).mean, expected)
+    with pytest.raises(DataError, match="a frame must have the columns of the training, got none of e, f"):
+        predict(frame[list("abcd")])
+    with pytest.raises(DataError, match="the inputs must be one array, as the run's were, got 0, 1"):
+        predict((x, x))
 
 
 def test_a_column_of_mixed_objects_is_refused() -> None:

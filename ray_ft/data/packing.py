@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from ray_ft.data.objects import as_array
 from ray_ft.errors import DataError, first_few
 
 LARGEST_WHOLE = 2**24  # up to which float32 holds every whole number
@@ -59,6 +60,8 @@ def pack_alike(
     Raises:
         DataError: Names or shapes are others.
     """
+    if not layout:
+        raise DataError(f"the inputs must be one array, as the run's were, got {first_few(list(parts))} in {source}")
     wanted = {part.name: part for part in layout}
     if parts.keys() != wanted.keys():
         given, known = (first_few(list(names)) for names in (parts, wanted))
@@ -72,4 +75,4 @@ def pack_alike(
 def name_parts(inputs: Mapping[str, Any] | tuple[Any, ...]) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Name several inputs as a network takes them: by the names of its arguments, or by their places."""
     named = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
-    return {str(name): np.asarray(array) for name, array in named}
+    return {str(name): as_array(array, str(name)) for name, array in named}

@@ -18,13 +18,15 @@ from jaxtyping import Float, Shaped
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from ray_ft.data.objects import as_array, name_columns
 from ray_ft.data.packing import name_parts, pack_alike
 from ray_ft.data.samples import prepare_inputs
 from ray_ft.domains import Domain, find_domain
 from ray_ft.ensemble.artefact import Card, State, find_folder, read_card, read_network, read_tensors, refuse
 from ray_ft.ensemble.fingerprints import N_PRINTS, Prints
 from ray_ft.ensemble.memory_limit import MemoryGuard
-from ray_ft.errors import DataError, EnsembleError, NetworkError
+from ray_ft.errors import DataError, EnsembleError, NetworkError, first_few
+from ray_ft.files.column_names import split_names
 from ray_ft.files.memory import describe_excess
 from ray_ft.models import Factory, NewHead, answer_in_shape, build_network, call_as_one, give_head
 from ray_ft.objectives import STANDARDISED, FoldOf, Folds, Members, Objective, Shares, find_objective
@@ -35,7 +37,7 @@ from ray_ft.statistics.novelty import Density
 
 BATCH_SIZE = 32  # samples at a time
 FALSE_ALARMS = 0.05  # share of inputs like the training samples that are flagged
-Raw = Shaped[np.ndarray, "..."] | Mapping[str, Any] | tuple[Any, ...]  # inputs in the form of the run's data
+Raw = Any  # inputs in the form of the run's data: what `as_array` takes; of several, a mapping or a tuple of these
 Inputs = Float[np.ndarray, "sample *input"]  # in the network's
 
 
@@ -107,15 +109,28 @@ class Ensemble:
         Raises:
             DataError: They are not such inputs.
         """
-        if not isinstance(inputs, np.ndarray):
-            inputs = pack_alike(name_parts(inputs), self.card.inputs, source)
-        prepared = prepare_inputs(inputs, self.domain, source)
+        if isinstance(inputs, Mapping | tuple):
+            array = pack_alike(name_parts(inputs), self.card.inputs, source)
+        else:
+            array = as_array(self.take_columns(inputs, source), source)
+        prepared = prepare_inputs(array, self.domain, source)
         if prepared.shape[1:] != self.card.input_shape:
             raise DataError(
                 f"inputs must have the shape {self.card.input_shape} that the ensemble was trained on, got "
                 f"{prepared.shape[1:]} in {source}"
             )
         return prepared
+
+    def take_columns(self, inputs: Any, source: str) -> Any:
+        """Take the columns of the training out of a frame that names its columns, whatever their order."""
+        names = split_names(self.card.data_keys[0])
+        if name_columns(inputs) == "" or (len(names),) != self.card.input_shape:
+            return inputs
+        if lacking := [name for name in names if name not in inputs.columns]:
+            raise DataError(
+                f"a frame must have the columns of the training, got none of {first_few(lacking)} in {source}"
+            )
+        return inputs[names]
 
     def predict(
         self, inputs: Raw, level: float | None = None, batch_size: int = BATCH_SIZE, source: str = "the inputs"

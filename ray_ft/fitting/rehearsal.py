@@ -52,6 +52,11 @@ def rehearse(
             f"{SAME}, but two passes in evaluation disagree{moved or find_random(network, inputs)}; a dropout must "
             "know self.training, and what a pass writes must stand under it"
         )
+    if not agree(torch.cat([predict_all(network, inputs[i : i + 1]) for i in range(len(inputs))]), answers):
+        raise NetworkError(
+            "what a network answers must depend on each sample alone, but beside others it answers differently; "
+            "take what it computes over the batch out of evaluation"
+        )
     again = pretrained.build()
     if not agree(predict_all(again, inputs), answers):
         changed = name_changes(list_held(network), list_held(again))

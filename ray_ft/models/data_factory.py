@@ -4,9 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from jaxtyping import Shaped
-
+from ray_ft.data.objects import as_array
 from ray_ft.data.packing import Layout, name_parts, pack
 from ray_ft.data.samples import Arrays
 from ray_ft.errors import ConfigError, DataError, first_few, show_value, suggest
@@ -47,16 +45,6 @@ def call_data_factory(factory: str, params: Mapping[str, Any]) -> Arrays:
     if isinstance(inputs, Mapping | tuple):
         inputs, layout = pack(name_parts(inputs), factory)
     present = {key: value for key, value in {**made, "inputs": inputs}.items() if value is not None}
-    arrays = {key: as_array(value, key, factory) for key, value in present.items()}
+    arrays = {key: as_array(value, f"{key} from {factory}") for key, value in present.items()}
     columns = arrays.get("groups"), arrays.get("stratify")
     return Arrays(arrays["inputs"], arrays["targets"], *columns, layout=layout)
-
-
-def as_array(value: Any, key: str, factory: str) -> Shaped[np.ndarray, "..."]:
-    """Take an array, or what NumPy makes one of; text in objects, as pandas has it, becomes labels."""
-    array = np.asarray(value)
-    if array.dtype.kind in "OT":
-        if not all(isinstance(part, str) for part in array.ravel()):
-            raise DataError(f"{key} must be an array of numbers or labels, got objects from {factory}")
-        array = array.astype(str)
-    return array

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from ray_ft.errors import ConfigError, first_few, show_value
+from ray_ft.errors import ConfigError, first_few, locate_error, show_value
 from ray_ft.models.factory import import_code, is_own
 from ray_ft.objectives import Objective, OwnLoss
 
@@ -79,8 +79,13 @@ def try_loss(
         ConfigError: It is something else.
     """
     asked = outputs.detach().clone().float().requires_grad_()
-    with torch.enable_grad():
-        losses = loss(asked, torch.from_numpy(targets))
+    try:
+        with torch.enable_grad():
+            losses = loss(asked, torch.from_numpy(targets))
+    except ConfigError:
+        raise
+    except Exception as error:  # of any class: it is a user's own code
+        raise ConfigError(f"{KEY} must take outputs and targets, but it raised {locate_error(error)}") from error
     if not isinstance(losses, Tensor) or losses.shape != (len(targets),):
         found = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else show_value(losses)
         raise ConfigError(

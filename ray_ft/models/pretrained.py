@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from ray_ft.data.packing import Layout
 from ray_ft.data.samples import have_same_values
-from ray_ft.errors import NetworkError, locate_error
+from ray_ft.errors import NetworkError, first_few, locate_error
 from ray_ft.files.hashes import hash_tensors
 from ray_ft.files.memory import is_out_of_memory
 from ray_ft.models.calling import call_as_one, describe
@@ -107,11 +107,18 @@ def predict_part(network: nn.Module, inputs: Float[np.ndarray, "sample *input"])
         if is_out_of_memory(error):  # the machine's, of which the network is no worse
             raise
         text = f"the network must take the inputs, got shape {inputs.shape}"
-        raise NetworkError(f"{text}, but it raised {locate_error(error)}") from error
+        raise NetworkError(f"{text}, but it raised {locate_error(error)}{name_precision(network)}") from error
     if not isinstance(outputs, Tensor) or outputs.is_complex():
         kind = str(outputs.dtype) if isinstance(outputs, Tensor) else describe(outputs)
         raise NetworkError(f"the network must answer with one real tensor, got {kind}; name one by model.output")
     return outputs
+
+
+def name_precision(network: nn.Module) -> str:
+    """Say what to do where parameters are of another precision than inputs are; nothing where they are not."""
+    kinds = {parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()} - {torch.float32}
+    others = first_few(sorted(str(kind) for kind in kinds))
+    return f"; inputs are torch.float32, its parameters {others}: bring it there by network.float()" if kinds else ""
 
 
 def answer_in_shape(network: nn.Module, shape: tuple[int, ...] | None) -> nn.Module:

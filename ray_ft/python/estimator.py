@@ -29,7 +29,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         strategies: As `cross_validate` takes them, and so are the others.
         folds: Number of parts that are held out in turn.
         seeds: Number of trainings of each fold.
-        objective: `regression`, `classification`, or a metric. Without it, numbers with a fraction are regressed.
+        objective: `regression`, `classification`, or a metric. Without it, regression.
         options: Values by key of a config file.
         inline: Train in this process, without Ray.
         progress: Whether to show it.
@@ -81,15 +81,19 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             self, X, y, allow_nd=True, multi_output=True, y_numeric=not classes, dtype="numeric", ensure_min_samples=2
         )
         y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
-        labels = y
+        self.__dict__.pop("classes_", None)  # of another objective
+        options, labels, objective = {**(self.options or {})}, y, self.objective or "regression"
         if classes and y.ndim == 1:
             check_classification_targets(y)
             self.classes_, labels = np.unique(y, return_inverse=True)
+            if not np.array_equal(self.classes_, np.arange(len(self.classes_))):  # no numbers of outputs, but names
+                options["data.classes"] = [str(name) for name in self.classes_]
+                labels = self.classes_.astype(str)[labels]
             if len(self.classes_) < 2:
                 raise ValueError(f"a classifier needs two classes or more, got one class: {self.classes_[0]!r}")
         result = cross_validate(
             self.model, (X, labels if classes else y.astype(np.float64)), strategies=self.strategies, folds=self.folds,
-            seeds=self.seeds, groups=groups, objective=self.objective, options=self.options, inline=self.inline,
+            seeds=self.seeds, groups=groups, objective=objective, options=options, inline=self.inline,
             progress=self.progress,
         )  # fmt: skip
         assert isinstance(result, CrossValidation)
@@ -116,8 +120,11 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     def _average(self, X: Any) -> Float[np.ndarray, "sample *target"]:  # noqa: N803
         check_is_fitted(self, "result_")
         inputs = validate_data(self, X, allow_nd=True, dtype="numeric", reset=False)
-        mean: np.ndarray = self.ensemble_.predict(inputs).mean
-        return mean.astype(np.float64)
+        mean: np.ndarray = self.ensemble_.predict(inputs).mean.astype(np.float64)
+        if hasattr(self, "classes_") and mean.shape[1] > len(self.classes_):  # the network knows some without a sample
+            mean = mean[:, : len(self.classes_)]
+            mean = mean / mean.sum(1, keepdims=True)
+        return mean
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

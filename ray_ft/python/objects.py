@@ -21,13 +21,16 @@ import torch
 from jaxtyping import Shaped
 from rich.console import Console
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from ray_ft import cross_validation
 from ray_ft.config import Config, build_config
 from ray_ft.cross_validation import Given
-from ray_ft.data.packing import Layout, pack
+from ray_ft.data.objects import as_array, name_columns
+from ray_ft.data.packing import Layout, name_parts, pack
 from ray_ft.data.samples import Arrays
+from ray_ft.data.sources import HERE
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, NetworkError, first_line, show_value, suggest
 from ray_ft.models import Factory, find_last_layer
@@ -39,12 +42,12 @@ from ray_ft.results.summary import Summary
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.storage import is_uri
 
-HERE = "given in Python"
 GIVEN = {  # what a config says of what it does not name
     "model.factory": "given_in_python:model",
     "data.inputs": f"inputs {HERE}",
     "data.targets": f"targets {HERE}",
 }
+TAKEN = (*GIVEN, "data.groups", "data.stratify")  # whose place arguments take
 OBJECTIVES = {"regression": "mse", "classification": "log_loss", "multilabel": "multilabel_log_loss"}
 WIDTH = 130  # characters
 PAGE = '<pre style="line-height: 1.3; overflow-x: auto">{code}</pre>'
@@ -149,7 +152,7 @@ def cross_validate_module(
     objective: str | None = None,
     loss: Any = None,
     out: str | Path | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Any = None,
     inline: bool = False,
     progress: bool = True,
 ) -> CrossValidation:
@@ -181,18 +184,21 @@ def cross_validate_module(
         UserError: What was given breaks a rule, or the folder holds another run.
         RunError: No strategy has a completed candidate, or a file could not be written.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigError(f"options must be a mapping from keys to values, got {type(options).__name__}")
     given = Given(as_factory(model), read_data(data, groups, stratify), loss if callable(loss) else None)
     values = {"cv.folds": folds, "cv.seeds": seeds, "cv.metric": find_metric(objective, given.arrays.targets)}
     values["training.loss"] = None if callable(loss) else loss
     config = write_config(values, given, strategies, options or {})
-    if out is not None and is_uri(out):
-        raise ConfigError(f"out must be a folder, got {show_value(str(out))}; name one that all nodes share")
+    if out is not None and (is_uri(out) or not isinstance(out, str | Path)):
+        raise ConfigError(f"out must be a folder, got {show_value(out)}; name one that all nodes share")
     plain = False if Console().is_jupyter else None  # its output says that it is a terminal, and shows lines alone
     console = Console(highlight=False, quiet=not progress, force_jupyter=False, force_terminal=plain)
     if out is None:
         return run_temporarily(config, given, inline, console)
-    summary = cross_validation.cross_validate(config, out, inline, console, True, given)
-    return CrossValidation(summary, Path(out), given.factory)
+    folder = Path(out).expanduser().absolute()  # which stays where it is when the process goes elsewhere
+    summary = cross_validation.cross_validate(config, folder, inline, console, True, given)
+    return CrossValidation(summary, folder, given.factory)
 
 
 update_wrapper(cross_validate, cross_validate_module)  # its signature and text are what a notebook shows
@@ -221,7 +227,12 @@ def write_config(values: Mapping[str, Any], given: Given, strategies: Any, optio
         "strategies": own,
         "cv.strategies": list(own or strategies),
     }
-    return build_config({**named, **values, **options}, shipped=not own)
+    config = build_config({**named, **values, **options}, shipped=not own)
+    for section, name in (key.split(".") for key in TAKEN):
+        if (found := getattr(getattr(config, section), name)) != named.get(f"{section}.{name}"):
+            rule = f"{section}.{name} is {HERE}, so it can be no option too"
+            raise ConfigError(f"{rule}, got {show_value(found)}; give it as an argument")
+    return config
 
 
 def as_factory(model: object) -> Callable[[], nn.Module]:
@@ -235,11 +246,25 @@ def as_factory(model: object) -> Callable[[], nn.Module]:
         except TypeError as error:
             raise NetworkError(f"a callable that builds a model takes no arguments, got {error}; bind them") from error
         return model
+    model = unwrap(model)
     try:
-        return Copies(deepcopy(model).cpu())
+        return Copies(copy_module(model).cpu())
     except Exception as error:  # of any class, as of a tensor that was computed and kept
         rule = "a module that is given must be one that copy.deepcopy copies"
         raise NetworkError(f"{rule}, but {first_line(error)}; give a function that builds it") from error
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Take the network out of what runs it, by whose names nobody calls its parameters."""
+    inner = model.module if isinstance(model, nn.DataParallel | DistributedDataParallel) else None
+    inner = getattr(model, "_orig_mod", inner)  # of torch.compile, which takes seconds to import
+    return unwrap(inner) if isinstance(inner, nn.Module) else model
+
+
+def copy_module(model: nn.Module) -> nn.Module:
+    """Copy a module, and what passes have left in it without its history, as `deepcopy` alone refuses."""
+    left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in left if not tensor.is_leaf})
 
 
 @dataclass(frozen=True)
@@ -269,9 +294,9 @@ def read_data(data: Any, groups: Any = None, stratify: Any = None) -> Arrays:
     x, y = data
     layout: Layout = ()
     if isinstance(x, Mapping | tuple):
-        named = x.items() if isinstance(x, Mapping) else enumerate(x)
-        x, layout = pack({str(name): as_array(part, str(name)) for name, part in named}, "inputs")
-    return Arrays(as_array(x, "inputs"), as_array(y, "targets"), groups, stratify, layout=layout)
+        x, layout = pack(name_parts(x), "inputs")
+    keys = name_columns(data[0]), name_columns(y)
+    return Arrays(as_array(x, "inputs"), as_array(y, "targets"), groups, stratify, keys, layout)
 
 
 def stack_dataset(data: Dataset[Any]) -> tuple[Any, Any]:
@@ -296,34 +321,6 @@ def stack(samples: Sequence[Any]) -> Shaped[np.ndarray, "..."]:
         raise DataError(f"the samples of a dataset must have one shape: {first_line(error)}") from error
 
 
-def as_array(values: object, name: str) -> Shaped[np.ndarray, "..."]:
-    """Turn a tensor, a pandas object, a list or an array into an array of numbers or texts."""
-    if isinstance(values, torch.Tensor):
-        return (
-            values.detach().cpu().float().numpy() if values.dtype == torch.bfloat16 else values.detach().cpu().numpy()
-        )
-    try:
-        array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{name} must be arrays of one shape: {first_line(error)}") from error
-    if array.dtype.kind == "O":
-        array = name_objects(array, name)
-    if array.dtype.kind not in "biufSU":
-        raise DataError(f"{name} must be numbers or texts, got {array.dtype} ({type(values).__name__})")
-    return array
-
-
-def name_objects(array: Shaped[np.ndarray, "..."], name: str) -> Shaped[np.ndarray, "..."]:
-    """Take an array of Python objects for texts, or for numbers, if all are."""
-    kinds = {type(value) for value in array.ravel()}
-    if all(issubclass(kind, str) for kind in kinds):
-        return array.astype(str)
-    if all(issubclass(kind, bool | int | float | np.number | np.bool_) for kind in kinds):
-        return array.astype(np.float64)
-    named = ", ".join(sorted(kind.__name__ for kind in kinds))
-    raise DataError(f"{name} must be numbers or texts, got objects: {named}")
-
-
 def find_metric(objective: str | None, targets: Shaped[np.ndarray, "..."]) -> str:
     """Find the metric of an objective, or of these targets.
 
@@ -336,12 +333,13 @@ def find_metric(objective: str | None, targets: Shaped[np.ndarray, "..."]) -> st
             near = suggest(str(objective), known)
             raise ConfigError(f"an objective is one of {', '.join(known)}, got {show_value(objective)}{near}")
         return OBJECTIVES.get(objective, objective)
-    if targets.dtype.kind in "iu":
+    kind = targets.dtype.kind
+    if kind in "iu" or (kind == "f" and not (np.nan_to_num(targets, posinf=0.0, neginf=0.0) % 1).any()):
         raise ConfigError(
             "whole numbers may be classes or quantities, so an objective must be named, got none; "
             'say objective="classification" or objective="regression"'
         )
-    if targets.dtype.kind == "f":
+    if kind == "f":
         return "mse"
     return "multilabel_log_loss" if targets.ndim == 2 and targets.shape[1] > 1 else "log_loss"
 

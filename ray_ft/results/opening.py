@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import Splits
 from ray_ft.errors import ConfigError, RayFTError, RunFolderError, UserError, first_few
@@ -15,6 +17,7 @@ from ray_ft.results.records import load_provenance, load_splits
 from ray_ft.runs.folder import RunFolder, hold
 from ray_ft.runs.provenance import describe_environment
 
+ROUNDING = 1e-3  # of losses, as machines differ by
 FORMAT = 3  # of a run folder; one of an older format is read, and not gone on with
 
 
@@ -27,11 +30,12 @@ class Identity:
     splits: Splits
     data_hash: str
     weights_hash: str
+    first_losses: tuple[float, ...] = ()  # by which it shows where code computes something else, or another loss
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is compared."""
         hashes = {"splits_hash": self.splits.hash, "data_hash": self.data_hash, "weights_hash": self.weights_hash}
-        return {"config": self.config, **hashes}
+        return {"config": self.config, **hashes, "first_losses": list(self.first_losses)}
 
 
 @contextmanager
@@ -74,6 +78,9 @@ def check_identity(run: RunFolder, identity: Identity) -> None:
     old, new = check_config(run, identity.config), identity.as_dict()
     hashed = {"data_hash": "the data", "weights_hash": "the pretrained weights", "splits_hash": "the splits"}
     refuse(run, [f"{what} have changed since" for key, what in hashed.items() if old[key] != new[key]][:1])
+    first = old["first_losses"]
+    if first and not np.allclose(first, new["first_losses"], rtol=ROUNDING, atol=ROUNDING * max(map(abs, first))):
+        refuse(run, ["what the network computes with these weights, or its loss, has changed since"])
 
 
 def check_config(run: RunFolder, config: dict[str, Any]) -> dict[str, Any]:

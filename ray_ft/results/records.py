@@ -49,6 +49,7 @@ class Provenance(BaseModel):
     splits_hash: str
     data_hash: str
     weights_hash: str
+    first_losses: list[float] = []
     environment: Environment
 
 
