@@ -295,8 +295,8 @@ def read_data(data: Any, groups: Any = None, stratify: Any = None) -> Arrays:
     layout: Layout = ()
     if isinstance(x, Mapping | tuple):
         x, layout = pack(name_parts(x), "inputs")
-    keys = name_columns(data[0]), name_columns(y)
-    return Arrays(as_array(x, "inputs"), as_array(y, "targets"), groups, stratify, keys, layout)
+    named = ",".join(part.name for part in layout) or name_columns(data[0])  # as a file of new samples has them
+    return Arrays(as_array(x, "inputs"), as_array(y, "targets"), groups, stratify, (named, name_columns(y)), layout)
 
 
 def stack_dataset(data: Dataset[Any]) -> tuple[Any, Any]:
