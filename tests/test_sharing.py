@@ -94,6 +94,37 @@ def test_a_value_that_one_writes_in_place_is_not_shared() -> None:
             np.testing.assert_allclose(split.apply_tail(split.state, split.take(features)), network(inputs), rtol=1e-5)
 
 
+class Picking(nn.Module):
+    """As language models do, it masks words, by a mask that is made anew each time, and answers from one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.middle, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def mask(self, x: torch.Tensor) -> torch.Tensor:
+        return (x[..., :1] > 0).to(device=x.device, dtype=x.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.body(x)
+        for _ in range(2):
+            h = torch.tanh(self.middle(h)) * self.mask(x)
+        return self.head(h[torch.arange(x.shape[0], device=x.device), x[..., 1].argmax(1)])
+
+
+def test_places_in_the_batch_and_masks_that_are_alike_go_all_the_way() -> None:
+    torch.manual_seed(0)
+    network, inputs = Picking().eval(), torch.randn(7, 3, 4)
+    names = {"head": ("head.weight",), "middle": ("middle.weight", "head.weight")}
+    splits = split_all(network, names, inputs)
+    assert [split.reason for split in splits.values()] == ["", ""]
+    shared = share_backbone(splits, inputs)
+    assert describe_obstacle(shared, inputs) == ""
+    rows = torch.tensor([5, 1, 3])
+    for split in write_and_read(shared).values():
+        found = split.apply_tail(split.state, split.take(split.compute_features(inputs, 4), rows)).detach()
+        torch.testing.assert_close(found, network(inputs[rows]).detach())
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()

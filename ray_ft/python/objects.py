@@ -271,7 +271,8 @@ def read_data(data: Any, groups: Any = None, stratify: Any = None) -> Arrays:
     if isinstance(x, Mapping | tuple):
         named = x.items() if isinstance(x, Mapping) else enumerate(x)
         x, layout = pack({str(name): as_array(part, str(name)) for name, part in named}, "inputs")
-    return Arrays(as_array(x, "inputs"), as_array(y, "targets"), groups, stratify, layout=layout)
+    keys = ",".join(part.name for part in layout), ""  # under which a file of new samples has them
+    return Arrays(as_array(x, "inputs"), as_array(y, "targets"), groups, stratify, keys=keys, layout=layout)
 
 
 def stack_dataset(data: Dataset[Any]) -> tuple[Any, Any]:

@@ -169,16 +169,31 @@ def find_reached(trace: Trace, trained: set[str]) -> set[Node]:
 
 
 def find_features(trace: Trace, reached: set[Node]) -> tuple[Axes, set[Node]]:
-    """Find the values that cross into the tail, and the tail: what is reached, and views at the boundary."""
+    """Find the values that cross into the tail, and the tail: what is reached, and what costs nothing at the boundary.
+
+    What comes of the number of samples alone, such as their places in the batch, each batch has of its own.
+    """
     tail = reached | {trace.graph.output_node()}
+    counted = find_counted(trace)
     axes: Axes = {}
     for node in reversed(trace.graph.nodes):
         crosses = node not in tail and node not in trace.tensors and not tail.isdisjoint(node.users)
-        if crosses and str(node.target).removeprefix("aten.").split(".")[0] in VIEWS:
+        if crosses and (node in counted or str(node.target).removeprefix("aten.").split(".")[0] in VIEWS):
             tail.add(node)
         elif crosses and not isinstance(node.meta["val"], torch.SymInt):  # sizes are computed in `build_tails`
             axes[node] = find_batch_axis(node, trace.symbol)
     return dict(reversed(axes.items())), tail
+
+
+def find_counted(trace: Trace) -> set[Node]:
+    """Find the tensors that are computed from the number of samples alone."""
+    counted: set[Node] = set()
+    for node in trace.graph.nodes:
+        numbers = {own for own in node.all_input_nodes if isinstance(own.meta.get("val"), torch.SymInt)}
+        is_tensor = isinstance(node.meta.get("val"), Tensor)
+        if is_tensor and node.all_input_nodes and counted.union(numbers).issuperset(node.all_input_nodes):
+            counted.add(node)
+    return counted
 
 
 def find_batch_axis(node: Node, symbol: Any) -> int | None:
@@ -260,6 +275,9 @@ def copy_nodes(trace: Trace, nodes: set[Node], graph: Graph, env: dict[Node, Nod
             env[node] = graph.node_copy(node, env.__getitem__)
             env[node].meta = describe_dropout(trace, node) if draws(node) else {}  # the rest is of no use from here on
             env[node].target = SUBSTITUTES.get(node.target, node.target)
+            if node.target is torch.ops.aten.to.device:  # a program runs on one device, which none of its steps names
+                given = {name: value for name, value in arguments(env[node]).items() if name != "device"}
+                env[node].target, env[node].args, env[node].kwargs = torch.ops.aten.to.dtype, (), given
 
 
 def describe_dropout(trace: Trace, node: Node) -> dict[str, Any]:

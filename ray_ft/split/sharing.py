@@ -77,7 +77,8 @@ def join_programs(programs: list[Program], merge: bool) -> tuple[Program, list[l
                 known[key] = len(steps)
             numbers[index] = known[key]
         own = rename(program.output, numbers)
-        outputs += [output for output in own if output not in outputs]
+        for output in own:  # of which two may now be the same
+            outputs += [] if output in outputs else [output]
         of_programs.append([outputs.index(output) for output in own])
     return Program(1, tuple(steps), outputs), of_programs
 
