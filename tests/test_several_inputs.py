@@ -70,6 +70,7 @@ def test_a_network_of_several_inputs_equals_its_twin_of_one(tmp_path: Path) -> N
     )
     one = ray_ft.cross_validate(Twin(), (PACKED, Y), options=OPTIONS, **FEW)
     assert table(several.summary) == table(one.summary)
+    assert several.ensemble.card.data_keys[0] == "0,tokens,mask", "so that a file of new samples needs no ::key"
     new = {name: part[:5] for name, part in NAMED.items()}
     expected = one.ensemble.predict(PACKED[:5])
     for found in (several.ensemble, Ensemble.load(tmp_path / "several")):
