@@ -8,14 +8,13 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from rich.console import Console
 
 from ray_ft.backends.progress import Display
@@ -23,11 +22,10 @@ from ray_ft.backends.rounds import Rounds, Shared
 from ray_ft.backends.running import check_loggers, run_near_storage, start_halving, train_all
 from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import describe_deals
-from ray_ft.data.samples import Arrays, Sources, build_samples
-from ray_ft.domains import find_domain
+from ray_ft.data.samples import Arrays
 from ray_ft.ensemble.artefact import Origin
 from ray_ft.ensemble.reduction import Reduction, reduce_members
-from ray_ft.errors import NetworkError, RayFTError, RunError, RunFolderError
+from ray_ft.errors import RunFolderError
 from ray_ft.files.cpus import count_cpus
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_text
@@ -45,14 +43,14 @@ from ray_ft.models import (
     predict_all,
     renew_head,
 )
-from ray_ft.models.data_factory import KEY, call_data_factory
 from ray_ft.models.own_loss import settle_objective
-from ray_ft.objectives import Objective, OwnLoss, find_objective
+from ray_ft.objectives import OwnLoss, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import measure_baselines, score_baselines
 from ray_ft.results.opening import Identity, check_config, open_run, was_chosen
 from ray_ft.results.records import (
     Verdict,
+    describe_defeat,
     gather_losses,
     load_blind,
     load_judged,
@@ -76,15 +74,21 @@ from ray_ft.runs.journal import Journal, count_lost
 from ray_ft.runs.provenance import describe_environment
 from ray_ft.search.best import BestProposer
 from ray_ft.search.plan import RECIPE, CandidateSpec
-from ray_ft.search.problem import Problem, check_noise, check_outputs, deal_splits, know_classes
+from ray_ft.search.problem import (
+    Problem,
+    check_noise,
+    check_outputs,
+    deal_splits,
+    find_first_losses,
+    know_classes,
+    read_samples,
+)
 from ray_ft.search.proposer import Proposer, RandomProposer, is_random
 from ray_ft.search.strategies import Strategy, match_strategies
 from ray_ft.statistics.comparison import mark_unsettled
 from ray_ft.statistics.intervals import check_level, count_most, note_lacks
 from ray_ft.statistics.scores import pick_lowest
 from ray_ft.statistics.selection import correct_selection
-
-N_WITNESSES = 16  # samples whose first losses are kept
 
 
 @dataclass(frozen=True)
@@ -242,14 +246,10 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     Raises:
         UserError: It breaks a rule.
     """
-    data, cv, model = config.data, config.cv, config.model
+    cv, model = config.cv, config.model
     torch.set_num_threads(min(torch.get_num_threads(), count_cpus()))  # which knows of no quota
-    domain, objective = find_domain(config.layout), find_objective(cv.metric)
-    encode = partial(objective.encode_targets, classes=data.classes or ())
-    sources = Sources(data.inputs or KEY, data.targets or KEY, data.groups, data.stratify)
-    made = call_data_factory(data.factory, data.params or {}) if data.factory else None
-    arrays = given.arrays if given else made or sources.read()
-    samples = build_samples(arrays, sources, domain, cv.folds, encode)
+    objective = find_objective(cv.metric)
+    samples = read_samples(config, objective, given.arrays if given else None)
     splits = deal_splits(config, samples)
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
     factory = given.factory if given else model.factory
@@ -281,18 +281,8 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
         notes.append(f"{told}: the same values, laid out as the targets are")
     if objective.answers.leveled:
         notes += note_lacks(1 - config.ensemble.level, samples.targets)
-    return Prepared(
-        config, problem, pretrained, strategies, zero_shot, find_first_losses(objective, outputs, samples.targets),
-        (*samples.notes, *notes),
-    )  # fmt: skip
-
-
-def find_first_losses(
-    objective: Objective, outputs: Float[torch.Tensor, "sample *output"], targets: Shaped[np.ndarray, "sample *target"]
-) -> tuple[float, ...]:
-    """Find what training would minimise of a few samples, before it begins."""
-    few = torch.from_numpy(targets[:N_WITNESSES])
-    return tuple(objective.losses(outputs[: len(few)].float(), few).double().tolist())
+    first_losses = find_first_losses(objective, outputs, samples.targets)
+    return Prepared(config, problem, pretrained, strategies, zero_shot, first_losses, (*samples.notes, *notes))
 
 
 def search(
@@ -367,17 +357,6 @@ def reduce(
     )  # fmt: skip
     write_summary(run, summary)
     return summary
-
-
-def describe_defeat(run: RunFolder, verdicts: Mapping[str, Verdict]) -> RayFTError:
-    """Say why nothing was completed; where it was the network alone, the user can mend it."""
-    reasons = {verdict.reason for verdict in verdicts.values() if verdict.reason}
-    listed = "\n".join(f"  {reason}" for reason in sorted(reasons))
-    by_network = bool(reasons) and all(f"{NetworkError.__name__}: " in reason for reason in reasons)
-    return (NetworkError if by_network else RunError)(
-        f"no strategy has a completed candidate\n{listed}\n"
-        f"the logs are {run.candidates}/*/error.txt; remove a candidate's folder to try it again"
-    )
 
 
 def rebuild_ensemble(root: Path, trust: bool = False, **choice: Any) -> EnsembleSummary:

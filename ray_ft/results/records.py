@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ray_ft.data.folds import Splits
-from ray_ft.errors import DivergedError, RunFolderError, first_few
+from ray_ft.errors import DivergedError, NetworkError, RayFTError, RunError, RunFolderError, first_few
 from ray_ft.files.arrays import read_arrays
 from ray_ft.files.hashes import hash_file
 from ray_ft.files.writing import read_record
@@ -354,3 +354,14 @@ def load_whole_history(run: RunFolder, spec: CandidateSpec, splits: Splits) -> H
     if holes:
         raise RunFolderError(f"{rule} without those of {first_few(holes)}; {remedy}")
     return history
+
+
+def describe_defeat(run: RunFolder, verdicts: Mapping[str, Verdict]) -> RayFTError:
+    """Say why nothing was completed; where it was the network alone, the user can mend it."""
+    reasons = {verdict.reason for verdict in verdicts.values() if verdict.reason}
+    listed = "\n".join(f"  {reason}" for reason in sorted(reasons))
+    by_network = bool(reasons) and all(f"{NetworkError.__name__}: " in reason for reason in reasons)
+    return (NetworkError if by_network else RunError)(
+        f"no strategy has a completed candidate\n{listed}\n"
+        f"the logs are {run.candidates}/*/error.txt; remove a candidate's folder to try it again"
+    )

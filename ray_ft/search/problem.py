@@ -2,20 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from ray_ft.config import Config
 from ray_ft.data.folds import Splits, deal_folds, deal_inner, limit_training
-from ray_ft.data.samples import Samples
+from ray_ft.data.samples import Arrays, Samples, Sources, build_samples
+from ray_ft.domains import find_domain
 from ray_ft.errors import DataError, StrategyError, WeightsError
+from ray_ft.models.data_factory import KEY, call_data_factory
 from ray_ft.objectives import Objective
 from ray_ft.search.strategies import Strategy
 
 Place = tuple[int, int]  # a repeat and a fold
+N_WITNESSES = 16  # samples whose first losses are kept
 
 
 @dataclass(frozen=True, order=True)
@@ -77,6 +80,15 @@ class Problem:
         return self.samples.build_views(self.symmetry)
 
 
+def read_samples(config: Config, objective: Objective, given: Arrays | None) -> Samples:
+    """Take the samples that are given, or those that a config names."""
+    data = config.data
+    sources = Sources(data.inputs or KEY, data.targets or KEY, data.groups, data.stratify)
+    made = call_data_factory(data.factory, data.params or {}) if data.factory else None
+    encode = partial(objective.encode_targets, classes=data.classes or ())
+    return build_samples(given or made or sources.read(), sources, find_domain(config.layout), config.cv.folds, encode)
+
+
 def deal_splits(config: Config, samples: Samples) -> Splits:
     """Deal the folds, and what of their training parts does without or stops and selects."""
     cv = config.cv
@@ -109,3 +121,11 @@ def check_noise(samples: Samples, strategies: Mapping[str, Strategy]) -> None:
         raise StrategyError(
             f"strategy {noisy[0]}: noise_std must be 0 where inputs are whole numbers or booleans, as {others[0]} is"
         )
+
+
+def find_first_losses(
+    objective: Objective, outputs: Float[torch.Tensor, "sample *output"], targets: Shaped[np.ndarray, "sample *target"]
+) -> tuple[float, ...]:
+    """Find what training would minimise of a few samples, before it begins."""
+    few = torch.from_numpy(targets[:N_WITNESSES])
+    return tuple(objective.losses(outputs[: len(few)].float(), few).double().tolist())
