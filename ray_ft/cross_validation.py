@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from rich.console import Console
 
 from ray_ft.backends.progress import Display
@@ -46,8 +46,8 @@ from ray_ft.models import (
     renew_head,
 )
 from ray_ft.models.data_factory import KEY, call_data_factory
-from ray_ft.models.own_loss import settle_objective
-from ray_ft.objectives import Objective, OwnLoss, find_objective
+from ray_ft.models.own_loss import find_first_losses, settle_objective
+from ray_ft.objectives import OwnLoss, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import measure_baselines, score_baselines
 from ray_ft.results.opening import Identity, check_config, open_run, was_chosen
@@ -84,8 +84,6 @@ from ray_ft.statistics.intervals import check_level, count_most, note_lacks
 from ray_ft.statistics.scores import pick_lowest
 from ray_ft.statistics.selection import correct_selection
 
-N_WITNESSES = 16  # samples whose first losses are kept
-
 
 @dataclass(frozen=True)
 class Given:
@@ -116,9 +114,8 @@ class Prepared:
     def identity(self) -> Identity:
         """What the run's folder must hold."""
         splits, samples = self.problem.splits, self.problem.samples
-        data_hash = hash_arrays(samples.inputs, samples.targets)
-        made_of = self.config.identity(), self.config_text, splits, data_hash, self.pretrained.hash
-        return Identity(*made_of, self.first_losses)
+        hashes = hash_arrays(samples.inputs, samples.targets), self.pretrained.hash
+        return Identity(self.config.identity(), self.config_text, splits, *hashes, self.first_losses)
 
     @property
     def origin(self) -> Origin:
@@ -252,7 +249,7 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     samples = build_samples(arrays, sources, domain, cv.folds, encode)
     splits = deal_splits(config, samples)
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
-    factory = given.factory if given else model.factory
+    factory, own = (given.factory, given.loss) if given else (model.factory, None)
     network, notes = load_pretrained(factory, model.params, config.checkpoint, model.skip or ())
     call_as_one(network, samples.layout, model.output)
     finish_lazy(network, samples.inputs)
@@ -267,7 +264,6 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     outputs = outputs if shape is None else outputs.reshape(-1, *shape)
     zero_shot = objective.respond(outputs).numpy()
     check_outputs(zero_shot, samples, objective)
-    own = given.loss if given else None
     objective = settle_objective(objective, samples.targets, outputs, own, **config.training.objective)
     pretrained = Pretrained(factory, model.params, weights, shape, head, samples.layout, model.output)
     if factory:
@@ -281,18 +277,8 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
         notes.append(f"{told}: the same values, laid out as the targets are")
     if objective.answers.leveled:
         notes += note_lacks(1 - config.ensemble.level, samples.targets)
-    return Prepared(
-        config, problem, pretrained, strategies, zero_shot, find_first_losses(objective, outputs, samples.targets),
-        (*samples.notes, *notes),
-    )  # fmt: skip
-
-
-def find_first_losses(
-    objective: Objective, outputs: Float[torch.Tensor, "sample *output"], targets: Shaped[np.ndarray, "sample *target"]
-) -> tuple[float, ...]:
-    """Find what training would minimise of a few samples, before it begins."""
-    few = torch.from_numpy(targets[:N_WITNESSES])
-    return tuple(objective.losses(outputs[: len(few)].float(), few).double().tolist())
+    first = find_first_losses(objective, outputs, samples.targets)
+    return Prepared(config, problem, pretrained, strategies, zero_shot, first, (*samples.notes, *notes))
 
 
 def search(
