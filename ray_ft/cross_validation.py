@@ -43,7 +43,12 @@ from ray_ft.models import (
     predict_all,
     renew_head,
 )
+<<<<<<< HEAD
 from ray_ft.models.own_loss import settle_objective
+=======
+from ray_ft.models.data_factory import KEY, call_data_factory
+from ray_ft.models.own_loss import find_first_losses, settle_objective
+>>>>>>> breaker
 from ray_ft.objectives import OwnLoss, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import measure_baselines, score_baselines
@@ -120,9 +125,8 @@ class Prepared:
     def identity(self) -> Identity:
         """What the run's folder must hold."""
         splits, samples = self.problem.splits, self.problem.samples
-        data_hash = hash_arrays(samples.inputs, samples.targets)
-        made_of = self.config.identity(), self.config_text, splits, data_hash, self.pretrained.hash
-        return Identity(*made_of, self.first_losses)
+        hashes = hash_arrays(samples.inputs, samples.targets), self.pretrained.hash
+        return Identity(self.config.identity(), self.config_text, splits, *hashes, self.first_losses)
 
     @property
     def origin(self) -> Origin:
@@ -252,7 +256,7 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     samples = read_samples(config, objective, given.arrays if given else None)
     splits = deal_splits(config, samples)
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
-    factory = given.factory if given else model.factory
+    factory, own = (given.factory, given.loss) if given else (model.factory, None)
     network, notes = load_pretrained(factory, model.params, config.checkpoint, model.skip or ())
     call_as_one(network, samples.layout, model.output)
     finish_lazy(network, samples.inputs)
@@ -267,7 +271,6 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     outputs = outputs if shape is None else outputs.reshape(-1, *shape)
     zero_shot = objective.respond(outputs).numpy()
     check_outputs(zero_shot, samples, objective)
-    own = given.loss if given else None
     objective = settle_objective(objective, samples.targets, outputs, own, **config.training.objective)
     pretrained = Pretrained(factory, model.params, weights, shape, head, samples.layout, model.output)
     if factory:
@@ -281,8 +284,13 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
         notes.append(f"{told}: the same values, laid out as the targets are")
     if objective.answers.leveled:
         notes += note_lacks(1 - config.ensemble.level, samples.targets)
+<<<<<<< HEAD
     first_losses = find_first_losses(objective, outputs, samples.targets)
     return Prepared(config, problem, pretrained, strategies, zero_shot, first_losses, (*samples.notes, *notes))
+=======
+    first = find_first_losses(objective, outputs, samples.targets)
+    return Prepared(config, problem, pretrained, strategies, zero_shot, first, (*samples.notes, *notes))
+>>>>>>> breaker
 
 
 def search(

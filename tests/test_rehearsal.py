@@ -13,7 +13,7 @@ from ray_ft import Ensemble
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
 from ray_ft.ensemble.export import average_weights, export_ensemble
-from ray_ft.errors import NetworkError, StrategyError
+from ray_ft.errors import NetworkError, RunFolderError, StrategyError
 from ray_ft.fitting.checkpoint import load_checkpoint, save_checkpoint
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.preparation import prepare_strategy
@@ -225,7 +225,7 @@ def test_an_answer_that_another_process_would_not_give_is_refused(toy_folder: Pa
     Toy.B = 1.0
     cross_validate(config, toy_folder / "run", inline=True)
     Toy.B = 2.0
-    with pytest.raises(NetworkError, match="the network must be the same in all processes"):
+    with pytest.raises(RunFolderError, match="what the network computes with these weights, or its loss, has changed"):
         rebuild_ensemble(toy_folder / "run", trust=True)
 
 

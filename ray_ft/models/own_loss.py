@@ -14,6 +14,7 @@ from ray_ft.models.factory import import_code, is_own
 from ray_ft.objectives import Objective, OwnLoss
 
 KEY = "training.loss"
+N_WITNESSES = 16  # samples whose first losses are kept
 RULE = "a function of your own code, which is neither Python's nor that of an installed package"
 
 
@@ -68,6 +69,14 @@ def settle_objective(
     if own:
         try_loss(own, outputs, targets)
     return settled
+
+
+def find_first_losses(
+    objective: Objective, outputs: Float[Tensor, "sample *output"], targets: Shaped[np.ndarray, "sample *target"]
+) -> tuple[float, ...]:
+    """Find what training would minimise of a few samples, before it begins."""
+    few = torch.from_numpy(targets[:N_WITNESSES])
+    return tuple(objective.losses(outputs[: len(few)].float(), few).double().tolist())
 
 
 def try_loss(

@@ -86,9 +86,8 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         if classes and y.ndim == 1:
             check_classification_targets(y)
             self.classes_, labels = np.unique(y, return_inverse=True)
-            if not np.array_equal(self.classes_, np.arange(len(self.classes_))):  # no numbers of outputs, but names
-                options["data.classes"] = [str(name) for name in self.classes_]
-                labels = self.classes_.astype(str)[labels]
+            names = self.classes_.astype(str)
+            options["data.classes"], labels = names.tolist(), names[labels]
             if len(self.classes_) < 2:
                 raise ValueError(f"a classifier needs two classes or more, got one class: {self.classes_[0]!r}")
         result = cross_validate(
@@ -121,8 +120,9 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         check_is_fitted(self, "result_")
         inputs = validate_data(self, X, allow_nd=True, dtype="numeric", reset=False)
         mean: np.ndarray = self.ensemble_.predict(inputs).mean.astype(np.float64)
-        if hasattr(self, "classes_") and mean.shape[1] > len(self.classes_):  # the network knows some without a sample
-            mean = mean[:, : len(self.classes_)]
+        if hasattr(self, "classes_"):
+            known = self.ensemble_.card.classes  # of which the network may have some without a sample
+            mean = mean[:, [known.index(name) for name in self.classes_.astype(str)]]
             mean = mean / mean.sum(1, keepdims=True)
         return mean
 
