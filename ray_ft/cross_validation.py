@@ -43,12 +43,7 @@ from ray_ft.models import (
     predict_all,
     renew_head,
 )
-<<<<<<< HEAD
-from ray_ft.models.own_loss import settle_objective
-=======
-from ray_ft.models.data_factory import KEY, call_data_factory
 from ray_ft.models.own_loss import find_first_losses, settle_objective
->>>>>>> breaker
 from ray_ft.objectives import OwnLoss, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.baselines import measure_baselines, score_baselines
@@ -84,7 +79,6 @@ from ray_ft.search.problem import (
     check_noise,
     check_outputs,
     deal_splits,
-    find_first_losses,
     know_classes,
     read_samples,
 )
@@ -284,13 +278,8 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
         notes.append(f"{told}: the same values, laid out as the targets are")
     if objective.answers.leveled:
         notes += note_lacks(1 - config.ensemble.level, samples.targets)
-<<<<<<< HEAD
-    first_losses = find_first_losses(objective, outputs, samples.targets)
-    return Prepared(config, problem, pretrained, strategies, zero_shot, first_losses, (*samples.notes, *notes))
-=======
     first = find_first_losses(objective, outputs, samples.targets)
     return Prepared(config, problem, pretrained, strategies, zero_shot, first, (*samples.notes, *notes))
->>>>>>> breaker
 
 
 def search(

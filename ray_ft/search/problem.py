@@ -6,7 +6,7 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from ray_ft.config import Config
 from ray_ft.data.folds import Splits, deal_folds, deal_inner, limit_training
@@ -18,7 +18,6 @@ from ray_ft.objectives import Objective
 from ray_ft.search.strategies import Strategy
 
 Place = tuple[int, int]  # a repeat and a fold
-N_WITNESSES = 16  # samples whose first losses are kept
 
 
 @dataclass(frozen=True, order=True)
@@ -121,11 +120,3 @@ def check_noise(samples: Samples, strategies: Mapping[str, Strategy]) -> None:
         raise StrategyError(
             f"strategy {noisy[0]}: noise_std must be 0 where inputs are whole numbers or booleans, as {others[0]} is"
         )
-
-
-def find_first_losses(
-    objective: Objective, outputs: Float[torch.Tensor, "sample *output"], targets: Shaped[np.ndarray, "sample *target"]
-) -> tuple[float, ...]:
-    """Find what training would minimise of a few samples, before it begins."""
-    few = torch.from_numpy(targets[:N_WITNESSES])
-    return tuple(objective.losses(outputs[: len(few)].float(), few).double().tolist())
