@@ -155,6 +155,7 @@ def test_outputs_do_not_take_the_place_of_what_is_there(run: Path, ray_ft_here: 
     assert (lost.returncode, "must be whole" in lost.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_rebuilt_ensemble_is_in_the_report(run: Path, ray_ft_here: Command) -> None:
     result = ray_ft_here("ensemble", "run", "--trust", "--strategies", "top,last", "--method", "stacked")
     assert result.returncode == 0, result.stderr

@@ -87,6 +87,7 @@ def test_a_cloud_is_paid_for_what_trains_alone_and_a_notice_is_heeded(cloud: str
     subprocess.run(["bash", "-n", "-c", f"({watcher})"], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_cluster_on_aws_is_launched_as_its_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By Ray's launcher, which looks up subnet, zone, group and profiles, and starts machines; on moto's EC2."""

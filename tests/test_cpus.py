@@ -122,6 +122,7 @@ def test_affinity_counts() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("one_cpu")

@@ -48,6 +48,7 @@ def test_exported_numbers_are_those_of_predict(run: Path, suffix: str) -> None:
         np.testing.assert_allclose(array, expected[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_symmetric_ensemble_of_structures_is_exported(demo_run: Path, toy_folder: Path) -> None:
     ensemble = Ensemble.load(demo_run)
     with np.load(demo_run.parent / "few.npz") as archive:

@@ -534,6 +534,7 @@ def test_late_node_without_the_run_folder(toy: Path) -> None:
     assert "repeat the command to go on" in said
 
 
+@pytest.mark.faults
 def test_driver_killed_without_ray(cut_run: Path, undisturbed: Summary) -> None:
     go_on(".")
     _, n_interruptions = check(undisturbed, at_most=CHECKPOINT_EVERY)
@@ -549,6 +550,7 @@ def damage(path: Path, how: str) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("how", ["truncated", "flipped"])
 def test_damaged_files_of_a_cut_run(how: str, cut_run: Path, undisturbed: Summary) -> None:
     """Its checkpoint is not trusted, and what follows from the config is written anew."""

@@ -47,6 +47,7 @@ def test_folds_in_which_sizes_do_not_differ_give_no_fall() -> None:
     assert high / low > 1.1
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     """Fold scores with the correlation that the corrected variance supposes, 0.2, between folds and between sizes."""
     rng, covered = np.random.default_rng(0), 0

@@ -164,6 +164,7 @@ def test_a_step_and_its_features_count(toy_config: Config, monkeypatch: pytest.M
     assert 2 * small - large == CONTEXT_BYTES + weights + 30 * 4 * (8 + 6 + 3)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
 def test_a_process_that_holds_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:

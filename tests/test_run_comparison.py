@@ -51,6 +51,7 @@ OTHERS: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.slow
 def test_other_data_or_splits_are_refused_with_the_reason(toy_folder: Path) -> None:
     module = toy_folder / "toy_network.py"
     module.write_text(module.read_text().replace("nn.Linear(width, 3)", "nn.Linear(width, outputs)"))

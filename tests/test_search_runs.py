@@ -201,6 +201,7 @@ def test_a_completed_candidate_that_is_damaged_is_named(config: Config, whole_ru
         cross_validate(more, tmp_path / "run", inline=True)
 
 
+@pytest.mark.slow
 def test_time_that_is_spent_ends_the_search_and_more_goes_on(config: Config, tmp_path: Path) -> None:
     search = config.search.model_copy(update={"minutes": 1e-6})
     short = cross_validate(config.model_copy(update={"search": search}), tmp_path / "run", inline=True)

@@ -61,6 +61,7 @@ def test_every_strategy_computes_its_whole_networks(network: DiffractionNet, str
             assert all(features[index].shape[axis] == 5 for index, axis in again[strategy].sampled)
 
 
+@pytest.mark.slow
 def test_strategies_share_the_deepest_common_part(network: DiffractionNet) -> None:
     """The tail of the head has nothing of the decoder, which is computed once, on the way."""
     inputs = torch.randn(4, 1, 128, 128)

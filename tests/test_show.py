@@ -32,7 +32,7 @@ def test_memory_that_does_not_suffice_for_the_data_is_said_in_a_line(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("ray_ft.cross_validation.load_samples", fail)
+    monkeypatch.setattr("ray_ft.cross_validation.read_samples", fail)
     result = ray_ft_here("check", "-c", "toy.yaml", "--set", "cv.strategies=[top]")
     assert result.returncode == 1
     assert "\nerror: memory must suffice, got MemoryError, with " in "\n" + result.stderr

@@ -72,6 +72,7 @@ def scores(summary: Summary) -> tuple[object, ...]:
     return row.scores, row.candidates, row.stop_epochs, summary.ensemble.score
 
 
+@pytest.mark.faults
 def test_a_run_on_s3_is_that_in_a_folder_and_goes_on_after_a_kill(s3: None, toy_folder: Path) -> None:
     config = load_config("toy.yaml", OPTIONS)
     expected = cross_validate(config, "plain", inline=True)

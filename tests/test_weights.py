@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 
@@ -22,6 +22,7 @@ def draw(seed: int, n_columns: int = 4, n_repeats: int = 2) -> tuple[np.ndarray,
 
 
 @given(st.integers(0, 1000), st.sampled_from(METHODS), st.integers(2, 5))
+@settings(max_examples=25)
 def test_weights_are_shares_and_do_not_know_their_fold(seed: int, method: str, n_folds: int) -> None:
     columns, targets = draw(seed)
     splits = deal_folds(np.arange(20), n_folds, 2, seed)

@@ -70,7 +70,7 @@ ON_RAY = {
     "cv.strategies": ["top", "last", "wild"],
     "strategies.wild": WILD,
     "search.method": "best",
-    "cv.candidates": 6,
+    "cv.candidates": 4,
 }
 
 

@@ -201,7 +201,7 @@ def cross_validate_module(
     return CrossValidation(summary, folder, given.factory)
 
 
-update_wrapper(cross_validate, cross_validate_module)  # its signature and text are what a notebook shows
+update_wrapper(cross_validate, cross_validate_module, ["__doc__"])  # its signature and text are what a notebook shows
 
 
 def run_temporarily(config: Config, given: Given, inline: bool, console: Console) -> CrossValidation:
