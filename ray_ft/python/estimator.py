@@ -41,17 +41,17 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         n_features_in_: Columns of `X`.
     """
 
-    def __init__(
+    def __init__(  # it takes anything, and `fit` checks it, as scikit-learn has it
         self,
         model: Any = None,
         *,
         strategies: Any = None,
-        folds: int = 5,
-        seeds: int = 3,
-        objective: str | None = None,
+        folds: Any = 5,
+        seeds: Any = 3,
+        objective: Any = None,
         options: Any = None,
-        inline: bool = True,
-        progress: bool = False,
+        inline: Any = True,
+        progress: Any = False,
     ) -> None:
         self.model = model
         self.strategies = strategies
