@@ -442,6 +442,8 @@ def limited_memory(n_bytes: int) -> Iterator[list[str]]:
         group.mkdir()
         (group / str(name)).write_text(str(n_bytes))
     except OSError:
+        if group.exists():  # without a limit that can be set
+            group.rmdir()
         pytest.skip("no cgroup can be made here")
     try:
         yield ["bash", "-c", f'echo $BASHPID >{shlex.quote(str(group))}/cgroup.procs; exec "$@"', "bash"]
