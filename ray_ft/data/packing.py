@@ -52,6 +52,13 @@ def find_kind(name: str, array: Shaped[np.ndarray, "..."], source: str) -> Liter
     return "int"
 
 
+def take_inputs(inputs: Any, source: str) -> tuple[Shaped[np.ndarray, "..."], Layout]:
+    """Take one array of what `as_array` takes, or pack several of them; say how."""
+    if isinstance(inputs, Mapping | tuple):
+        return pack(name_parts(inputs), source)
+    return as_array(inputs, source), ()
+
+
 def pack_alike(
     parts: Mapping[str, Shaped[np.ndarray, "..."]], layout: Layout, source: str
 ) -> Float[np.ndarray, "sample value"]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_ft.data.objects import as_array
-from ray_ft.data.packing import Layout, name_parts, pack
+from ray_ft.data.packing import take_inputs
 from ray_ft.data.samples import Arrays
 from ray_ft.errors import ConfigError, DataError, first_few, show_value, suggest
 from ray_ft.models.factory import import_code, is_own, seed_all
@@ -40,11 +40,6 @@ def call_data_factory(factory: str, params: Mapping[str, Any]) -> Arrays:
     if unknown := [str(key) for key in made if key not in KEYS]:
         near = suggest(unknown[0], KEYS)
         raise DataError(f"{KEY} must return {', '.join(KEYS)}, got {first_few(unknown)} from {factory}{near}")
-    inputs: Any = made["inputs"]
-    layout: Layout = ()
-    if isinstance(inputs, Mapping | tuple):
-        inputs, layout = pack(name_parts(inputs), factory)
-    present = {key: value for key, value in {**made, "inputs": inputs}.items() if value is not None}
-    arrays = {key: as_array(value, f"{key} from {factory}") for key, value in present.items()}
-    columns = arrays.get("groups"), arrays.get("stratify")
-    return Arrays(arrays["inputs"], arrays["targets"], *columns, layout=layout)
+    inputs, layout = take_inputs(made["inputs"], f"inputs from {factory}")
+    arrays = {key: as_array(made[key], f"{key} from {factory}") for key in KEYS[1:] if made.get(key) is not None}
+    return Arrays(inputs, arrays["targets"], arrays.get("groups"), arrays.get("stratify"), layout=layout)

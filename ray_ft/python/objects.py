@@ -28,7 +28,7 @@ from ray_ft import cross_validation
 from ray_ft.config import Config, build_config
 from ray_ft.cross_validation import Given
 from ray_ft.data.objects import as_array, name_columns
-from ray_ft.data.packing import Layout, name_parts, pack
+from ray_ft.data.packing import take_inputs
 from ray_ft.data.samples import Arrays
 from ray_ft.data.sources import HERE
 from ray_ft.ensemble import Ensemble
@@ -292,11 +292,9 @@ def read_data(data: Any, groups: Any = None, stratify: Any = None) -> Arrays:
         for name, column in (("groups", groups), ("stratify", stratify))
     )
     x, y = data
-    layout: Layout = ()
-    if isinstance(x, Mapping | tuple):
-        x, layout = pack(name_parts(x), "inputs")
-    named = ",".join(part.name for part in layout) or name_columns(data[0])  # as a file of new samples has them
-    return Arrays(as_array(x, "inputs"), as_array(y, "targets"), groups, stratify, (named, name_columns(y)), layout)
+    inputs, layout = take_inputs(x, "inputs")
+    named = ",".join(part.name for part in layout) or name_columns(x)  # as a file of new samples has them
+    return Arrays(inputs, as_array(y, "targets"), groups, stratify, (named, name_columns(y)), layout)
 
 
 def stack_dataset(data: Dataset[Any]) -> tuple[Any, Any]:
