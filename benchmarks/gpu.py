@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.setting import prepare_demo, start_members
 from benchmarks.timing import time_command
 from benchmarks.vs_ray_tune import write_inputs
-from ray_ft.config import Config
+from ray_ft.config import load_config
 from ray_ft.cross_validation import Prepared, prepare
 from ray_ft.fitting.gradient import GradientFitter
 from ray_ft.fitting.training import draw_batches, step_pack
@@ -69,17 +69,20 @@ def measure_peak(dry: bool) -> dict[str, object]:
 
 def prepare_full(strategy: str) -> Prepared:
     with tempfile.TemporaryDirectory() as folder:
-        write_inputs(Path(folder))
-        return prepare(Config.model_validate(describe_full(Path(folder), (strategy,))))
+        return prepare(load_config(write_full(Path(folder), (strategy,))))
 
 
-def describe_full(folder: Path, strategies: tuple[str, ...]) -> dict[str, dict]:
-    data = str(folder / "data.npz")
-    return {
+def write_full(folder: Path, strategies: tuple[str, ...]) -> Path:
+    """Write a config of the full-size network with its shipped strategies, and what it names."""
+    write_inputs(folder)
+    data, config = str(folder / "data.npz"), folder / "full.yaml"
+    described = {
         "model": {"checkpoint": str(folder / "network.safetensors")},
         "data": {"inputs": f"{data}::x", "targets": f"{data}::y"},
         "cv": {"folds": 5, "seeds": 3, "strategies": list(strategies)},
     }
+    config.write_text(yaml.safe_dump(described))
+    return config
 
 
 def measure_steps(fitter: GradientFitter) -> tuple[int, float]:
@@ -120,9 +123,7 @@ def time_full(dry: bool, cards: Sequence[str] | None = None) -> dict[str, float]
         if dry:
             words = ["--strategies", "spec_bias", *(word for value in DRY for word in ("--set", value))]
         else:
-            write_inputs(folder)
-            (folder / "full.yaml").write_text(yaml.safe_dump(describe_full(folder, STRATEGIES)))
-            words = ["--config", str(folder / "full.yaml")]
+            words = ["--config", str(write_full(folder, STRATEGIES))]
         timing = time_command([sys.executable, "-m", "ray_ft", "cv", "--out", str(folder / "run"), *words], env)
     print(f"the whole command on {'all cards' if cards is None else cards}: {timing.seconds:.0f} s", flush=True)
     return {"seconds": timing.seconds, "host_memory_gb": timing.peak_gb}

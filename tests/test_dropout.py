@@ -81,5 +81,6 @@ def test_attention_without_dropout_is_that_of_torch(form: str) -> None:
     query, key, value = (torch.randn(2, 3, 4, 8) for _ in range(3))
     attn_mask = {"additive": torch.randn(4, 4), "boolean": torch.rand(4, 4).gt(0.5) | torch.eye(4).bool()}.get(form)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask, is_causal=form == "causal", scale=0.3)
-    found = attend(torch.ones(4, 4), query, key, value, attn_mask, form == "causal", 0.3, False)
-    torch.testing.assert_close(found, expected)
+    for mask in (torch.ones(4, 4), None):
+        found = attend(mask, query, key, value, attn_mask, form == "causal", 0.3, False)
+        torch.testing.assert_close(found, expected)

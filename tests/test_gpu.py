@@ -64,6 +64,23 @@ def test_packed_members_are_the_looped_ones_with_dropout(toy_folder: Path) -> No
         torch.testing.assert_close(packed[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("strategy", ["head", "decoder_head", "full"])
+def test_members_of_the_embedded_network_are_packed(strategy: str) -> None:
+    """Its attention is one of the kernels that torch chooses by the device."""
+    values = {"cv.strategies": [strategy], "training.precision": "float32"}
+    prepared = prepare(load_config(None, values | {"training.head_dropout": 0.0}))
+    problem, (spec, *_) = prepared.problem, prepared.first_round
+    own = prepare_strategy(problem, prepared.pretrained, prepared.strategies[strategy], "float32", CUDA)
+    keys, answers = problem.keys[:3], []
+    with deterministic(True):  # TF32 would hide a difference
+        for packing in PACKINGS:
+            fitter = start_fitter(problem, own, spec, keys, FitSettings(packing=packing), CUDA)
+            fitter.run_epoch(0)
+            answers.append(fitter.predict())
+    for key in keys:
+        np.testing.assert_allclose(answers[0][key], answers[1][key], rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_the_same_steps_give_the_same_bits_where_that_is_asked_for(toy_folder: Path, packing: Packing) -> None:
     with deterministic(True):
@@ -110,7 +127,7 @@ def test_packs_are_halved_where_memory_is_short(toy_folder: Path) -> None:
 def test_candidates_share_a_gpu(toy_folder: Path) -> None:
     config = load_config(toy_folder / "toy.yaml", {"cv.strategies": ["top", "last"], "compute.packing": "auto"})
     summary = cross_validate(config, toy_folder / "run")
-    assert all("bfloat16" in way for row in summary.strategies.values() for way in row.training)
+    assert all("float32" in way for row in summary.strategies.values() for way in row.training)  # toys have no products
 
 
 @pytest.mark.ray

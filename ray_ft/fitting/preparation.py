@@ -60,10 +60,10 @@ def choose_dtype(precision: Literal["auto", "float32", "bf16"], split: SplitNetw
     if precision != "auto":
         return torch.bfloat16 if precision == "bf16" else torch.float32
     if inputs.is_cuda:
-        gains = torch.cuda.is_bf16_supported(including_emulation=False)
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        gains = native and count_flops_per_operation(split, inputs) >= FLOPS_PER_OPERATION
+    gains = native and count_flops_per_operation(split, inputs) >= FLOPS_PER_OPERATION
     return torch.bfloat16 if gains else torch.float32
 
 

@@ -7,6 +7,7 @@ candidates alike. So neither its neighbours, nor its pack, nor an interruption c
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.adamw import adamw
 
 from ray_ft.config import GradientHyperparameters, scale_lr
@@ -57,6 +59,11 @@ class Recipe:
     def autocast(self) -> torch.autocast:
         device = self.bank.targets.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.dtype != torch.float32)
+
+    def side_by_side(self) -> AbstractContextManager[None]:
+        """Let `torch.vmap` run attention on a GPU, whose fused kernels refuse members that lie side by side."""
+        on_gpu = self.bank.targets.device.type == "cuda"
+        return sdpa_kernel(SDPBackend.MATH) if on_gpu else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -238,7 +245,9 @@ def step_stacked(pack: Pack, recipe: Recipe, batches: Sequence[Batch]) -> Float[
     masks = tuple(torch.stack(of_site) for of_site in zip(*(batch.masks for batch in batches), strict=True))
     targets = torch.stack([batch.targets for batch in batches])
     leaves = [pack.state[name] for name in split.trained_names]
-    losses = torch.vmap(partial(compute_loss, recipe), in_dims=(0, axes, 0, 0))(pack.state, features, masks, targets)
+    compute = torch.vmap(partial(compute_loss, recipe), in_dims=(0, axes, 0, 0))
+    with recipe.side_by_side():
+        losses = compute(pack.state, features, masks, targets)
     found = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
     used = [name for name, gradient in zip(split.trained_names, found, strict=True) if gradient is not None]
     gradients = clip_stacked([gradient for gradient in found if gradient is not None], recipe.grad_clip)
@@ -299,7 +308,9 @@ def predict_watched(
     with recipe.autocast():
         if len(rows) > 1 and len({len(own) for own in rows}) == 1:
             features, axes = split.take_stacked(bank.features, torch.stack(rows))
-            return list(recipe.objective.respond(torch.vmap(predict, in_dims=(0, axes))(pack.state, features).float()))
+            with recipe.side_by_side():
+                answers = torch.vmap(predict, in_dims=(0, axes))(pack.state, features)
+            return list(recipe.objective.respond(answers.float()))
         return [
             recipe.objective.respond(predict(member.state, split.take(bank.features, own)).float())
             for member, own in zip(pack.members, rows, strict=True)

@@ -19,6 +19,7 @@ from torch.fx import Graph, Node
 # The arguments by which operations know training, and their values in evaluation.
 SWITCHES = {"train": False, "training": False, "use_input_stats": False, "dropout_p": 0.0}
 RESOLUTION = 2**16  # of the probabilities
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def draw_mask(site: DropoutSite, n_samples: int, generator: torch.Generator) -> 
 def mask_dropouts(graph: Graph) -> tuple[DropoutSite, ...]:
     """Replace dropouts, in place, by products with masks from the placeholder `masks`.
 
-    Those inside an attention make it a plain product of softmax and values, as on the CPU it is with dropout anyway.
+    Those inside an attention make it a plain product of softmax and values, as on the CPU it is with dropout anyway;
+    attentions without one may become it too.
     """
     (masks,) = (node for node in graph.find_nodes(op="placeholder") if node.target == "masks")
     sites: list[DropoutSite] = []
@@ -66,6 +68,11 @@ def mask_dropouts(graph: Graph) -> tuple[DropoutSite, ...]:
                 masked = graph.call_function(attend if "query" in kept else multiply, (mask,), kept)
             replace_node(node, masked)
             sites.append(site)
+    for node in graph.find_nodes(op="call_function", target=ATTENTION):
+        if not (given := arguments(node))["enable_gqa"]:
+            kept = {name: value for name, value in given.items() if name != "dropout_p"}
+            with graph.inserting_before(node):
+                replace_node(node, graph.call_function(attend_all, (), kept))
     return tuple(sites)
 
 
@@ -92,8 +99,20 @@ def multiply(mask: Tensor, input: Tensor) -> Tensor:
     return input * mask.to(input.dtype)
 
 
+def attend_all(query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+    """Scaled dot-product attention without dropout.
+
+    Members side by side on a GPU take plain products: for them torch (2.11) has no gradient of its fused kernels, and
+    of its own plain way none in bf16.
+    """
+    side_by_side = any(map(torch._C._functorch.is_batchedtensor, (query, key, value)))
+    if side_by_side and query.is_cuda:
+        return attend(None, query, key, value, **how)
+    return F.scaled_dot_product_attention(query, key, value, **how)
+
+
 def attend(
-    mask: Tensor,
+    mask: Tensor | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -102,7 +121,7 @@ def attend(
     scale: float | None,
     enable_gqa: bool,
 ) -> Tensor:
-    """Scaled dot-product attention whose weights are multiplied by a mask."""
+    """Scaled dot-product attention whose weights are multiplied by a mask, if there is one."""
     assert not enable_gqa
     weights = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
@@ -111,7 +130,8 @@ def attend(
     if attn_mask is not None:
         hidden = attn_mask.dtype == torch.bool
         weights = weights.masked_fill(~attn_mask, -math.inf) if hidden else weights + attn_mask
-    return multiply(mask, F.softmax(weights, -1)) @ value
+    shares = F.softmax(weights, -1)
+    return (shares if mask is None else multiply(mask, shares)) @ value
 
 
 def draws(node: Node) -> bool:
