@@ -32,6 +32,7 @@ from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.rehearsal import rehearse
 from ray_ft.models import (
+    Collate,
     Factory,
     Pretrained,
     answer_in_shape,
@@ -95,8 +96,9 @@ class Given:
     """A network and samples that are objects of this process, in place of what a config names."""
 
     factory: Factory
-    arrays: Arrays
+    arrays: Arrays | None = None
     loss: OwnLoss | None = None
+    collate: Collate = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ class Prepared:
         """What goes with the ensemble."""
         config, data = self.config, self.config.data
         keys = self.problem.samples.keys
-        return Origin(config.name, config.layout, keys, data.wavelengths_nm, config.model, self.config_text)
+        where = keys, data.wavelengths_nm, config.model, self.config_text, data.collate
+        return Origin(config.name, config.layout, *where)
 
     @property
     def budget(self) -> SearchSummary:
@@ -247,12 +250,13 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     cv, model = config.cv, config.model
     torch.set_num_threads(min(torch.get_num_threads(), count_cpus()))  # which knows of no quota
     objective = find_objective(cv.metric)
-    samples = read_samples(config, objective, given.arrays if given else None)
+    given = given or Given(model.factory, collate=config.data.collate)
+    samples = read_samples(config, objective, given.arrays)
     splits = deal_splits(config, samples)
     torch.manual_seed(cv.seed)  # for a factory that draws its weights itself
-    factory, own = (given.factory, given.loss) if given else (model.factory, None)
+    factory = given.factory
     network, notes = load_pretrained(factory, model.params, config.checkpoint, model.skip or ())
-    call_as_one(network, samples.layout, model.output)
+    call_as_one(network, samples.layout, model.output, given.collate)
     finish_lazy(network, samples.inputs)
     head = renew_head(model.new_head, network, samples, objective) if factory else None
     weights = copy_state(network)
@@ -265,8 +269,9 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     outputs = outputs if shape is None else outputs.reshape(-1, *shape)
     zero_shot = objective.respond(outputs).numpy()
     check_outputs(zero_shot, samples, objective)
-    objective = settle_objective(objective, samples.targets, outputs, own, **config.training.objective)
-    pretrained = Pretrained(factory, model.params, weights, shape, head, samples.layout, model.output)
+    objective = settle_objective(objective, samples.targets, outputs, given.loss, **config.training.objective)
+    how = head, samples.layout, model.output, given.collate
+    pretrained = Pretrained(factory, model.params, weights, shape, *how)
     if factory:
         pretrained = rehearse(answer_in_shape(network, shape), pretrained, strategies.values(), samples.inputs)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)

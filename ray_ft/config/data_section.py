@@ -37,6 +37,8 @@ class DataSection(Section):
     factory: str | None = Field(default=None, pattern=FACTORY_PATTERN)
     """What makes the samples in place of files, as `package.module:callable`. Its code is run."""
     params: dict[str, Any] | None = Field(default=None, description="Keyword arguments of the factory, by name.")
+    collate: str | None = Field(default=None, pattern=FACTORY_PATTERN)
+    """What makes a batch of samples of unequal shapes, as `package.module:function`. Its code is run."""
     inputs: DataSource = Field(default="", validate_default=True)
     """File of the inputs, a sample a row, such as x.npy, file.h5::path or table.csv::a,b; or columns of the table."""
     targets: DataSource = Field(default="", validate_default=True)

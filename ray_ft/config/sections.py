@@ -324,6 +324,7 @@ class Config(Section):
         named = {
             "model.factory": self.model.factory,
             "data.factory": self.data.factory,
+            "data.collate": self.data.collate,
             "training.loss": self.training.loss,
         }
         return {key: path for key, path in named.items() if path and ":" in path}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Shaped
 
 from ray_ft.data.objects import as_array
@@ -21,6 +22,7 @@ class Part(NamedTuple):
 
 
 Layout = tuple[Part, ...]
+KINDS = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 
 def pack(
@@ -50,13 +52,6 @@ def find_kind(name: str, array: Shaped[np.ndarray, "..."], source: str) -> Liter
     if array.size and max(int(array.max()), -int(array.min())) > LARGEST_WHOLE:
         raise DataError(f"whole numbers of inputs must be within {LARGEST_WHOLE:,}, got more in {name} of {source}")
     return "int"
-
-
-def take_inputs(inputs: Any, source: str) -> tuple[Shaped[np.ndarray, "..."], Layout]:
-    """Take one array of what `as_array` takes, or pack several of them; say how."""
-    if isinstance(inputs, Mapping | tuple):
-        return pack(name_parts(inputs), source)
-    return as_array(inputs, source), ()
 
 
 def pack_alike(

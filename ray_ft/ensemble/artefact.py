@@ -81,6 +81,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     answer_shape: tuple[int, ...] | None = None
     new_head: tuple[str, int, int] | None = None
     inputs: tuple[Part, ...] = ()
+    collate: str | None = None
     classes: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
     wavelengths_nm: tuple[float, float]
@@ -113,6 +114,7 @@ class Origin:
     wavelengths_nm: tuple[float, float]
     model: ModelSection
     config_text: str
+    collate: str | None = None
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from ray_ft.data.objects import as_array, name_columns
-from ray_ft.data.packing import name_parts, pack_alike
+from ray_ft.data.packing import Layout, name_parts, pack_alike
+from ray_ft.data.ragged import is_ragged, pack_samples, summarize_rows
 from ray_ft.data.samples import prepare_inputs
 from ray_ft.domains import Domain, find_domain
 from ray_ft.ensemble.artefact import Card, State, find_folder, read_card, read_network, read_tensors, refuse
@@ -28,7 +29,7 @@ from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError, NetworkError, first_few
 from ray_ft.files.column_names import split_names
 from ray_ft.files.memory import describe_excess
-from ray_ft.models import Factory, NewHead, answer_in_shape, build_network, call_as_one, give_head
+from ray_ft.models import Collate, Factory, NewHead, answer_in_shape, build_network, call_as_one, give_head
 from ray_ft.objectives import STANDARDISED, FoldOf, Folds, Members, Objective, Shares, find_objective
 from ray_ft.split.network import Features, SplitNetwork, as_real, keep_whole
 from ray_ft.split.sharing import read_splits
@@ -69,7 +70,12 @@ class Ensemble:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str | torch.device = "cpu", trust: bool = False, factory: Factory = None
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        trust: bool = False,
+        factory: Factory = None,
+        collate: Collate = None,
     ) -> "Ensemble":
         """Load an ensemble from its folder or from that of its run; no code of it is run.
 
@@ -79,6 +85,7 @@ class Ensemble:
             trust: Whether to import and call the factory that the card names, where the network could not be written
                 down as operations. That is code: allow it for ensembles of your own.
             factory: What builds the network in place of the factory that the card names.
+            collate: What makes batches of samples in place of the function that the card names.
 
         Raises:
             EnsembleError: It is no ensemble, of another version, damaged, or needs code that is not trusted.
@@ -97,8 +104,8 @@ class Ensemble:
                     f"run with your rights, got {card.model.factory} in {folder.card}; if it is yours, load it with "
                     "trust=True, or --trust"
                 )
-            named = card.model.factory if factory is None else factory
-            networks = load_networks(card, read_network(folder.network, card), named, backbone, states, device)
+            named = card.model.factory if factory is None else factory, card.collate if collate is None else collate
+            networks = load_networks(card, read_network(folder.network, card), *named, backbone, states, device)
             loaded = cls(card, networks, states, read_calibration(read_tensors(folder.calibration, card)))
             check_together(loaded)
         return loaded
@@ -109,6 +116,8 @@ class Ensemble:
         Raises:
             DataError: They are not such inputs.
         """
+        if is_ragged(self.card.inputs):
+            return prepare_inputs(pack_samples(inputs, source, self.card.inputs)[0], self.domain, source)
         if isinstance(inputs, Mapping | tuple):
             array = pack_alike(name_parts(inputs), self.card.inputs, source)
         else:
@@ -200,7 +209,7 @@ class Ensemble:
     def measure_novelty(self, features: Features) -> tuple[Float[np.ndarray, " sample"], Float[np.ndarray, " sample"]]:
         """How unlike the training samples, and the share of inputs like them that are as unlike."""
         density = self.calibration.density
-        novelty = density.score(flatten_features(self.first, features))
+        novelty = density.score(flatten_features(self.first, features, self.card.inputs))
         return novelty, density.p_value(novelty)
 
     def walk_members(self, prepared: Inputs, symmetric: bool) -> Iterator[tuple[Members, Features]]:
@@ -285,8 +294,12 @@ class Ensemble:
         return np.asarray(np.einsum("crks,crks...->rk...", self.weights, members))
 
 
-def flatten_features(network: SplitNetwork, features: Features) -> Float[np.ndarray, "sample feature"]:
-    """Lay out, sample by sample, what a strategy's tail reads."""
+def flatten_features(
+    network: SplitNetwork, features: Features, layout: Layout = ()
+) -> Float[np.ndarray, "sample feature"]:
+    """Lay out, sample by sample, what a strategy's tail reads; of samples of unequal shapes, a summary of each."""
+    if is_ragged(layout):
+        return summarize_rows(features[0], layout).cpu().numpy()
     by_sample = (as_real(features[index].movedim(axis, 0)) for index, axis in network.sampled)
     return torch.cat([own.reshape(len(own), -1) for own in by_sample], 1).float().cpu().numpy()
 
@@ -313,6 +326,7 @@ def load_networks(
     card: Card,
     content: Any,
     factory: Factory,
+    collate: Collate,
     tensors: dict[str, Tensor],
     states: Mapping[str, State],
     device: str | torch.device,
@@ -322,7 +336,8 @@ def load_networks(
         return read_splits(content, {name: tensor.to(device) for name, tensor in tensors.items()}, first)
     if card.new_head:
         factory = give_head(factory, NewHead(*card.new_head))
-    network = call_as_one(build_network(factory, card.model.params, tensors), card.inputs, card.model.output)
+    built = build_network(factory, card.model.params, tensors)
+    network = call_as_one(built, card.inputs, card.model.output, collate)
     answer_in_shape(network, card.answer_shape)
     names = [name for name, _ in network.named_parameters()]
     return {

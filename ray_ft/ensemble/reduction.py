@@ -193,7 +193,7 @@ def calibrate(reduction: Reduction, networks: Mapping[str, SplitNetwork]) -> Cal
     """Keep the density of the features, who held out whom, and prints of the inputs; residuals follow."""
     samples, first = reduction.problem.samples, next(iter(networks.values()))
     parts = torch.split(torch.from_numpy(samples.inputs), 32)
-    features = [flatten_features(first, first.compute_features(part)) for part in parts]
+    features = [flatten_features(first, first.compute_features(part), samples.layout) for part in parts]
     density = fit_density(np.concatenate(features), samples.groups)
     return Calibration({}, np.array(reduction.problem.splits.fold_of), density, project(samples.inputs))
 
@@ -221,7 +221,7 @@ def fill_card(reduction: Reduction, weights: Mapping[str, Weights], reason: str)
         input_shape=samples.inputs.shape[1:], target_shape=samples.targets.shape[1:],
         answer_shape=reduction.pretrained.answer_shape,
         new_head=reduction.pretrained.new_head,
-        inputs=reduction.pretrained.layout,
+        inputs=reduction.pretrained.layout, collate=origin.collate,
         classes=samples.classes, scales=problem.objective.scales,
         wavelengths_nm=origin.wavelengths_nm, model=origin.model, split=reason, n_repeats=splits.n_repeats,
         n_folds=splits.n_folds, n_seeds=problem.n_seeds, members=tuple(list_cards(reduction)),

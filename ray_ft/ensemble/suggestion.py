@@ -75,7 +75,7 @@ def suggest_samples(ensemble: Ensemble, pool: Raw, n: int, source: str = "the po
     projected, disagreement, p_values = [], [], []
     projection: Any = None
     for members, found in ensemble.walk_members(inputs, ensemble.card.symmetric):
-        features = flatten_features(ensemble.first, found)
+        features = flatten_features(ensemble.first, found, ensemble.card.inputs)
         if projection is None:
             n_kept = min(N_PROJECTED, features.shape[1])
             projection = rng.standard_normal((features.shape[1], n_kept), dtype=np.float32) / np.sqrt(n_kept)

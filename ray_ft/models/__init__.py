@@ -1,6 +1,6 @@
 """The network: DiffractionNet read off its checkpoint, or any module that a factory builds."""
 
-from ray_ft.models.calling import call_as_one
+from ray_ft.models.calling import Collate, call_as_one
 from ray_ft.models.checkpoints import read_weights
 from ray_ft.models.diffraction_net import DiffractionNet
 from ray_ft.models.factory import Factory, seed_all
@@ -20,6 +20,7 @@ from ray_ft.models.pretrained import (
 
 __all__ = [
     "SAME",
+    "Collate",
     "DiffractionNet",
     "Factory",
     "NewHead",

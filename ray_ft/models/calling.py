@@ -1,7 +1,7 @@
 """How a network is called that takes several tensors, or answers with several: by hooks, as one of one and one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -9,15 +9,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ray_ft.data.packing import Layout, Part
-from ray_ft.errors import NetworkError, first_few, show_value, suggest
+from ray_ft.data.packing import KINDS, Layout, Part
+from ray_ft.data.ragged import read_rows
+from ray_ft.errors import ConfigError, NetworkError, first_few, locate_error, show_value, suggest
+from ray_ft.files.memory import is_out_of_memory
+from ray_ft.models.factory import import_code, is_own
 
-KINDS = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
+KEY = "data.collate"
+COLLATES = "a function of your own code, which is neither Python's nor that of an installed package"
+Collate = str | Callable[[list[Any]], Any] | None  # what makes a batch of samples, or the name of it
 
 
-def call_as_one(network: nn.Module, layout: Layout, output: str | int | None) -> nn.Module:
-    """Let a network take packed samples, and answer with one of its outputs, by its key or place."""
-    if layout:  # not by a hook, as torch.export reads the arguments off `forward`
+def call_as_one(network: nn.Module, layout: Layout, output: str | int | None, collate: Collate = None) -> nn.Module:
+    """Let a network take packed samples, or what `collate` makes of them, and answer with one of its outputs."""
+    if collate is not None:
+        network.forward = partial(call_with_batch, network, layout, find_collate(collate))
+    elif layout:  # not by a hook, as torch.export reads the arguments off `forward`
         network.forward = partial(call_with_parts, network, layout)
     if output is not None:
         network.register_forward_hook(partial(pick_output, output))
@@ -36,6 +43,36 @@ def call_with_parts(network: nn.Module, layout: Layout, packed: Float[Tensor, "s
         else:
             named[part.name] = tensor
     return type(network).forward(network, *(placed[place] for place in sorted(placed)), **named)
+
+
+def find_collate(collate: str | Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """Take a function, or import what is named.
+
+    Raises:
+        ConfigError: It cannot be imported, or is no function of the user's own.
+    """
+    found = import_code(collate, KEY, COLLATES) if isinstance(collate, str) else collate
+    if not callable(found) or (isinstance(collate, str) and not is_own(found)):
+        raise ConfigError(f"{KEY} must be {COLLATES}; got {show_value(collate)}")
+    return found
+
+
+def call_with_batch(
+    network: nn.Module, layout: Layout, collate: Callable[[list[Any]], Any], rows: Float[Tensor, "sample value"]
+) -> Any:
+    """Call what the class of a network has as `forward` with a batch: a mapping by name, a tuple by place."""
+    if torch.compiler.is_exporting():  # how many rows make a batch is the function's to know
+        raise NetworkError(f"{KEY} makes its batches")
+    try:
+        batch = collate(read_rows(rows, layout))
+    except Exception as error:  # of any class: it is a user's own code
+        if is_out_of_memory(error):
+            raise
+        raise NetworkError(f"{KEY} must make a batch of samples, but it raised {locate_error(error)}") from error
+    forward = partial(type(network).forward, network)
+    if isinstance(batch, Mapping):
+        return forward(**{str(name): own for name, own in batch.items()})
+    return forward(*batch) if type(batch) in (tuple, list) else forward(batch)
 
 
 def take_part(columns: Float[Tensor, "sample value"], part: Part) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_ft.data.objects import as_array
-from ray_ft.data.packing import take_inputs
+from ray_ft.data.ragged import take_inputs
 from ray_ft.data.samples import Arrays
 from ray_ft.errors import ConfigError, DataError, first_few, show_value, suggest
 from ray_ft.models.factory import import_code, is_own, seed_all
@@ -15,8 +15,10 @@ MAKERS = "a function of your own code, which is neither Python's nor that of an 
 KEYS = ("inputs", "targets", "groups", "stratify")
 
 
-def call_data_factory(factory: str, params: Mapping[str, Any]) -> Arrays:
+def call_data_factory(factory: str, params: Mapping[str, Any], by_sample: bool = False) -> Arrays:
     """Call what makes the samples: inputs and targets, or a mapping of these and of groups and stratify.
+
+    Where it is told so, inputs are a list of samples.
 
     Raises:
         ConfigError: It cannot be imported, is no function of the user's own, or does not take `params`.
@@ -40,6 +42,6 @@ def call_data_factory(factory: str, params: Mapping[str, Any]) -> Arrays:
     if unknown := [str(key) for key in made if key not in KEYS]:
         near = suggest(unknown[0], KEYS)
         raise DataError(f"{KEY} must return {', '.join(KEYS)}, got {first_few(unknown)} from {factory}{near}")
-    inputs, layout = take_inputs(made["inputs"], f"inputs from {factory}")
+    inputs, layout = take_inputs(made["inputs"], f"inputs from {factory}", by_sample)
     arrays = {key: as_array(made[key], f"{key} from {factory}") for key in KEYS[1:] if made.get(key) is not None}
     return Arrays(inputs, arrays["targets"], arrays.get("groups"), arrays.get("stratify"), layout=layout)

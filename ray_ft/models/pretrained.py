@@ -17,7 +17,7 @@ from ray_ft.data.samples import have_same_values
 from ray_ft.errors import NetworkError, first_few, locate_error
 from ray_ft.files.hashes import hash_tensors
 from ray_ft.files.memory import is_out_of_memory
-from ray_ft.models.calling import call_as_one, describe
+from ray_ft.models.calling import Collate, call_as_one, describe
 from ray_ft.models.factory import Factory
 from ray_ft.models.loading import build_network
 from ray_ft.models.new_head import NewHead, give_head
@@ -35,6 +35,7 @@ class Pretrained:
         answer_shape: As `answer_in_shape` takes it.
         layout: Of packed samples of several inputs; empty where there is one.
         output: Which of several outputs is the answer; None where there is one.
+        collate: What makes batches of samples; None where the samples of a batch lie side by side.
         witness: Of a network of a user's own, a few inputs and its answers, which all that are built must give.
     """
 
@@ -45,6 +46,7 @@ class Pretrained:
     new_head: NewHead | None = None
     layout: Layout = ()
     output: str | int | None = None
+    collate: Collate = None
     witness: tuple[np.ndarray, Tensor] | None = field(default=None, repr=False)
 
     def build(self) -> nn.Module:
@@ -54,7 +56,8 @@ class Pretrained:
             NetworkError: It is not the network that the run began with.
         """
         factory = give_head(self.factory, self.new_head) if self.new_head else self.factory
-        network = call_as_one(build_network(factory, self.params, self.weights), self.layout, self.output)
+        built = build_network(factory, self.params, self.weights)
+        network = call_as_one(built, self.layout, self.output, self.collate)
         answer_in_shape(network, self.answer_shape)
         if self.witness is not None:
             inputs, answers = self.witness

@@ -28,12 +28,12 @@ from ray_ft import cross_validation
 from ray_ft.config import Config, build_config
 from ray_ft.cross_validation import Given
 from ray_ft.data.objects import as_array, name_columns
-from ray_ft.data.packing import take_inputs
+from ray_ft.data.ragged import take_inputs
 from ray_ft.data.samples import Arrays
 from ray_ft.data.sources import HERE
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, NetworkError, first_line, show_value, suggest
-from ray_ft.models import Factory, find_last_layer
+from ray_ft.models import Collate, Factory, call_as_one, find_last_layer
 from ray_ft.models.factory import call_factory
 from ray_ft.objectives import METRICS
 from ray_ft.report.page import write_report
@@ -47,7 +47,8 @@ GIVEN = {  # what a config says of what it does not name
     "data.inputs": f"inputs {HERE}",
     "data.targets": f"targets {HERE}",
 }
-TAKEN = (*GIVEN, "data.groups", "data.stratify")  # whose place arguments take
+COLLATE = {"data.collate": "given_in_python:collate"}
+TAKEN = (*GIVEN, *COLLATE, "data.groups", "data.stratify")  # whose place arguments take
 OBJECTIVES = {"regression": "mse", "classification": "log_loss", "multilabel": "multilabel_log_loss"}
 WIDTH = 130  # characters
 PAGE = '<pre style="line-height: 1.3; overflow-x: auto">{code}</pre>'
@@ -62,11 +63,13 @@ class CrossValidation:
         summary: What was found, as `summary.json` has it.
         folder: The run folder.
         factory: What builds the pretrained network.
+        collate: What makes batches of samples.
     """
 
     summary: Summary
     folder: Path
     factory: Factory
+    collate: Collate = None
 
     @property
     def table(self) -> Any:
@@ -76,7 +79,7 @@ class CrossValidation:
     @cached_property
     def ensemble(self) -> Ensemble:
         """The ensemble of the lowest strategy's members."""
-        return Ensemble.load(self.folder, factory=self.factory)
+        return Ensemble.load(self.folder, factory=self.factory, collate=self.collate)
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the report: one HTML file, in the run folder or, as a copy, at `path`; return where it is.
@@ -128,6 +131,7 @@ def cross_validate(
     stratify: Any = ...,
     objective: str | None = ...,
     loss: str | Callable[..., Any] | None = ...,
+    collate: Callable[[list[Any]], Any] | None = ...,
     out: str | Path | None = ...,
     options: Mapping[str, Any] | None = ...,
     inline: bool = ...,
@@ -151,6 +155,7 @@ def cross_validate_module(
     stratify: Any = None,
     objective: str | None = None,
     loss: Any = None,
+    collate: Any = None,
     out: str | Path | None = None,
     options: Any = None,
     inline: bool = False,
@@ -175,6 +180,8 @@ def cross_validate_module(
             fraction are regressed, and text and booleans are classes; whole numbers may be either, so it is needed.
         loss: What training minimises, apart from the score: a name of `training.loss`, or a function of outputs and
             targets to the loss of each sample. Without it, the objective's own.
+        collate: For graphs and sequences, where x is a list of samples: a function of such a list, of tensors, to what
+            the network is called with, a mapping by name, a tuple by place, or one argument.
         out: The run folder, which lets an interrupted call go on. Without it, a temporary one goes with the result.
         options: Values by key of a config file (`{"search.minutes": 10, "compute.address": "auto"}`).
         inline: Train in this process, without Ray.
@@ -184,24 +191,31 @@ def cross_validate_module(
         UserError: What was given breaks a rule, or the folder holds another run.
         RunError: No strategy has a completed candidate, or a file could not be written.
     """
-    if options is not None and not isinstance(options, Mapping):
-        raise ConfigError(f"options must be a mapping from keys to values, got {type(options).__name__}")
-    given = Given(as_factory(model), read_data(data, groups, stratify), loss if callable(loss) else None)
-    values = {"cv.folds": folds, "cv.seeds": seeds, "cv.metric": find_metric(objective, given.arrays.targets)}
-    values["training.loss"] = None if callable(loss) else loss
+    check_arguments(options, collate, out)
+    arrays, own = read_data(data, groups, stratify, collate is not None), loss if callable(loss) else None
+    given = Given(as_factory(model), arrays, own, collate)
+    values = {"cv.folds": folds, "cv.seeds": seeds, "cv.metric": find_metric(objective, arrays.targets)}
+    values["training.loss"] = None if own else loss
     config = write_config(values, given, strategies, options or {})
-    if out is not None and (is_uri(out) or not isinstance(out, str | Path)):
-        raise ConfigError(f"out must be a folder, got {show_value(out)}; name one that all nodes share")
     plain = False if Console().is_jupyter else None  # its output says that it is a terminal, and shows lines alone
     console = Console(highlight=False, quiet=not progress, force_jupyter=False, force_terminal=plain)
     if out is None:
         return run_temporarily(config, given, inline, console)
     folder = Path(out).expanduser().absolute()  # which stays where it is when the process goes elsewhere
     summary = cross_validation.cross_validate(config, folder, inline, console, True, given)
-    return CrossValidation(summary, folder, given.factory)
+    return CrossValidation(summary, folder, given.factory, given.collate)
 
 
 update_wrapper(cross_validate, cross_validate_module, ["__doc__"])  # its signature and text are what a notebook shows
+
+
+def check_arguments(options: Any, collate: Any, out: Any) -> None:
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigError(f"options must be a mapping from keys to values, got {type(options).__name__}")
+    if collate is not None and not callable(collate):
+        raise ConfigError(f"collate must be a function of a list of samples, got {show_value(collate)}")
+    if out is not None and (is_uri(out) or not isinstance(out, str | Path)):
+        raise ConfigError(f"out must be a folder, got {show_value(out)}; name one that all nodes share")
 
 
 def run_temporarily(config: Config, given: Given, inline: bool, console: Console) -> CrossValidation:
@@ -212,17 +226,18 @@ def run_temporarily(config: Config, given: Given, inline: bool, console: Console
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    found = CrossValidation(summary, temporary / "run", given.factory)
+    found = CrossValidation(summary, temporary / "run", given.factory, given.collate)
     weakref.finalize(found, shutil.rmtree, temporary, ignore_errors=True)
     return found
 
 
 def write_config(values: Mapping[str, Any], given: Given, strategies: Any, options: Mapping[str, Any]) -> Config:
     """Write the config of a run whose network and data are given."""
-    own = read_strategies(strategies, given)
+    own = read_strategies(strategies, given, options.get("model.output"))
     columns = [key for key in ("groups", "stratify") if getattr(given.arrays, key) is not None]
     named = {
         **GIVEN,
+        **(COLLATE if given.collate else {}),
         **{f"data.{key}": f"{key} {HERE}" for key in columns},
         "strategies": own,
         "cv.strategies": list(own or strategies),
@@ -277,14 +292,14 @@ class Copies:
         return deepcopy(self.module)
 
 
-def read_data(data: Any, groups: Any = None, stratify: Any = None) -> Arrays:
+def read_data(data: Any, groups: Any = None, stratify: Any = None, by_sample: bool = False) -> Arrays:
     """Turn what libraries hold samples in into arrays.
 
     Raises:
         DataError: They are no pair of such, or no dataset of pairs.
     """
     if isinstance(data, Dataset):
-        data = stack_dataset(data)
+        data = stack_dataset(data, by_sample)
     if not (isinstance(data, tuple | list) and len(data) == 2):
         raise DataError(f"the data must be (x, y), or a torch Dataset of such pairs, got {type(data).__name__}")
     groups, stratify = (
@@ -292,12 +307,12 @@ def read_data(data: Any, groups: Any = None, stratify: Any = None) -> Arrays:
         for name, column in (("groups", groups), ("stratify", stratify))
     )
     x, y = data
-    inputs, layout = take_inputs(x, "inputs")
+    inputs, layout = take_inputs(x, "inputs", by_sample)
     named = ",".join(part.name for part in layout) or name_columns(x)  # as a file of new samples has them
     return Arrays(inputs, as_array(y, "targets"), groups, stratify, (named, name_columns(y)), layout)
 
 
-def stack_dataset(data: Dataset[Any]) -> tuple[Any, Any]:
+def stack_dataset(data: Dataset[Any], by_sample: bool = False) -> tuple[Any, Any]:
     n = getattr(data, "__len__", None)
     if n is None:
         raise DataError("a dataset must know its length, got an iterable one; give (x, y)")
@@ -305,6 +320,8 @@ def stack_dataset(data: Dataset[Any]) -> tuple[Any, Any]:
     if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise DataError("a dataset must hold pairs (x, y), and at least one")
     x, y = zip(*pairs, strict=True)
+    if by_sample:
+        return list(x), stack(y)
     if isinstance(x[0], Mapping):
         return {name: stack([own[name] for own in x]) for name in x[0]}, stack(y)
     if isinstance(x[0], tuple):
@@ -342,16 +359,19 @@ def find_metric(objective: str | None, targets: Shaped[np.ndarray, "..."]) -> st
     return "multilabel_log_loss" if targets.ndim == 2 and targets.shape[1] > 1 else "log_loss"
 
 
-def read_strategies(strategies: Any, given: Given) -> dict[str, Any]:
+def read_strategies(strategies: Any, given: Given, output: str | int | None) -> dict[str, Any]:
     """Bring strategies into the form of a config file."""
     if strategies is None:
-        layer = find_last_layer(call_factory(given.factory, {}).eval(), given.arrays.inputs[:1].astype(np.float32))
+        assert given.arrays is not None
+        network = call_as_one(call_factory(given.factory, {}).eval(), given.arrays.layout, output, given.collate)
+        layer = find_last_layer(network, given.arrays.inputs[:1].astype(np.float32))
         last = [f"{layer}.*"] if layer else ["*"]
-        return {
+        learned = {
             "last_layer": {"description": "the last layer", "train": last},
             "everything": {"description": "every parameter", "train": ["*"]},
-            "ridge": {"description": "closed form, in place of the last layer", "fit": "ridge", "train": last},
         }
+        ridge = {"description": "closed form, in place of the last layer", "fit": "ridge", "train": last}
+        return learned if given.collate else {**learned, "ridge": ridge}  # without features, as it runs whole
     if isinstance(strategies, list | tuple):
         return {}  # names of those that are shipped
     if not isinstance(strategies, Mapping):
@@ -363,4 +383,6 @@ def read_strategies(strategies: Any, given: Given) -> dict[str, Any]:
 def read_strategy(given: object) -> Any:
     if isinstance(given, str):
         return {"train": [given]}
-    return {"train": list(given)} if isinstance(given, Iterable) and not isinstance(given, Mapping) else given
+    if isinstance(given, Mapping):
+        return deepcopy(dict(given))  # into which options are written
+    return {"train": list(given)} if isinstance(given, Iterable) else given

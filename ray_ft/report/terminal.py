@@ -8,6 +8,8 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
+from ray_ft.data.ragged import is_ragged
+from ray_ft.ensemble.artefact import read_card
 from ray_ft.errors import write_share
 from ray_ft.report import words
 from ray_ft.report.candidates import describe_candidate, list_columns
@@ -136,9 +138,12 @@ def suggest_commands(summary: Summary, run: RunFolder, own_code: bool) -> list[t
     folder = Path("runs") / summary.name if run.mirror else run.root
     named = folder if folder.name.strip(".") else folder.resolve()
     output = named.with_name(f"{named.name}-predictions.npz")
+    card = read_card(run.ensemble) if run.ensemble.card.is_file() else None
+    trust = ["--trust"] if card and card.needs_code else []
+    predict = ("predict", str(folder), "--inputs", "x.npy", "--output", str(output), *trust)
     return [
         *([("fetch", run.place, str(folder))] if run.mirror else []),
-        ("predict", str(folder), "--inputs", "x.npy", "--output", str(output)),
+        *([] if card and is_ragged(card.inputs) else [predict]),  # samples of unequal shapes stand in no file
         ("ensemble", str(folder), *(["--trust"] if own_code else [])),
     ]
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from ray_ft.config import Config
 from ray_ft.data.folds import Splits, deal_folds, deal_inner, limit_training
+from ray_ft.data.ragged import is_ragged
 from ray_ft.data.samples import Arrays, Samples, Sources, build_samples
 from ray_ft.domains import find_domain
 from ray_ft.errors import DataError, StrategyError, WeightsError
@@ -83,7 +84,7 @@ def read_samples(config: Config, objective: Objective, given: Arrays | None) -> 
     """Take the samples that are given, or those that a config names."""
     data = config.data
     sources = Sources(data.inputs or KEY, data.targets or KEY, data.groups, data.stratify)
-    made = call_data_factory(data.factory, data.params or {}) if data.factory else None
+    made = call_data_factory(data.factory, data.params or {}, data.collate is not None) if data.factory else None
     encode = partial(objective.encode_targets, classes=data.classes or ())
     return build_samples(given or made or sources.read(), sources, find_domain(config.layout), config.cv.folds, encode)
 
@@ -116,6 +117,8 @@ def check_noise(samples: Samples, strategies: Mapping[str, Strategy]) -> None:
     """Refuse noise on inputs that are no numbers with fractions: it would make other words of tokens."""
     others = [part.name for part in samples.layout if part.kind != "float"]
     noisy = [name for name, strategy in strategies.items() if any(stage.noisy for stage in strategy.stages)]
+    if noisy and is_ragged(samples.layout):
+        raise StrategyError(f"strategy {noisy[0]}: noise_std must be 0 where samples have shapes of their own")
     if others and noisy:
         raise StrategyError(
             f"strategy {noisy[0]}: noise_std must be 0 where inputs are whole numbers or booleans, as {others[0]} is"
