@@ -77,8 +77,8 @@ from ray_ft.search.best import BestProposer
 from ray_ft.search.plan import RECIPE, CandidateSpec
 from ray_ft.search.problem import (
     Problem,
-    check_noise,
     check_outputs,
+    check_strategies,
     deal_splits,
     know_classes,
     read_samples,
@@ -261,7 +261,6 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     head = renew_head(model.new_head, network, samples, objective) if factory else None
     weights = copy_state(network)
     strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
-    check_noise(samples, strategies)
     outputs = predict_all(network, samples.inputs)
     samples = know_classes(samples, objective, outputs)
     found, wanted = tuple(outputs.shape[1:]), samples.targets.shape[1:]
@@ -270,6 +269,7 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     zero_shot = objective.respond(outputs).numpy()
     check_outputs(zero_shot, samples, objective)
     objective = settle_objective(objective, samples.targets, outputs, given.loss, **config.training.objective)
+    check_strategies(samples, objective, strategies)
     how = head, samples.layout, model.output, given.collate
     pretrained = Pretrained(factory, model.params, weights, shape, *how)
     if factory:

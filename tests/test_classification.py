@@ -190,6 +190,29 @@ def test_a_run_on_classes_goes_all_the_way(animals: Path) -> None:
     np.testing.assert_array_equal(in_set, found.in_set)
 
 
+def test_smooth_labels_are_a_hyperparameter(animals: Path) -> None:
+    """One value trains as torch's own loss does, and a range is searched; ridge knows nothing of it."""
+    Path("smooth.py").write_text(
+        "from torch.nn.functional import cross_entropy\n\n\ndef loss(outputs, targets):\n"
+        "    return cross_entropy(outputs, targets, label_smoothing=0.2, reduction='none')\n"
+    )
+    own = OWN | {"search.method": "guide", "cv.candidates": 1}
+
+    def score(key: str, value: object) -> list[float | None]:
+        folder = f"run-{key}-{value}".replace(":", "-")
+        summary = cross_validate(load_config("toy.yaml", own | {key: value}), folder, inline=True)
+        return [summary.strategies[name].score_mean for name in ("top", "closed")]
+
+    found, of_all = score("strategies.top.label_smoothing", 0.2), score("training.label_smoothing", 0.2)
+    assert of_all == pytest.approx(found, rel=1e-6)
+    assert score("training.loss", "smooth:loss")[0] == pytest.approx(found[0], rel=1e-5)
+    assert score("strategies.top.label_smoothing", 0.0)[1] == found[1]
+    ranged = load_config("toy.yaml", own | {"strategies.top.label_smoothing": [0.1, 0.3], "cv.candidates": 3})
+    drawn = [spec.stages[-1].label_smoothing for spec in prepare(ranged).first_round if spec.strategy == "top"]
+    assert len(set(drawn)) == 3
+    assert all(0.1 <= share <= 0.3 for share in drawn)
+
+
 def check_folds(labels: np.ndarray) -> None:
     """Each fold has its share of each class, or one more or less."""
     splits = prepare(load_config("toy.yaml", OWN)).problem.splits
@@ -225,6 +248,10 @@ def test_several_labels_a_sample_go_all_the_way(toy_folder: Path) -> None:
             {"data.classes": ["cat", "dog", "emu", "owl"], "model.new_head": False},
             "one logit a class, 4 in all, got the shape",
         ),
+        (
+            {"strategies.top.label_smoothing": 0.1, "training.loss": "shares:loss"},
+            "smooth labels are those of cross-entropy",
+        ),
         ({"model.factory": "shares:Shares"}, "must answer with logits, got probabilities"),
         ({"cv.metric": "mae", "training.class_weights": "balanced"}, "got text in y.npy"),
     ],
@@ -232,7 +259,8 @@ def test_several_labels_a_sample_go_all_the_way(toy_folder: Path) -> None:
 def test_what_does_not_fit_is_refused(values: dict, said: str, animals: Path) -> None:
     Path("shares.py").write_text(
         "import torch\nfrom toy_network import Toy\n\n\nclass Shares(Toy):\n"
-        "    def forward(self, x):\n        return super().forward(x).softmax(1)\n"
+        "    def forward(self, x):\n        return super().forward(x).softmax(1)\n\n\n"
+        "def loss(outputs, targets):\n    return (outputs - targets).square().mean(1)\n"
     )
     with pytest.raises((DataError, ConfigError), match=said):
         prepare(load_config("toy.yaml", OWN | values))

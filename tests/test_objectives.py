@@ -123,9 +123,10 @@ class YesOrNo:
     ) -> tuple[np.ndarray, tuple[str, ...]]:
         return targets, classes
 
-    def settle(
-        self, targets: np.ndarray, loss: Any = None, balanced: bool = False, label_smoothing: float = 0.0
-    ) -> Objective:
+    def settle(self, targets: np.ndarray, loss: Any = None, balanced: bool = False) -> Objective:
+        return self
+
+    def smooth(self, share: float) -> Objective:
         return self
 
     def find_fault(self, outputs: np.ndarray) -> str:

@@ -174,7 +174,7 @@ def test_smooth_labels_are_torchs(balanced: bool) -> None:
     rng = np.random.default_rng(0)
     labels, logits = np.repeat([0, 1, 2], [5, 3, 2]), torch.from_numpy(rng.normal(size=(10, 3)))
     targets = np.eye(3)[labels]
-    objective = find_objective("log_loss").settle(targets, balanced=balanced, label_smoothing=0.2)
+    objective = find_objective("log_loss").settle(targets, balanced=balanced).smooth(0.2)
     weight = torch.tensor([10 / 15, 10 / 9, 10 / 6], dtype=torch.float64) if balanced else None
     expected = cross_entropy(logits, torch.from_numpy(labels), weight, label_smoothing=0.2, reduction="none")
     torch.testing.assert_close(objective.losses(logits, torch.from_numpy(targets)), expected)
@@ -184,8 +184,8 @@ def test_smooth_labels_are_torchs(balanced: bool) -> None:
 def test_what_needs_classes_is_refused_for_numbers_and_beside_a_loss_of_ones_own() -> None:
     targets = np.ones((4, 2))
     with pytest.raises(ConfigError, match=r"smooth labels need classes, got cv.metric: mse"):
-        find_objective("mse").settle(targets, label_smoothing=0.1)
+        find_objective("mse").smooth(0.1)
     with pytest.raises(ConfigError, match=r"huber is of numbers, got cv.metric: log_loss"):
         find_objective("log_loss").settle(targets, "huber")
     with pytest.raises(ConfigError, match=r"those of cross-entropy, got a training.loss of your own"):
-        find_objective("log_loss").settle(targets, lambda outputs, targets: outputs, label_smoothing=0.1)
+        find_objective("log_loss").settle(targets, lambda outputs, targets: outputs).smooth(0.1)

@@ -31,7 +31,7 @@ from ray_ft.search.problem import MemberKey
 from ray_ft.split.network import split_network
 
 MSE = find_objective("mse")
-HYPER = GradientHyperparameters(0.1, 4, 3, 0.0, 0.0, None, 1, 10)
+HYPER = GradientHyperparameters(0.1, 4, 3, 0.0, 0.0, None, 1, 10, None)
 
 
 def build_bank(n_views: int = 2, n_samples: int = 5) -> tuple:
@@ -261,7 +261,7 @@ def test_members_of_any_network_are_those_of_a_plain_loop(name: str, packed: boo
     names = [name for name, _ in network.named_parameters()]
     trained = [name for name in names if "last" in name or "mix" in name]
     split = split_network(network, trained, x[:4])
-    hyper = GradientHyperparameters(0.05, 3, 4, 0.1, 0.0, None, 1, 10)
+    hyper = GradientHyperparameters(0.05, 3, 4, 0.1, 0.0, None, 1, 10, None)
     recipe = Recipe(split, ViewBank(split.compute_features(x), y[None]), hyper, MSE, grad_clip=0.5)
     assert (split.draws, bool(split.reason)) == (name in WHOLE, name in WHOLE), split.reason
     keys = [MemberKey(0, 0, seed) for seed in range(2)]

@@ -138,6 +138,9 @@ class GradientHyperparameters:
     patience: Count = declare(
         "patience", "patience", "Epochs without a better mean after which a candidate ends.", default=(10, 10)
     )
+    label_smoothing: Share | None = declare(
+        "label smoothing", "smoothing", "Share of a class's target that all classes get.", ".3f", default=None
+    )
 
     @property
     def n_epochs(self) -> int:

@@ -20,7 +20,6 @@ class TrainingBase(Section):
     loss: str | None = None
     """what training minimises: mse, mae, huber, smooth_l1, log_cosh, these after standardised_, cross_entropy, or
     `package.module:function` of your own; without it, the metric's own"""
-    label_smoothing: Share | None = Field(default=None, description="share of a class's target that all classes get")
     class_weights: Literal["balanced"] | None = Field(default=None, description="balanced: every class weighs the same")
     n_noisy_views: Count = Field(default=4, description="noisy copies of each view to draw from")
     checkpoint_every: Count = Field(default=5, description="epochs between checkpoints of a candidate")
@@ -30,8 +29,7 @@ class TrainingBase(Section):
     @property
     def objective(self) -> dict[str, Any]:
         """What the objective is told, by the arguments of `Objective.settle`."""
-        balanced, smoothing = self.class_weights is not None, self.label_smoothing or 0.0
-        return {"loss": self.loss, "balanced": balanced, "label_smoothing": smoothing}
+        return {"loss": self.loss, "balanced": self.class_weights is not None}
 
     @field_validator("loss")
     @classmethod

@@ -64,7 +64,8 @@ class GradientFitter:
         clean = ViewBank(tuple(feature.to(device) for feature in prepared.features), targets)
         noise = (hyper.noise_std, settings.n_noisy_views, problem.seed)
         bank = add_noisy_copies(clean, split, inputs, *noise, prepared.dtype, n_threads)
-        self.recipe = Recipe(split, bank, hyper, problem.objective, settings.grad_clip, prepared.dtype)
+        objective = problem.objective.smooth(hyper.label_smoothing) if hyper.label_smoothing else problem.objective
+        self.recipe = Recipe(split, bank, hyper, objective, settings.grad_clip, prepared.dtype)
         self.frozen_hash = hash_tensors(self.recipe.split.tensors)
         self.stream = tuple(name_stream(problem.seed, name))
         self.whole = self.create_members(self.keys)

@@ -48,7 +48,6 @@ def settle_objective(
     given: OwnLoss | None = None,
     loss: str | None = None,
     balanced: bool = False,
-    label_smoothing: float = 0.0,
 ) -> Objective:
     """Tell an objective of the samples and of the loss that training minimises; try one of the user's own.
 
@@ -59,13 +58,12 @@ def settle_objective(
         given: A loss that is an object of this process, in place of `loss`.
         loss: One of `LOSSES`, or `package.module:function`; without it, the metric's own.
         balanced: Whether every class weighs the same.
-        label_smoothing: Share of a class's target that all classes get.
 
     Raises:
         ConfigError: The objective has no such loss, or it is none.
     """
     own = given or (NamedLoss(loss) if loss and ":" in loss else None)
-    settled = objective.settle(targets, own or loss, balanced, label_smoothing)
+    settled = objective.settle(targets, own or loss, balanced)
     if own:
         try_loss(own, outputs, targets)
     return settled

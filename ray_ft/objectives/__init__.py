@@ -94,7 +94,6 @@ class Objective(Protocol):
         targets: Targets,
         loss: str | OwnLoss | None = None,
         balanced: bool = False,
-        label_smoothing: float = 0.0,
     ) -> "Objective":
         """Return it with what it must know of the samples, and with the loss that training minimises.
 
@@ -102,10 +101,16 @@ class Objective(Protocol):
             targets: Of all samples that are learned from.
             loss: One of `LOSSES`, or a function of the user's own; without it, the metric's own.
             balanced: Whether every class weighs the same in the loss.
-            label_smoothing: Share of the targets that is spread evenly over the classes in the loss.
 
         Raises:
             ConfigError: The objective has no such loss, or no classes.
+        """
+
+    def smooth(self, share: float) -> "Objective":
+        """Return it with this share of the targets spread evenly over the classes in the loss.
+
+        Raises:
+            ConfigError: The objective has no classes, or its loss is the user's own.
         """
 
     def find_fault(self, outputs: Float[np.ndarray, "sample *output"]) -> str:

@@ -64,18 +64,23 @@ class Classification:
         targets: Targets,
         loss: str | OwnLoss | None = None,
         balanced: bool = False,
-        label_smoothing: float = 0.0,
     ) -> Objective:
         if isinstance(loss, str) and LOSSES[loss] != CLASSIFICATION:
             raise ConfigError(f"training.loss: {loss} is of numbers, got cv.metric: {self.metric}; leave it out")
         own = loss if callable(loss) else None
-        if own and (balanced or label_smoothing):
+        if own and balanced:
             raise ConfigError(
-                "class weights and smooth labels are those of cross-entropy, got a training.loss of your own; leave "
-                "training.class_weights and training.label_smoothing out"
+                "class weights are those of cross-entropy, got a training.loss of your own; leave "
+                "training.class_weights out"
             )
-        weights = self.weigh_classes(targets) if balanced else ()
-        return replace(self, class_weights=weights, label_smoothing=label_smoothing, own_loss=own)
+        return replace(self, class_weights=self.weigh_classes(targets) if balanced else (), own_loss=own)
+
+    def smooth(self, share: float) -> Objective:
+        if self.own_loss:
+            raise ConfigError(
+                "smooth labels are those of cross-entropy, got a training.loss of your own; leave label_smoothing out"
+            )
+        return replace(self, label_smoothing=share)
 
     def weigh_classes(self, targets: Chances) -> tuple[float, ...]:
         if self.is_multilabel:

@@ -82,15 +82,10 @@ class Regression:
         targets: Targets,
         loss: str | OwnLoss | None = None,
         balanced: bool = False,
-        label_smoothing: float = 0.0,
     ) -> Objective:
         if balanced:
             raise ConfigError(
                 f"class weights need classes, got cv.metric: {self.metric}; leave training.class_weights out"
-            )
-        if label_smoothing:
-            raise ConfigError(
-                f"smooth labels need classes, got cv.metric: {self.metric}; leave training.label_smoothing out"
             )
         if isinstance(loss, str) and LOSSES[loss] != REGRESSION:
             raise ConfigError(f"training.loss: {loss} is of classes, got cv.metric: {self.metric}; leave it out")
@@ -101,6 +96,9 @@ class Regression:
         )
         has_gaps = bool(np.isnan(targets).any())
         return replace(self, loss=minimised, deviations=tuple(deviations.ravel().tolist()), has_gaps=has_gaps)
+
+    def smooth(self, share: float) -> Objective:
+        raise ConfigError(f"smooth labels need classes, got cv.metric: {self.metric}; leave label_smoothing out")
 
     def find_fault(self, outputs: Float[np.ndarray, "sample *output"]) -> str:
         return ""

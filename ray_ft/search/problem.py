@@ -113,8 +113,10 @@ def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Samples, 
         raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")
 
 
-def check_noise(samples: Samples, strategies: Mapping[str, Strategy]) -> None:
-    """Refuse noise on inputs that are no numbers with fractions: it would make other words of tokens."""
+def check_strategies(samples: Samples, objective: Objective, strategies: Mapping[str, Strategy]) -> None:
+    """Refuse smooth labels without classes, and noise on inputs that are no numbers with fractions, such as tokens."""
+    if smoothing := max(stage.smoothing for strategy in strategies.values() for stage in strategy.stages):
+        objective.smooth(smoothing)
     others = [part.name for part in samples.layout if part.kind != "float"]
     noisy = [name for name, strategy in strategies.items() if any(stage.noisy for stage in strategy.stages)]
     if noisy and is_ragged(samples.layout):

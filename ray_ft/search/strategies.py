@@ -21,6 +21,7 @@ class Stage:
     longest: int = 1  # the most epochs that a candidate may take
     noisy: bool = False  # whether a candidate may train on noisy copies
     batch_size: int = 1  # the most samples of a member's step
+    smoothing: float = 0.0  # the largest share of a class's target that all classes may get
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module) -> S
             stage.longest,
             (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
             int((stage.bounds("batch_size") or (1, 1))[1]),
+            (stage.bounds("label_smoothing") or (0.0, 0.0))[1],
         )
         for stage in strategy.stages
     )
