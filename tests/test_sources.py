@@ -288,10 +288,10 @@ def test_a_table_from_cv_to_evaluate(
     new[new.columns[::-1]].to_csv("new.csv", index=False)
     new[new.columns[::-1]].to_parquet("new.parquet")
     wanted = ensemble.predict(np.load("x.npy")[:5])
-    for name in ("new.csv", "new.parquet"):
-        done = ray_ft_here("predict", "run", "--inputs", name, "--output", f"{name}.npz", "--device", "cpu")
+    for i, name in enumerate(("new.csv", "new.parquet", "new.csv::spec_[0-5]", "new.parquet::spec_[0-5]")):
+        done = ray_ft_here("predict", "run", "--inputs", name, "--output", f"{i}.npz", "--device", "cpu")
         assert done.returncode == 0, done.stderr
-        with np.load(f"{name}.npz") as found:
+        with np.load(f"{i}.npz") as found:
             np.testing.assert_allclose(found["mean"], wanted.mean, atol=1e-6)
     done = ray_ft_here("evaluate", "run", "--data", "new.csv", "--json")
     assert done.returncode == 0, done.stderr

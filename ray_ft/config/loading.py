@@ -92,17 +92,24 @@ def read_shipped() -> dict[str, Any]:
 
 
 def add_strategies(raw: dict[str, Any]) -> None:
-    """Put the shipped strategies, and the one that the freeze flags describe, under the user's own."""
-    own = raw.get("strategies") or {}
+    """Put the shipped strategies, and the one that the freeze flags describe, under the user's own.
+
+    One that says itself what it trains has nothing of a shipped one of its name. Strategies for a network of the user's
+    own are all that there are.
+    """
+    own, model, training = raw.get("strategies") or {}, raw.get("model"), raw.get("training")
     if not isinstance(own, dict):
         return  # validation says so
-    shipped = read_shipped()
-    training = raw.get("training")
+    alone = own and isinstance(model, dict) and model.get("factory")
+    known = read_shipped()
+    shipped = {} if alone else dict(known)
     if isinstance(training, dict) and {"freeze_encoder", "freeze_decoder"} & training.keys():
         flags = (bool(training.get(key)) for key in ("freeze_encoder", "freeze_decoder"))
-        shipped[AS_WRITTEN] = describe_flags(shipped, *flags)
+        shipped[AS_WRITTEN] = describe_flags(known, *flags)
     raw["strategies"] = shipped | {
-        name: shipped.get(name, {}) | strategy if isinstance(strategy, dict) and "stages" not in strategy else strategy
+        name: strategy
+        if not isinstance(strategy, dict) or {"stages", "train"} & strategy.keys()
+        else shipped.get(name, {}) | strategy
         for name, strategy in own.items()
     }
 

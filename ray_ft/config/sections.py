@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, create_model, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, field_validator, model_validator
 
 from ray_ft.config.base import Section
 from ray_ft.config.data_section import DEFAULT_LAYOUT, FACTORY_PATTERN, DataSection
@@ -30,12 +30,19 @@ SMALLEST_SHARE = 0.0001  # of a GPU, that Ray gives out
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders
 
 
+def as_list(patterns: object) -> object:
+    return [patterns] if isinstance(patterns, str) else patterns
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(as_list, json_schema_input_type=str | list[str])]
+
+
 class StageConfig(Section):
     """What learns in a stage of a strategy; the hyperparameters of its way to fit are keys beside these."""
 
     fit: str
-    train: tuple[str, ...] = Field(min_length=1, description="name patterns of the parameters that learn")
-    freeze: tuple[str, ...] = Field(default=(), description="name patterns taken out of `train`")
+    train: Patterns = Field(min_length=1, description="name patterns of the parameters that learn")
+    freeze: Patterns = Field(default=(), description="name patterns taken out of `train`")
 
     @property
     def hyperparameters(self) -> type[Hyperparameters]:

@@ -81,7 +81,7 @@ def read_source(source: str, trained: str = "") -> Read:
         if not (path.is_file() or (path.suffix == ".zarr" and path.is_dir())):
             raise DataError(f"a data file must exist, got {name}; check the path")
         if path.suffix in TABLES:
-            key = key or choose_columns(path, trained)
+            key = choose_columns(path, key, trained)
         if path.suffix == ".npz" and set(trained.split(",")) <= set(list_arrays(path)):
             key = key or trained  # of a training on a table, its columns are none
         return READERS[path.suffix](path, key)

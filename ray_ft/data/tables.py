@@ -53,10 +53,15 @@ def list_columns(path: Path) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def choose_columns(path: Path, trained: str) -> str:
-    """Name the columns of the training, or the only one that a table has."""
-    names = list_columns(path)
-    return "" if len(names) == 1 and names[0] not in split_names(trained) else trained
+def choose_columns(path: Path, asked: str, trained: str) -> str:
+    """Name the columns that are asked for, else those of the training, or the only one that a table has.
+
+    Those of the training come in its order, however they are asked for: a pattern gives that of the file.
+    """
+    names, known = list_columns(path), split_names(trained)
+    if asked:
+        return trained if known and sorted(pick_columns(asked, names, path)) == sorted(known) else asked
+    return "" if len(names) == 1 and names[0] not in known else trained
 
 
 def pick_columns(asked: str, names: Sequence[str], path: Path) -> list[str]:

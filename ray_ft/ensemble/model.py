@@ -31,7 +31,7 @@ from ray_ft.files.column_names import split_names
 from ray_ft.files.memory import describe_excess
 from ray_ft.models import Collate, Factory, NewHead, answer_in_shape, build_network, call_as_one, give_head
 from ray_ft.objectives import STANDARDISED, FoldOf, Folds, Members, Objective, Shares, find_objective
-from ray_ft.split.network import Features, SplitNetwork, as_real, keep_whole
+from ray_ft.split.network import Features, SplitNetwork, as_numbers, keep_whole
 from ray_ft.split.sharing import read_splits
 from ray_ft.statistics.intervals import check_level, count_most, describe_lack
 from ray_ft.statistics.novelty import Density
@@ -300,7 +300,7 @@ def flatten_features(
     """Lay out, sample by sample, what a strategy's tail reads; of samples of unequal shapes, a summary of each."""
     if is_ragged(layout):
         return summarize_rows(features[0], layout).cpu().numpy()
-    by_sample = (as_real(features[index].movedim(axis, 0)) for index, axis in network.sampled)
+    by_sample = (as_numbers(features[index].movedim(axis, 0)) for index, axis in network.sampled)
     return torch.cat([own.reshape(len(own), -1) for own in by_sample], 1).float().cpu().numpy()
 
 

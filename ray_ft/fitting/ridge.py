@@ -29,7 +29,7 @@ from ray_ft.fitting.fitter import FitterDescription, Predictions, States
 from ray_ft.fitting.kernel_descent import descend
 from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.split.graph import trace_tail
-from ray_ft.split.network import Features, SplitNetwork, as_real
+from ray_ft.split.network import Features, SplitNetwork, as_numbers
 from ray_ft.split.silence import silence
 
 MAX_VALUES = 2**15  # of a sample's features; larger ones are averaged over neighbours
@@ -82,7 +82,7 @@ def flatten_features(split: SplitNetwork, features: Features) -> Float[Tensor, "
     """Lay out what a tail reads of each sample; where it is large, averaged over neighbours of its longest axes."""
     axes = [split.batch_axes[i] for i in split.reads]
     flat = [
-        shrink(as_real(feature.movedim(axis, 0))).flatten(1)
+        shrink(as_numbers(feature.movedim(axis, 0))).flatten(1)
         for feature, axis in zip(features, axes, strict=True)
         if axis is not None
     ]

@@ -111,7 +111,7 @@ def list_files(path: Path) -> list[Path]:
 
 def open_file(path: Path, key: str, trained: str) -> list[Block]:
     if path.suffix in TABLES:
-        key = key or choose_columns(path, trained)
+        key = choose_columns(path, key, trained)
     if path.suffix == ".npz" and "," in trained:  # several inputs
         key = key or trained
     if path.suffix == ".parquet" and (blocks := open_parquet(path, key)) is not None:

@@ -29,7 +29,7 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         strategies: As `cross_validate` takes them, and so are the others.
         folds: Number of parts that are held out in turn.
         seeds: Number of trainings of each fold.
-        objective: `regression`, `classification`, or a metric. Without it, regression.
+        objective: `regression`, `classification`, or a metric. Without it, numbers with a fraction are regressed.
         options: Values by key of a config file.
         inline: Train in this process, without Ray.
         progress: Whether to show it.
@@ -76,6 +76,9 @@ class FineTuner(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         """
         if self.model is None:
             raise ConfigError("a FineTuner needs a model, got none; give a torch.nn.Module, or what builds one")
+        if self.objective is None and METRICS[find_metric(None, np.asarray(y))] == CLASSIFICATION:
+            rule = "a FineTuner of classes must know it beforehand, as scikit-learn asks for it"
+            raise ConfigError(f'{rule}, got none for labels; say objective="classification"')
         classes = answers_with_classes(self)
         X, y = validate_data(  # noqa: N806
             self, X, y, allow_nd=True, multi_output=True, y_numeric=not classes, dtype="numeric", ensure_min_samples=2

@@ -221,9 +221,14 @@ def split_network(network: nn.Module, trained: Collection[str], example: Tensor)
     return replace(split, training=cut.masked, sites=cut.sites)
 
 
-def as_real(feature: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-    """Lay the real and the imaginary part of complex numbers side by side, along a last axis."""
-    return torch.view_as_real(feature.resolve_conj()) if feature.is_complex() else feature
+def as_numbers(feature: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """Make a feature finite and real, for what measures samples by it.
+
+    The infinities by which attention hides what is padding become 1 and -1. The real and the imaginary part of complex
+    numbers lie side by side, along a last axis.
+    """
+    real = torch.view_as_real(feature.resolve_conj()) if feature.is_complex() else feature
+    return real.nan_to_num(0.0, 1.0, -1.0)
 
 
 def order_names(network: nn.Module, trained: Collection[str]) -> tuple[str, ...]:
