@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ray_ft.ensemble import Ensemble
-from ray_ft.ensemble.model import apply_stacked
+from ray_ft.ensemble import Ensemble, apply_stacked
 from ray_ft.files.cpus import count_cpus
 from ray_ft.prediction.sources import open_source
 from ray_ft.prediction.streams import predict_to_folder

@@ -17,9 +17,8 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ray_ft.config import GradientHyperparameters, RidgeHyperparameters
-from ray_ft.ensemble import Ensemble
+from ray_ft.ensemble import Ensemble, apply_stacked
 from ray_ft.ensemble.export import EnsembleModule
-from ray_ft.ensemble.model import apply_stacked
 from ray_ft.fitting.ridge import attach_ridge
 from ray_ft.fitting.training import (
     Pack,

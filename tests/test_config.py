@@ -68,3 +68,24 @@ def test_where_it_is_computed_is_not_what_it_is(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     assert load_config(path).identity() == load_config(path, {"compute.cpus_per_candidate": 7}).identity()
     assert load_config(path).identity() != load_config(path, {"training.precision": "bf16"}).identity()
+
+
+def test_strategies_of_ones_own_network_are_all_that_there_are(tmp_path: Path) -> None:
+    sections = ("model: {factory: nets:build}", "data: {inputs: x.npy, targets: y.npy}")
+    own = "strategies: {full: {train: fc.*}, b: {train: [b.*]}}"
+    (tmp_path / "c.yaml").write_text("\n".join((*sections, own)))
+    found = load_config(tmp_path / "c.yaml").selected
+    assert list(found) == ["full", "b"]
+    stage = found["full"].stages[0]
+    assert (stage.train, stage.lr, stage.epochs) == (("fc.*",), None, None), (
+        "nothing of the shipped strategy of that name"
+    )
+
+
+def test_a_shipped_strategy_is_changed_unless_it_says_what_it_trains(tmp_path: Path) -> None:
+    shipped = load_config(write(tmp_path, "")).selected["head"].stages[0]
+    changed = load_config(write(tmp_path, "strategies: {head: {lr: 0.5}}")).selected["head"].stages[0]
+    assert changed == shipped.model_copy(update={"lr": Range(0.5, 0.5, True)})
+    own = load_config(write(tmp_path, "strategies: {head: {train: [head.*]}}")).selected
+    assert own["head"].stages[0].head_dropout is None
+    assert {"full", "ridge"} < own.keys()

@@ -6,24 +6,23 @@ the mean of the fold models, and what else is answered is the objective's.
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from ray_ft.data.objects import as_array, name_columns
-from ray_ft.data.packing import Layout, name_parts, pack_alike
-from ray_ft.data.ragged import is_ragged, pack_samples, summarize_rows
+from ray_ft.data.packing import name_parts, pack_alike
+from ray_ft.data.ragged import is_ragged, pack_samples
 from ray_ft.data.samples import prepare_inputs
 from ray_ft.domains import Domain, find_domain
 from ray_ft.ensemble.artefact import Card, State, find_folder, read_card, read_network, read_tensors, refuse
+from ray_ft.ensemble.computing import apply_stacked, blame_inputs, flatten_features, limit_blas
 from ray_ft.ensemble.fingerprints import N_PRINTS, Prints
 from ray_ft.ensemble.memory_limit import MemoryGuard
 from ray_ft.errors import DataError, EnsembleError, NetworkError, first_few
@@ -31,7 +30,7 @@ from ray_ft.files.column_names import split_names
 from ray_ft.files.memory import describe_excess
 from ray_ft.models import Collate, Factory, NewHead, answer_in_shape, build_network, call_as_one, give_head
 from ray_ft.objectives import STANDARDISED, FoldOf, Folds, Members, Objective, Shares, find_objective
-from ray_ft.split.network import Features, SplitNetwork, as_numbers, keep_whole
+from ray_ft.split.network import Features, SplitNetwork, keep_whole
 from ray_ft.split.sharing import read_splits
 from ray_ft.statistics.intervals import check_level, count_most, describe_lack
 from ray_ft.statistics.novelty import Density
@@ -161,7 +160,8 @@ class Ensemble:
         """
         prepared = self.prepare(inputs, source)
         level = self.settle_level(level)
-        return self.predict_prepared(prepared, level, batch_size)
+        with blame_inputs(source):
+            return self.predict_prepared(prepared, level, batch_size)
 
     def settle_level(self, level: float | None) -> float:
         """Take the card's level where none is asked for; refuse one at which there are no intervals."""
@@ -292,34 +292,6 @@ class Ensemble:
     def average_folds(self, members: Members) -> Folds:
         """Weigh the members of each fold and repeat."""
         return np.asarray(np.einsum("crks,crks...->rk...", self.weights, members))
-
-
-def flatten_features(
-    network: SplitNetwork, features: Features, layout: Layout = ()
-) -> Float[np.ndarray, "sample feature"]:
-    """Lay out, sample by sample, what a strategy's tail reads; of samples of unequal shapes, a summary of each."""
-    if is_ragged(layout):
-        return summarize_rows(features[0], layout).cpu().numpy()
-    by_sample = (as_numbers(features[index].movedim(axis, 0)) for index, axis in network.sampled)
-    return torch.cat([own.reshape(len(own), -1) for own in by_sample], 1).float().cpu().numpy()
-
-
-def limit_blas() -> AbstractContextManager[Any]:
-    """Keep NumPy to one thread: its threads and torch's wait for one another in busy loops, many times as long."""
-    limiter: AbstractContextManager[Any] = find_pools().limit(limits=1, user_api="blas")
-    return limiter
-
-
-@cache
-def find_pools() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-def apply_stacked(network: SplitNetwork, state: State, features: Features) -> Float[Tensor, "member sample *output"]:
-    """Run the tails of a strategy's members."""
-    n_members = len(next(iter(state.values())))
-    own = ({name: tensor[i] for name, tensor in state.items()} for i in range(n_members))
-    return torch.stack([network.apply_tail(each, network.take(features)) for each in own])
 
 
 def load_networks(

@@ -15,8 +15,9 @@ from torch import Tensor
 from ray_ft.config import EnsembleSection
 from ray_ft.data.folds import describe_deals
 from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, State, write_card, write_files
+from ray_ft.ensemble.computing import flatten_features
 from ray_ft.ensemble.fingerprints import project
-from ray_ft.ensemble.model import Calibration, Ensemble, flatten_features
+from ray_ft.ensemble.model import Calibration, Ensemble
 from ray_ft.ensemble.weights import METHODS, Blind, OutOfFold, Weights, blend, choose_weights, score_folds
 from ray_ft.errors import EnsembleError, NetworkError
 from ray_ft.files.hashes import hash_arrays

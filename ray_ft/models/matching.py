@@ -231,7 +231,7 @@ def describe_misfit(
         tops = first_few(list(dict.fromkeys(name.split(".")[0] for name in stored.tensors)))
         return f"{text}\nit holds {tops}: is it the checkpoint of the network that model.factory builds?"
     if 2 * sum(name in bad for name in wanted) > len(wanted):  # to skip these is to start from chance
-        return f"{text}\nmost of the network does not fit: build it as the checkpoint's was (model.params), or name another"
+        return f"{text}\nmost of the network does not fit: build it in the checkpoint's sizes, by model.params"
     listed = ", ".join(
         f'"{pattern}"' for pattern in dict.fromkeys(widen(name, bad, (*wanted, *place.tensors)) for name in bad)
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 
-from ray_ft.ensemble import Ensemble, limit_blas
+from ray_ft.ensemble import Ensemble, blame_inputs, limit_blas
 from ray_ft.errors import ConfigError, DataError, show_value, suggest
 from ray_ft.prediction.sources import Source, read_chunks
 
@@ -65,7 +65,8 @@ def predict_chunks(
 
             def compute(i: int, own: np.ndarray = inputs) -> Found:
                 prepared = ensemble.prepare(own[i : i + BATCH_SIZE])
-                return ensemble.compute(prepared, spec.level, spec.quantities)
+                with blame_inputs(f"inputs in {source.name}"):
+                    return ensemble.compute(prepared, spec.level, spec.quantities)
 
             try:
                 parts = list(pool.map(compute, range(0, len(chunk), BATCH_SIZE)))
