@@ -20,6 +20,7 @@ from ray_ft.fitting.preparation import prepare_strategy
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.results.records import load_predictions
 from ray_ft.runs.folder import RunFolder
+from ray_ft.split.whole import set_training_modes
 
 HEADER = """
 import random
@@ -281,3 +282,58 @@ def test_lazy_modules_take_their_sizes_from_a_sample_or_the_checkpoint(toy_folde
 def test_a_train_that_returns_nothing_is_taken(toy_folder: Path) -> None:
     write(toy_folder, shared="def train(self, mode=True): super().train(mode)")
     try_out(toy_folder)
+
+
+FAULTY = """
+class Faulty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h):
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise ValueError('no way back')
+"""
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("train", ["*", "head.*"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_activations_have_the_gradients_of_a_plain_loop(
+    toy_folder: Path, reentrant: bool, train: str
+) -> None:
+    """The pass back computes them again, by the member's tensors."""
+    code = f"return self.head(checkpoint(lambda x: torch.tanh(self.body(x)), x, use_reentrant={reentrant}))"
+    write(toy_folder, init="self.norm = nn.BatchNorm1d(6)", forward=f"x = self.norm(x)\n        {code}")
+    path = toy_folder / "toy_network.py"
+    path.write_text(f"from torch.utils.checkpoint import checkpoint\n{path.read_text()}")
+    config = load(toy_folder, **{"strategies.own.train": [train], "compute.packing": "looped"})
+    prepared = prepare(config)
+    strategy, inputs = prepared.strategies["own"], torch.from_numpy(np.load("x.npy")[:4])
+    split = prepare_strategy(prepared.problem, prepared.pretrained, strategy, "float32", CPU).split
+    plain, state = prepared.pretrained.build(), {name: own.clone() for name, own in split.state.items()}
+    set_training_modes(plain, split.trained_names)
+    plain(inputs).sum().backward()
+    leaves = [state[name].requires_grad_() for name in split.trained_names]
+    features = split.take(split.compute_features(inputs))
+    split.hold(state, lambda: split.apply_tail(state, features, training=True).sum().backward())
+    for name, leaf in zip(split.trained_names, leaves, strict=True):
+        torch.testing.assert_close(leaf.grad, plain.get_parameter(name).grad, rtol=1e-4, atol=1e-6)
+    cross_validate(config, toy_folder / "run", inline=True)  # or no candidate would be completed
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_what_a_checkpoint_keeps_gradients_from_is_named(toy_folder: Path) -> None:
+    write(toy_folder, forward="return torch.utils.checkpoint.checkpoint(self.head, self.body(x), use_reentrant=True)")
+    path = toy_folder / "toy_network.py"
+    path.write_text(f"import torch.utils.checkpoint\n{path.read_text()}")
+    with pytest.raises(StrategyError, match=r"got none for head.linear.weight, head.linear.bias; say use_reentrant=Fal"):
+        try_out(toy_folder)
+
+
+def test_what_is_raised_on_the_way_back_is_said_before_anything_is_trained(toy_folder: Path) -> None:
+    write(toy_folder, run="h = Faulty.apply(self.linear(h)); return h")
+    path = toy_folder / "toy_network.py"
+    path.write_text(path.read_text().replace("class Inner", FAULTY + "\n\nclass Inner"))
+    with pytest.raises(NetworkError, match=r"on the way back it raised ValueError: no way back \(toy_network.py, line"):
+        try_out(toy_folder)
