@@ -327,7 +327,9 @@ def test_what_a_checkpoint_keeps_gradients_from_is_named(toy_folder: Path) -> No
     write(toy_folder, forward="return torch.utils.checkpoint.checkpoint(self.head, self.body(x), use_reentrant=True)")
     path = toy_folder / "toy_network.py"
     path.write_text(f"import torch.utils.checkpoint\n{path.read_text()}")
-    with pytest.raises(StrategyError, match=r"got none for head.linear.weight, head.linear.bias; say use_reentrant=Fal"):
+    with pytest.raises(
+        StrategyError, match=r"got none for head.linear.weight, head.linear.bias; say use_reentrant=Fal"
+    ):
         try_out(toy_folder)
 
 

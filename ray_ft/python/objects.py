@@ -32,10 +32,11 @@ from ray_ft.data.packing import take_inputs
 from ray_ft.data.samples import Arrays
 from ray_ft.data.sources import HERE
 from ray_ft.ensemble import Ensemble
-from ray_ft.errors import ConfigError, DataError, NetworkError, first_line, show_value, suggest
+from ray_ft.errors import ConfigError, DataError, NetworkError, RunFolderError, first_line, show_value, suggest
 from ray_ft.models import Factory, find_last_layer
 from ray_ft.models.factory import call_factory
 from ray_ft.objectives import METRICS
+from ray_ft.python.names import name_arguments
 from ray_ft.report.page import write_report
 from ray_ft.report.terminal import render_findings
 from ray_ft.results.summary import Summary
@@ -68,6 +69,16 @@ class CrossValidation:
     folder: Path
     factory: Factory
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: the ensemble, as the folder may be gone, and not what has built the network."""
+        return {**vars(self), "ensemble": self.ensemble, "factory": None}
+
+    def find_folder(self) -> Path:
+        if self.folder.is_dir():
+            return self.folder
+        rule = "the folder of a run must be there, and a temporary one goes with its result"
+        raise RunFolderError(f"{rule}, got {self.folder}, which is gone; name one that stays by out")
+
     @property
     def table(self) -> Any:
         """One row a strategy and baseline, best first, as a `pandas.DataFrame`; its index is their names."""
@@ -76,21 +87,25 @@ class CrossValidation:
     @cached_property
     def ensemble(self) -> Ensemble:
         """The ensemble of the lowest strategy's members."""
-        return Ensemble.load(self.folder, factory=self.factory)
+        return Ensemble.load(self.find_folder(), factory=self.factory)
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the report: one HTML file, in the run folder or, as a copy, at `path`; return where it is.
 
         Raises:
-            RunFolderError: It cannot be written.
-            FileExistsError: There is a file at `path`.
+            RunFolderError: The run's folder is gone or not writable, there is a file at `path`, or none can be there.
         """
-        page = write_report(self.folder)
+        page = write_report(self.find_folder())
         if path is None:
             return page
-        with Path(path).open("x", encoding="utf-8") as file:
-            file.write(page.read_text(encoding="utf-8"))
-        return Path(path)
+        path = Path(path).expanduser()
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(page.read_text(encoding="utf-8"))
+        except OSError as error:
+            rule = "a copy of the report must be a new file, in a folder that is there"
+            raise RunFolderError(f"{rule}, got {path}: {error.strerror}; name another path") from error
+        return path
 
     def __repr__(self) -> str:
         """The table and the winner, as the command prints them."""
@@ -136,8 +151,10 @@ def cross_validate(
 
 
 def cross_validate(model: Any, data: Any, *args: Any, **options: Any) -> Any:
-    run = cross_validation.cross_validate if isinstance(model, Config) else cross_validate_module
-    return run(model, data, *args, **options)
+    if isinstance(model, Config):
+        return cross_validation.cross_validate(model, data, *args, **options)
+    with name_arguments(options.get("options") or ()):
+        return cross_validate_module(model, data, *args, **options)
 
 
 def cross_validate_module(
