@@ -326,6 +326,25 @@ def test_a_folder_knows_the_code_and_the_loss_that_its_run_began_with(
     assert call(network, out="~/own").folder == toy_folder / "own"
 
 
+def test_commands_on_a_run_of_arrays_say_what_to_do(toy: Any, ray_ft_here: Callable) -> None:
+    network, (x, y) = toy
+    top = {"top": {"train": ["head.*"], "lr": 0.01, "epochs": 1}}
+    ray_ft.cross_validate(
+        network, (x, y), strategies=top, folds=2, seeds=1, options=FEW, inline=True, progress=False, out="run"
+    )
+    done = ray_ft_here("check", "-c", "run/config.yaml")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "a network that was given in Python is named by no config" in done.stderr
+    assert "repeat the call of cross_validate with the same out" in done.stderr
+    np.savez("t.npz", x=x, y=y)
+    done = ray_ft_here("evaluate", "run", "--data", "t.npz")
+    assert done.returncode == 2
+    assert "give --inputs t.npz::KEY --targets t.npz::KEY, where KEY is one of x, y" in done.stderr
+    done = ray_ft_here("evaluate", "run", "--data", "x.npy")
+    assert "give --inputs x.npy::KEY --targets x.npy::KEY\n" in done.stderr
+    assert ray_ft_here("evaluate", "run", "--inputs", "t.npz::x", "--targets", "t.npz::y").returncode == 0
+
+
 def mean_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return (outputs - targets).abs().mean(1)
 

@@ -27,6 +27,7 @@ from ray_ft.files.memory import is_out_of_memory
 from ray_ft.models.diffraction_net import DiffractionNet
 
 STANDARD = Path(sysconfig.get_paths()["stdlib"])
+GIVEN_MODEL = "given_in_python:model"  # how a config says that its network was an object of a process
 INSTALLED = {"site-packages", "dist-packages"}
 BUILDERS = (
     "a class of torch.nn.Module, a function that says so (-> torch.nn.Module), or a function of your own code, which "
@@ -101,6 +102,9 @@ def find_code(path: str, key: str = "model.factory", what: str = BUILDERS) -> st
     Raises:
         ConfigError: There is none, or it is part of Python itself, which has no networks and no losses.
     """
+    if path == GIVEN_MODEL:
+        rule = "a network that was given in Python is named by no config"
+        raise ConfigError(f"{rule}, got {key}: {path}; repeat the call of cross_validate with the same out")
     top = path.partition(":")[0].partition(".")[0]
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a command, unlike `python -m`, does not see the user's own folder

@@ -34,7 +34,7 @@ from ray_ft.data.sources import HERE
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, NetworkError, RunFolderError, first_line, show_value, suggest
 from ray_ft.models import Factory, find_last_layer
-from ray_ft.models.factory import call_factory
+from ray_ft.models.factory import GIVEN_MODEL, call_factory
 from ray_ft.objectives import METRICS
 from ray_ft.python.names import name_arguments
 from ray_ft.report.page import write_report
@@ -44,7 +44,7 @@ from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.storage import is_uri
 
 GIVEN = {  # what a config says of what it does not name
-    "model.factory": "given_in_python:model",
+    "model.factory": GIVEN_MODEL,
     "data.inputs": f"inputs {HERE}",
     "data.targets": f"targets {HERE}",
 }
