@@ -1,5 +1,6 @@
 """What is trained, scored, saved and served is one function: seen before the first epoch, refused by name if not."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import ray_ft as package
 from ray_ft import Ensemble
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
@@ -339,3 +341,77 @@ def test_what_is_raised_on_the_way_back_is_said_before_anything_is_trained(toy_f
     path.write_text(path.read_text().replace("class Inner", FAULTY + "\n\nclass Inner"))
     with pytest.raises(NetworkError, match=r"on the way back it raised ValueError: no way back \(toy_network.py, line"):
         try_out(toy_folder)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (
+            "torch.jit.script(Toy())",
+            r"must be Python code, got TorchScript: the network itself \(RecursiveScriptModule\)",
+        ),
+        ("nn.Sequential(torch.jit.script(Toy()))", "got TorchScript: 0"),
+        ("Old()", r"must have train\(self, mode=True\).*got one that takes no mode in the network itself \(Old\)"),
+        ("hook(Toy())", "hooks on gradients of parameters are not called, .* got one on head.linear.weight; write"),
+        ("exported()", "must take train.mode. and eval.., as torch.nn.Module does, but it raised NotImplementedError"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_what_cannot_be_called_with_a_member_s_tensors_is_refused(
+    toy_folder: Path, ray_ft_here: Callable, made: str, message: str
+) -> None:
+    """In one line, also where it is given from Python."""
+    write_made(toy_folder, made)
+    done = ray_ft_here("check", "-c", "toy.yaml", "--set", "model.factory=toy_network:build")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert re.search(message, done.stderr)
+    from toy_network import build
+
+    with pytest.raises(NetworkError, match=message):
+        package.cross_validate(build(), (np.load("x.npy"), np.load("y.npy")), inline=True, progress=False)
+
+
+WRAPPED = """
+
+class Old(Toy):
+    def train(self):
+        return super().train()
+
+
+def hook(network):
+    network.head.linear.weight.register_hook(lambda gradient: 0 * gradient)
+    return network
+
+
+def exported():
+    shapes = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(Toy(), (torch.zeros(2, 6),), dynamic_shapes=shapes).module()
+
+
+def build() -> nn.Module:
+    return MADE
+"""
+
+
+def write_made(folder: Path, made: str) -> None:
+    write(folder)
+    path = folder / "toy_network.py"
+    path.write_text(path.read_text() + WRAPPED.replace("MADE", made))
+
+
+@pytest.mark.parametrize("made", ["nn.DataParallel(Toy())", "torch.compile(Toy(), backend='eager')"])
+def test_what_runs_a_network_is_taken_off(toy_folder: Path, made: str) -> None:
+    write_made(toy_folder, made)
+    prepared = prepare(load(toy_folder, **{"model.factory": "toy_network:build"}))
+    assert set(prepared.pretrained.weights) == {
+        "body.weight", "body.bias", "head.linear.weight", "head.linear.bias"
+    }  # fmt: skip
+
+
+def test_hooks_of_modules_are_called_on_the_way_back(toy_folder: Path) -> None:
+    """A graph has none, so the whole network runs."""
+    write(toy_folder, init="self.head.register_full_backward_hook(lambda own, given, got: tuple(g / 2 for g in given))")
+    prepared = prepare(load(toy_folder, **{"strategies.own.train": ["*"]}))
+    strategy = prepared.strategies["own"]
+    split = prepare_strategy(prepared.problem, prepared.pretrained, strategy, "float32", CPU).split
+    assert "its gradients and buffers would be off" in split.reason

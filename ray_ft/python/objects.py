@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Shaped
 from rich.console import Console
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from ray_ft import cross_validation
@@ -34,7 +33,7 @@ from ray_ft.data.sources import HERE
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, NetworkError, RunFolderError, first_line, show_value, suggest
 from ray_ft.models import Factory, find_last_layer
-from ray_ft.models.factory import GIVEN_MODEL, call_factory
+from ray_ft.models.factory import GIVEN_MODEL, call_factory, check_kind, rest, unwrap
 from ray_ft.objectives import METRICS
 from ray_ft.python.names import name_arguments
 from ray_ft.report.page import write_report
@@ -263,19 +262,12 @@ def as_factory(model: object) -> Callable[[], nn.Module]:
         except TypeError as error:
             raise NetworkError(f"a callable that builds a model takes no arguments, got {error}; bind them") from error
         return model
-    model = unwrap(model)
+    check_kind(model := unwrap(model))
     try:
         return Copies(copy_module(model).cpu())
     except Exception as error:  # of any class, as of a tensor that was computed and kept
         rule = "a module that is given must be one that copy.deepcopy copies"
         raise NetworkError(f"{rule}, but {first_line(error)}; give a function that builds it") from error
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Take the network out of what runs it, by whose names nobody calls its parameters."""
-    inner = model.module if isinstance(model, nn.DataParallel | DistributedDataParallel) else None
-    inner = getattr(model, "_orig_mod", inner)  # of torch.compile, which takes seconds to import
-    return unwrap(inner) if isinstance(inner, nn.Module) else model
 
 
 def copy_module(model: nn.Module) -> nn.Module:
@@ -362,7 +354,7 @@ def find_metric(objective: str | None, targets: Shaped[np.ndarray, "..."]) -> st
 def read_strategies(strategies: Any, given: Given) -> dict[str, Any]:
     """Bring strategies into the form of a config file."""
     if strategies is None:
-        layer = find_last_layer(call_factory(given.factory, {}).eval(), given.arrays.inputs[:1].astype(np.float32))
+        layer = find_last_layer(rest(call_factory(given.factory, {})), given.arrays.inputs[:1].astype(np.float32))
         last = [f"{layer}.*"] if layer else ["*"]
         return {
             "last_layer": {"description": "the last layer", "train": last},
