@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -152,6 +153,23 @@ def test_samples_as_libraries_hold_them(kind: str) -> None:
     np.testing.assert_array_equal(arrays.targets, y)
     assert arrays.groups is not None
     assert arrays.groups.tolist() == list("aabbc")
+
+
+@pytest.mark.parametrize("names", [list("bca"), [1, 2, 0]])
+def test_frames_of_one_index_in_another_order_are_refused(names: list) -> None:
+    """Rows are taken by their places; labels that are others say nothing of them."""
+    x = pd.DataFrame(np.eye(3), index=sorted(names))
+    y = pd.Series([1.5, 2.5, 3.5], index=names)
+    for data, options, said in (
+        ((x, y), {}, r"the rows of y have the labels of x in another order; .*\(.loc\[x.index\]\).*reset_index"),
+        (({"a": x, "b": x.loc[names]}, [1.5, 2.5, 3.5]), {}, r"the rows of x\['b'\] have the labels of x\['a'\]"),
+        (((x.loc[names], x), [1.5, 2.5, 3.5]), {}, r"the rows of x\[1\] have the labels of x\[0\]"),
+        ((x, y.to_numpy()), {"groups": y}, "the rows of groups have the labels of x"),
+    ):
+        with pytest.raises(DataError, match=said):
+            read_data(data, **options)
+    for data in ((x, y.loc[x.index]), (x, y.set_axis([7, 8, 9])), (x, y.tolist()), (x, pa.array(y))):
+        assert read_data(data).targets.shape == (3,)
 
 
 @pytest.mark.parametrize(
@@ -343,6 +361,17 @@ def test_commands_on_a_run_of_arrays_say_what_to_do(toy: Any, ray_ft_here: Calla
     done = ray_ft_here("evaluate", "run", "--data", "x.npy")
     assert "give --inputs x.npy::KEY --targets x.npy::KEY\n" in done.stderr
     assert ray_ft_here("evaluate", "run", "--inputs", "t.npz::x", "--targets", "t.npz::y").returncode == 0
+
+
+def test_a_folder_knows_the_names_of_the_classes(toy: Any) -> None:
+    network, (x, _) = toy
+    top = {"top": {"train": ["head.*"], "lr": 0.01, "epochs": 1}}
+    options: dict[str, Any] = {"strategies": top, "folds": 2, "seeds": 1, "options": FEW, "inline": True, "out": "run"}
+    old, new = np.array(["ant", "bee", "cow"] * 10), np.array(["dog", "elk", "fox"] * 10)
+    first = ray_ft.cross_validate(network, (x, old), progress=False, **options)
+    assert ray_ft.cross_validate(network, (x, old), progress=False, **options).summary == first.summary
+    with pytest.raises(RunFolderError, match="the names of the classes have changed since: ant, bee, cow there, dog"):
+        ray_ft.cross_validate(network, (x, new), **options)
 
 
 def mean_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

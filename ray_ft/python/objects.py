@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from ray_ft import cross_validation
 from ray_ft.config import Config, build_config
 from ray_ft.cross_validation import Given
-from ray_ft.data.objects import as_array, name_columns
+from ray_ft.data.objects import as_array, check_order, name_columns
 from ray_ft.data.packing import take_inputs
 from ray_ft.data.samples import Arrays
 from ray_ft.data.sources import HERE
@@ -296,11 +296,14 @@ def read_data(data: Any, groups: Any = None, stratify: Any = None) -> Arrays:
         data = stack_dataset(data)
     if not (isinstance(data, tuple | list) and len(data) == 2):
         raise DataError(f"the data must be (x, y), or a torch Dataset of such pairs, got {type(data).__name__}")
+    x, y = data
+    parts = {f"x[{name!r}]": part for name, part in x.items()} if isinstance(x, Mapping) else {"x": x}
+    parts |= {f"x[{place}]": part for place, part in enumerate(x)} if isinstance(x, tuple) else {}
+    check_order({**parts, "y": y, "groups": groups, "stratify": stratify})
     groups, stratify = (
         None if column is None else as_array(column, name)
         for name, column in (("groups", groups), ("stratify", stratify))
     )
-    x, y = data
     inputs, layout = take_inputs(x, "inputs")
     named = ",".join(part.name for part in layout) or name_columns(x)  # as a file of new samples has them
     return Arrays(inputs, as_array(y, "targets"), groups, stratify, (named, name_columns(y)), layout)
