@@ -122,7 +122,7 @@ class Prepared:
         """What the run's folder must hold."""
         splits, samples = self.problem.splits, self.problem.samples
         hashes = hash_arrays(samples.inputs, samples.targets), self.pretrained.hash
-        return Identity(self.config.identity(), self.config_text, splits, *hashes, self.first_losses)
+        return Identity(self.config.identity(), self.config_text, splits, *hashes, self.first_losses, samples.classes)
 
     @property
     def origin(self) -> Origin:

@@ -90,6 +90,13 @@ def check_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Non
     assert all(found[name].equal(wanted[name]) for name in wanted)
 
 
+def test_suffixes_are_read_in_either_case() -> None:
+    pathlib.Path("kept").mkdir()
+    save_file(make_state(), "kept/W.SAFETENSORS")
+    for source in ("kept/W.SAFETENSORS", "kept"):
+        check_same(load(source)[0], make_state())
+
+
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_prefixes_are_stripped_and_named(prefix: str) -> None:
     torch.save(under(prefix, make_state()), "w.pt")

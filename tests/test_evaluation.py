@@ -57,6 +57,8 @@ def test_labelled_samples_must_be_as_the_runs_were(run: Path, demo_run: Path) ->
     draw_fresh()
     ensemble = Ensemble.load(run)
     with pytest.raises(DataError, match=r"got no inputs; give --inputs FILE\[::key\]"):
+        read_labelled(ensemble, None, None, "fresh_y.npy")
+    with pytest.raises(DataError, match=r"the inputs of the run had no names.*; give --inputs fresh_x.npy::KEY$"):
         read_labelled(ensemble, "fresh_x.npy", None, "fresh_y.npy")
     with pytest.raises(DataError, match=r"targets must have the shape \(3,\), got \(6,\) in fresh_x.npy"):
         read_labelled(ensemble, None, "fresh_x.npy", "fresh_x.npy")

@@ -1,16 +1,18 @@
 """From Python: what a module and arrays give is what a config and files give."""
 
 import gc
+import pickle
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -22,7 +24,7 @@ from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.data.objects import as_array
 from ray_ft.ensemble import Ensemble
-from ray_ft.errors import ConfigError, DataError, NetworkError, RayFTError
+from ray_ft.errors import ConfigError, DataError, NetworkError, RayFTError, RunFolderError
 from ray_ft.python.objects import as_factory, find_metric, read_data
 
 FEW = {"search.candidates": 1, "search.method": "guide", "compute.packing": "looped", "training.checkpoint_every": 2}
@@ -55,8 +57,9 @@ def test_a_module_and_arrays_give_what_a_config_and_files_give(toy: Any, toy_fol
     assert "<script" not in found._repr_html_()
     assert (toy_folder / "arrays/report.html").is_file()
     assert found.report("mine.html").read_text() == (toy_folder / "arrays/report.html").read_text()
-    with pytest.raises(FileExistsError):
-        found.report("mine.html")
+    for taken in ("mine.html", "nowhere/mine.html", "."):
+        with pytest.raises(RunFolderError, match=r"a copy of the report must be a new file, in a folder that is there"):
+            found.report(taken)
 
 
 def test_the_same_call_goes_on_and_other_data_are_refused(toy: Any) -> None:
@@ -78,15 +81,21 @@ def test_without_a_folder_nothing_is_left(toy: Any, tmp_path: Path, monkeypatch:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     before = sorted(path.name for path in tmp_path.iterdir())
-    found = ray_ft.cross_validate(
-        network, data, strategies=TOP, folds=3, seeds=1, options=FEW, inline=True, progress=False
+    found = ray_ft.cross_validate(  # a lambda cannot be pickled
+        lambda: deepcopy(network), data, strategies=TOP, folds=3, seeds=1, options=FEW, inline=True, progress=False
     )
     assert found.ensemble.predict(data[0][:2]).mean.shape == (2, 3)
     assert any((tmp_path / "temporary").iterdir())
+    copies, expected = (pickle.loads(pickle.dumps(found)), copy(found)), found.ensemble.predict(data[0]).mean
     del found
     gc.collect()
     assert not any((tmp_path / "temporary").iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+    for kept in copies:  # which take along what the folder held of the ensemble
+        np.testing.assert_array_equal(kept.ensemble.predict(data[0]).mean, expected)
+        assert "winner" in repr(kept)
+        with pytest.raises(RunFolderError, match=r"a temporary one goes with its result, got .*; name one that stays"):
+            kept.report()
 
 
 def test_progress_is_shown_unless_it_is_not_wanted(toy: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +153,23 @@ def test_samples_as_libraries_hold_them(kind: str) -> None:
     np.testing.assert_array_equal(arrays.targets, y)
     assert arrays.groups is not None
     assert arrays.groups.tolist() == list("aabbc")
+
+
+@pytest.mark.parametrize("names", [list("bca"), [1, 2, 0]])
+def test_frames_of_one_index_in_another_order_are_refused(names: list) -> None:
+    """Rows are taken by their places; labels that are others say nothing of them."""
+    x = pd.DataFrame(np.eye(3), index=sorted(names))
+    y = pd.Series([1.5, 2.5, 3.5], index=names)
+    for data, options, said in (
+        ((x, y), {}, r"the rows of y have the labels of x in another order; .*\(.loc\[x.index\]\).*reset_index"),
+        (({"a": x, "b": x.loc[names]}, [1.5, 2.5, 3.5]), {}, r"the rows of x\['b'\] have the labels of x\['a'\]"),
+        (((x.loc[names], x), [1.5, 2.5, 3.5]), {}, r"the rows of x\[1\] have the labels of x\[0\]"),
+        ((x, y.to_numpy()), {"groups": y}, "the rows of groups have the labels of x"),
+    ):
+        with pytest.raises(DataError, match=said):
+            read_data(data, **options)
+    for data in ((x, y.loc[x.index]), (x, y.set_axis([7, 8, 9])), (x, y.tolist()), (x, pa.array(y))):
+        assert read_data(data).targets.shape == (3,)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +244,23 @@ X, Y = np.arange(180.0).reshape(30, 6), np.arange(90.0).reshape(30, 3) + 0.5
         (NET, (X, Y), {"strategies": {"a": 3}}, ConfigError, "strategies.a"),
         (NET, (X, Y), {"strategies": {"a": "haed.*"}}, RayFTError, "each pattern must match a parameter"),
         (NET, (X, Y), {"strategies": ["hed"]}, ConfigError, "unknown strategy hed; did you mean head"),
-        (NET, (X, Y), {"folds": 1}, ConfigError, "cv.folds: it should be greater than or equal to 2, got 1"),
+        (NET, (X, Y), {"folds": 1}, ConfigError, "  folds: it should be greater than or equal to 2, got 1"),
+        (NET, (X, Y), {"seeds": 0}, ConfigError, "  seeds: it should be greater than or equal to 1, got 0"),
+        (NET, (X, Y), {"options": {"cv.seeds": 0}}, ConfigError, "  cv.seeds: it should be greater than"),
+        (
+            NET,
+            (X, Y),
+            {"loss": "cross_entropy"},
+            ConfigError,
+            "^loss: cross_entropy is of classes, got objective: mse;",
+        ),
+        (NET, (X, Y), {"loss": "mee"}, ConfigError, "  loss: a loss is one of"),
+        (NET, (X, Y), {"strategies": {}}, ConfigError, "  strategies: "),
+        (NET, (X, Y), {"groups": [1] * 30}, DataError, "in 1 groups for 5 folds; lower folds or add"),
+        (NET, (X, Y), {"groups": [1.0, np.nan] * 15}, DataError, "fill them in or leave groups out"),
+        (NET, (X, Y), {"stratify": list("abcdefghijklmnopqrstuvwxyzABCD")}, DataError, "^some class of stratify must"),
+        (NET, (X, Y[:, :2]), {}, DataError, "; check y and model$"),
+        (NET, (X, ["a", "b"] * 15), {"objective": "mse"}, DataError, "^targets of objective: mse must be numbers"),
         (NET, (X, Y), {"options": {"cv.flods": 3}}, ConfigError, "cv.flods: unknown key; did you mean folds"),
         (NET, (X[:, :5], Y), {}, NetworkError, "the network must take the inputs"),
     ],
@@ -227,6 +269,12 @@ def test_what_is_wrong_is_said(model: Any, data: Any, options: dict, error: type
     with pytest.raises(error, match=said):
         ray_ft.cross_validate(model, data, inline=True, out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_the_run_s_is_named_by_its_argument(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(RunFolderError, match=r"needs an empty folder, got .* with notes.txt; choose another out$"):
+        ray_ft.cross_validate(NET, (X, Y), inline=True, out=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -294,6 +342,36 @@ def test_a_folder_knows_the_code_and_the_loss_that_its_run_began_with(
         cross_validate(load_config("run/config.yaml"), "other", inline=True)
     monkeypatch.setenv("HOME", str(toy_folder))
     assert call(network, out="~/own").folder == toy_folder / "own"
+
+
+def test_commands_on_a_run_of_arrays_say_what_to_do(toy: Any, ray_ft_here: Callable) -> None:
+    network, (x, y) = toy
+    top = {"top": {"train": ["head.*"], "lr": 0.01, "epochs": 1}}
+    ray_ft.cross_validate(
+        network, (x, y), strategies=top, folds=2, seeds=1, options=FEW, inline=True, progress=False, out="run"
+    )
+    done = ray_ft_here("check", "-c", "run/config.yaml")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "a network that was given in Python is named by no config" in done.stderr
+    assert "repeat the call of cross_validate with the same out" in done.stderr
+    np.savez("t.npz", x=x, y=y)
+    done = ray_ft_here("evaluate", "run", "--data", "t.npz")
+    assert done.returncode == 2
+    assert "give --inputs t.npz::KEY --targets t.npz::KEY, where KEY is one of x, y" in done.stderr
+    done = ray_ft_here("evaluate", "run", "--data", "x.npy")
+    assert "give --inputs x.npy::KEY --targets x.npy::KEY\n" in done.stderr
+    assert ray_ft_here("evaluate", "run", "--inputs", "t.npz::x", "--targets", "t.npz::y").returncode == 0
+
+
+def test_a_folder_knows_the_names_of_the_classes(toy: Any) -> None:
+    network, (x, _) = toy
+    top = {"top": {"train": ["head.*"], "lr": 0.01, "epochs": 1}}
+    options: dict[str, Any] = {"strategies": top, "folds": 2, "seeds": 1, "options": FEW, "inline": True, "out": "run"}
+    old, new = np.array(["ant", "bee", "cow"] * 10), np.array(["dog", "elk", "fox"] * 10)
+    first = ray_ft.cross_validate(network, (x, old), progress=False, **options)
+    assert ray_ft.cross_validate(network, (x, old), progress=False, **options).summary == first.summary
+    with pytest.raises(RunFolderError, match="the names of the classes have changed since: ant, bee, cow there, dog"):
+        ray_ft.cross_validate(network, (x, new), **options)
 
 
 def mean_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

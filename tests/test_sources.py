@@ -25,6 +25,12 @@ from ray_ft.files import memory
 from ray_ft.prediction.sources import open_source, read_chunks
 
 
+def write_npy(frame: pd.DataFrame) -> tuple[str, str, str]:
+    for name, columns in (("x.npy", INPUTS), ("y.npy", TARGETS), ("plate.npy", "plate")):
+        np.save(name, frame[columns])
+    return "x.npy", "y.npy", "plate.npy"
+
+
 @pytest.fixture(autouse=True)
 def folder(toy_folder: Path) -> Path:
     return toy_folder
@@ -44,6 +50,31 @@ def test_the_same_data_in_any_file_gives_the_same_samples(write: Callable[..., t
     chunks = list(read_chunks(opened, 3, 20, 8))
     np.testing.assert_array_equal(np.concatenate(chunks), frame[INPUTS].to_numpy()[3:20])
     assert opened.shape == (4,)
+
+
+@pytest.mark.parametrize("write", [*WRITERS, write_npy])
+def test_suffixes_are_read_in_either_case(write: Callable[..., tuple[str, str, str]]) -> None:
+    frame = make_frame()
+    sources = write(frame)
+    plain = [read_array(source) for source in sources]
+    for name in {source.partition("::")[0] for source in sources}:
+        Path(name).rename(name.upper())
+    capital = [name.upper() + sign + key for name, sign, key in (source.partition("::") for source in sources)]
+    for array, source in zip(plain, capital, strict=True):
+        np.testing.assert_array_equal(read_array(source), array)
+    np.testing.assert_array_equal(np.concatenate(list(read_chunks(open_source(capital[0]), 0, 24, 8))), plain[0])
+
+
+@pytest.mark.parametrize("suffix", ["npy", "parquet"])
+def test_a_folder_has_files_in_either_case(suffix: str) -> None:
+    Path("many").mkdir()
+    for name in (f"a.{suffix}", f"b.{suffix.upper()}"):
+        with Path("many", name).open("wb") as file:
+            frame = make_frame()[INPUTS]
+            np.save(file, frame.to_numpy()) if suffix == "npy" else frame.to_parquet(file)
+    source = open_source("many" if suffix == "npy" else f"many::{','.join(INPUTS)}")
+    assert len(source) == 48
+    assert all(block.group == 0 for block in source.blocks) or suffix == "npy"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "h5", "zarr", "nc"])

@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 from ray_ft.errors import DataError, first_few, show_value, suggest
 from ray_ft.files.arrays import check_fits
 from ray_ft.files.memory import describe_excess
+from ray_ft.files.suffixes import read_suffix
 
 Opened: TypeAlias = Any  # of h5py, xarray or zarr: has a shape and a dtype, and is read by slices
 N_TEXTS = 100  # of unknown length that are read at a time
@@ -19,7 +20,7 @@ N_TEXTS = 100  # of unknown length that are read at a time
 
 def read_container(path: Path, key: str) -> tuple[Shaped[np.ndarray, "..."], str]:
     """Read an array whole, and write out its key."""
-    found, key = CONTAINERS[path.suffix](path, key)
+    found, key = CONTAINERS[read_suffix(path)](path, key)
     if found.dtype.kind in "OT":
         return read_texts(found), key
     check_fits(found.shape, found.dtype)

@@ -1,6 +1,7 @@
 """Arrays out of the objects that a Python process has: tensors, pandas frames and series, lists, masked arrays."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,25 @@ def name_columns(values: Any) -> str:
     if hasattr(values, "to_numpy") and all(isinstance(name, str) for name in columns):
         return join_names(list(columns))
     return ""
+
+
+def check_order(columns: Mapping[str, Any]) -> None:
+    """Refuse pandas objects whose rows have the same labels in another order: samples are taken by their places.
+
+    Raises:
+        DataError: There are two such, named by their keys.
+    """
+    found = {name: getattr(own, "index", None) for name, own in columns.items()}
+    indexes: dict[str, Any] = {name: index for name, index in found.items() if hasattr(index, "isin")}  # else a method
+    first = next(iter(indexes), "")
+    for name, index in indexes.items():
+        known = indexes[first]
+        if len(index) == len(known) and not index.equals(known) and index.isin(known).all() and known.isin(index).all():
+            raise DataError(
+                f"samples are taken by their places, but the rows of {name} have the labels of {first} in another "
+                f"order; put them into one order (.loc[{first}.index]), or drop labels that say nothing "
+                "(.reset_index(drop=True))"
+            )
 
 
 def read_tensor(tensor: Tensor) -> Shaped[np.ndarray, "..."]:

@@ -21,6 +21,7 @@ from ray_ft.data.tables import TABLES, choose_columns, read_table
 from ray_ft.errors import DataError, first_line, shorten
 from ray_ft.files.arrays import list_arrays, read_one
 from ray_ft.files.column_names import join_names
+from ray_ft.files.suffixes import read_suffix
 
 HERE = "given in Python"  # how a config ends what it says of the objects of a process
 KINDS = ".npy, .npz, .csv, .tsv, .parquet, .h5, .hdf5, .nc or .zarr"
@@ -75,16 +76,16 @@ def read_source(source: str, trained: str = "") -> Read:
     if source.endswith(HERE):
         rule = "the data of a run from Python stand in no file"
         raise DataError(f"{rule}, got {source}; repeat the call of cross_validate with the same out")
-    if path.suffix not in READERS:
+    if read_suffix(path) not in READERS:
         raise DataError(f"a data file must be {KINDS}, got {shorten(source)}")
     with reading(f"a data file must hold plain arrays, be whole and fit into memory, got {shorten(name)}"):
-        if not (path.is_file() or (path.suffix == ".zarr" and path.is_dir())):
+        if not (path.is_file() or (read_suffix(path) == ".zarr" and path.is_dir())):
             raise DataError(f"a data file must exist, got {name}; check the path")
-        if path.suffix in TABLES:
+        if read_suffix(path) in TABLES:
             key = choose_columns(path, key, trained)
-        if path.suffix == ".npz" and set(trained.split(",")) <= set(list_arrays(path)):
+        if read_suffix(path) == ".npz" and set(trained.split(",")) <= set(list_arrays(path)):
             key = key or trained  # of a training on a table, its columns are none
-        return READERS[path.suffix](path, key)
+        return READERS[read_suffix(path)](path, key)
 
 
 @contextmanager

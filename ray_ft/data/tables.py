@@ -21,6 +21,7 @@ from ray_ft.errors import DataError, first_few, show_value, suggest
 from ray_ft.files.arrays import check_fits
 from ray_ft.files.column_names import split_names
 from ray_ft.files.memory import describe_excess
+from ray_ft.files.suffixes import read_suffix
 
 Column: TypeAlias = Any  # of pyarrow, which takes a while to load
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -39,7 +40,7 @@ def read_table(path: Path, asked: str) -> tuple[Shaped[np.ndarray, "..."], tuple
     Raises:
         DataError: A column is missing, of another kind than numbers and text, or lacks a label.
     """
-    columns, names = (read_parquet if path.suffix == ".parquet" else read_csv)(path, asked)
+    columns, names = (read_parquet if read_suffix(path) == ".parquet" else read_csv)(path, asked)
     return join_columns(columns, names, path), tuple(names)
 
 
@@ -47,7 +48,7 @@ def list_columns(path: Path) -> list[str]:
     """Read the names of a table's columns."""
     from pyarrow import parquet
 
-    if path.suffix != ".parquet":
+    if read_suffix(path) != ".parquet":
         return read_header(path)
     with parquet.ParquetFile(path) as file:
         return list(file.schema_arrow.names)
@@ -104,7 +105,7 @@ def read_csv(path: Path, asked: str) -> tuple[list[Column], list[str]]:
             skip_rows_after_names=1,
         ),
         parse_options=arrow_csv.ParseOptions(
-            delimiter=DELIMITERS[path.suffix],
+            delimiter=DELIMITERS[read_suffix(path)],
             newlines_in_values=True,
             ignore_empty_lines=len(header) > 1,  # else they are missing values
         ),
@@ -117,7 +118,7 @@ def read_csv(path: Path, asked: str) -> tuple[list[Column], list[str]]:
 
 def read_header(path: Path) -> list[str]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter=DELIMITERS[path.suffix], strict=True)
+        rows = csv.reader(file, delimiter=DELIMITERS[read_suffix(path)], strict=True)
         return [name.strip() for name in next(rows, [])]
 
 

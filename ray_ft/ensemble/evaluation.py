@@ -1,14 +1,17 @@
 """An ensemble on fresh labelled samples: its error, and whether it holds what it promises."""
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
 
 from ray_ft.data.samples import Samples, Sources, build_samples, have_same_values
 from ray_ft.ensemble import FALSE_ALARMS, Ensemble
-from ray_ft.errors import DataError
+from ray_ft.errors import DataError, first_few
+from ray_ft.files.arrays import list_arrays
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.objectives import Folds
 
@@ -42,11 +45,15 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
     """
     keys = dict(zip(("inputs", "targets"), ensemble.card.data_keys, strict=True))
     sources = {"inputs": inputs, "targets": targets}
-    for name, source in sources.items():
-        if source is None:
-            if data is None or not keys[name]:
-                raise DataError(f"labelled samples need inputs and targets, got no {name}; give --{name} FILE[::key]")
-            sources[name] = f"{data}::{keys[name]}"
+    lacking = [name for name, source in sources.items() if source is None]
+    if data is None and lacking:
+        raise DataError(
+            f"labelled samples need inputs and targets, got no {lacking[0]}; give --{lacking[0]} FILE[::key]"
+        )
+    if unnamed := [name for name in lacking if not keys[name]]:
+        rule = f"the {' and '.join(unnamed)} of the run had no names, by which to find them in {data}"
+        raise DataError(f"{rule}; give {' '.join(f'--{name} {data}::KEY' for name in unnamed)}{describe_keys(data)}")
+    sources |= {name: f"{data}::{keys[name]}" for name in lacking}
     encode = partial(ensemble.objective.encode_targets, classes=ensemble.card.classes)
     named = Sources(str(sources["inputs"]), str(sources["targets"]), keys=ensemble.card.data_keys)
     dataset = build_samples(named.read(), named, ensemble.domain, 1, encode)
@@ -57,6 +64,14 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
         if (found := getattr(dataset, name).shape[1:]) != shape:
             raise DataError(f"{name} must have the shape {shape}, got {found} in {sources[name]}")
     return dataset
+
+
+def describe_keys(data: str | None) -> str:
+    """Name the arrays of a `.npz`, of which a key is one; nothing of another file, or of one that is damaged."""
+    names: list[str] = []
+    with suppress(OSError, ValueError):
+        names = sorted(filter(None, list_arrays(Path(str(data)))))
+    return f", where KEY is one of {first_few(names, 8)}" if names else ""
 
 
 def evaluate_ensemble(ensemble: Ensemble, dataset: Samples, level: float | None = None) -> Evaluation:

@@ -1,9 +1,11 @@
 """A network of a user's own, tried before the first epoch: what is trained, scored, saved and served is one function.
 
-It is built twice, passed twice in evaluation and in training, and called with its tensors from outside, as members call
-it. Where two of these disagree it is refused, and what it holds besides its parameters and buffers is named.
+It is built twice, passed twice in evaluation and, with the way back, in training, and called with its tensors from
+outside, as members call it. Where two of these disagree it is refused, and what it holds besides its parameters and
+buffers is named.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,14 +15,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from ray_ft.errors import NetworkError, StrategyError, first_few
 from ray_ft.models import SAME, Pretrained, agree, predict_all, seed_all
 from ray_ft.search.strategies import Strategy
-from ray_ft.split.network import keep_whole, order_names
-from ray_ft.split.whole import blame_network, find_written, set_training_modes
+from ray_ft.split.network import as_numbers, keep_whole, order_names
+from ray_ft.split.whole import blame_network, find_written, hold, pull_back, set_training_modes
 
 N_TRIED = 4  # samples
 OWN = frozenset(vars(nn.Module()))  # what PyTorch keeps in a module
@@ -73,41 +74,65 @@ def rehearse_training(network: nn.Module, strategy: Strategy, inputs: Tensor, an
     """Train and answer by turns: nothing but tensors may carry over from one pass to the next."""
     trained, known, passes = strategy.stages[-1].trained, list_held(network), []
     for seed in range(2):
-        passes.append(pass_once(network, trained, inputs, seed))
+        passes.append(pass_once(network, strategy, inputs, seed))
         network.eval()
         if not agree(predict_all(network, inputs.numpy()), answers):
             raise NetworkError(
                 f"{SAME}, but after a pass in training it answers differently with the same parameters and buffers"
                 f"{name_changes(known, list_held(network))}; what training writes must be buffers"
             )
-    if passes[0].shape != answers.shape:
-        shapes = f"{tuple(passes[0].shape)} for {tuple(answers.shape)}"
+    (told, gradient), (again, _) = passes
+    if told.shape != answers.shape:
+        shapes = f"{tuple(told.shape)} for {tuple(answers.shape)}"
         raise NetworkError(f"the network must answer in training with the shape of its evaluation, got {shapes}")
-    if not agree(passes[0].detach(), passes[1].detach()):
+    if not agree(told, again):
         raise NetworkError(
             f"{SAME}, but two passes in training disagree by one seed of torch"
             f"{name_changes(known, list_held(network))}; it must draw by torch's own generator, and what training "
             "writes must be buffers"
         )
-    if not passes[0].requires_grad:
-        raise StrategyError(f"strategy {strategy.name}: what it trains must reach the answer, got {first_few(trained)}")
-    check_outside(network, trained, inputs, answers, passes[0].detach())
+    check_outside(network, trained, inputs, answers, told, gradient)
 
 
-def pass_once(network: nn.Module, trained: Iterable[str], inputs: Tensor, seed: int) -> Tensor:
-    """Pass once in training, on copies of its tensors, by one seed of torch and another of NumPy and Python."""
-    set_training_modes(network, tuple(trained))
+def pass_once(network: nn.Module, strategy: Strategy, inputs: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Pass once in training and back on copies of its tensors, by one seed of torch and another of NumPy and Python.
+
+    Returns:
+        What it answers, and the gradients of what is trained, as one vector.
+    """
+    names = order_names(network, strategy.stages[-1].trained)
+    set_training_modes(network, names)
     named = (*network.named_parameters(), *network.named_buffers())
-    given = {name: tensor.detach().clone().requires_grad_(name in trained) for name, tensor in named}
-    with seed_all(others=seed), torch.enable_grad(), blame_network("in training"):
-        outputs = functional_call(network, given, (inputs.clone(),))
-    if not isinstance(outputs, Tensor):
-        kind = type(outputs).__name__
-        raise NetworkError(f"the network must answer with one tensor in training too, got {kind}")
-    return outputs
+    given = {name: tensor.detach().clone().requires_grad_(name in names) for name, tensor in named}
+
+    def learn() -> tuple[Tensor, list[Tensor]]:
+        with blame_network("in training"):
+            outputs = network(inputs.clone())
+        if not isinstance(outputs, Tensor):
+            kind = type(outputs).__name__
+            raise NetworkError(f"the network must answer with one tensor in training too, got {kind}")
+        if not outputs.requires_grad:
+            return outputs, []
+        with blame_network("on the way back"):
+            return outputs.detach(), pull_back(outputs, [given[name] for name in names])
+
+    with seed_all(others=seed), torch.enable_grad(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        outputs, gradients = hold(network, given, learn)
+    idle = [name for name in names if given[name].grad is None]
+    if idle and any("requires_grad=True. Gradients will be None" in str(each.message) for each in said):
+        rule = "torch.utils.checkpoint passes no gradient where nothing before it is trained"
+        raise StrategyError(
+            f"strategy {strategy.name}: {rule}, got none for {first_few(idle)}; say use_reentrant=False"
+        )
+    if not gradients:
+        raise StrategyError(f"strategy {strategy.name}: what it trains must reach the answer, got {first_few(names)}")
+    return outputs, flatten(gradients)
 
 
-def check_outside(network: nn.Module, trained: Iterable[str], inputs: Tensor, answers: Tensor, told: Tensor) -> None:
+def check_outside(
+    network: nn.Module, trained: Iterable[str], inputs: Tensor, answers: Tensor, told: Tensor, gradient: Tensor
+) -> None:
     """Call it as members do, with tensors that are not its own."""
     names = order_names(network, tuple(trained))
     set_training_modes(network, names)
@@ -120,14 +145,25 @@ def check_outside(network: nn.Module, trained: Iterable[str], inputs: Tensor, an
                 "in a module that holds a trained parameter, or train it"
             )
         found = whole.apply_tail(whole.state, whole.take((inputs,)))
-        with seed_all():
-            learning = whole.apply_tail(whole.state, whole.take((inputs,)), training=True)
-    for ours, own, mode in ((found, answers, "evaluation"), (learning, told, "training")):
+        leaves = [whole.state[name].requires_grad_() for name in names]
+
+        def learn() -> tuple[Tensor, Tensor]:
+            outputs = whole.apply_tail(whole.state, whole.take((inputs,)), training=True)
+            return outputs.detach(), flatten(pull_back(outputs, leaves))
+
+        with seed_all(), torch.enable_grad():
+            learning, slope = whole.hold(whole.state, learn)
+    pairs = ((found, answers, "evaluation"), (learning, told, "training"), (slope, gradient, "its gradients"))
+    for ours, own, mode in pairs:
         if not agree(ours.detach(), own):
             raise NetworkError(
                 f"{SAME}, but with its tensors given from outside it answers differently in {mode}: it must read "
                 "its parameters where it registers them, and change none of them between modes"
             )
+
+
+def flatten(gradients: Iterable[Tensor]) -> Tensor:
+    return torch.cat([as_numbers(gradient).flatten() for gradient in gradients])
 
 
 def list_held(network: nn.Module) -> dict[str, Any]:

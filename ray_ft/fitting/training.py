@@ -232,11 +232,16 @@ def step_pack(pack: Pack, recipe: Recipe, batches: Sequence[Batch | None]) -> Fl
 
 def step_alone(member: Member, recipe: Recipe, batch: Batch) -> Tensor:
     features = recipe.split.take(recipe.bank.features, batch.rows)
-    loss = compute_loss(recipe, member.state, features, batch.masks, batch.targets)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+
+    def learn() -> Tensor:
+        loss = compute_loss(recipe, member.state, features, batch.masks, batch.targets)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        return loss.detach()
+
+    loss = recipe.split.hold(member.state, learn)
     torch.nn.utils.clip_grad_norm_([member.state[name] for name in recipe.split.trained_names], recipe.grad_clip)
     update([member], [batch.lr])
-    return loss.detach()
+    return loss
 
 
 def step_stacked(pack: Pack, recipe: Recipe, batches: Sequence[Batch]) -> Float[Tensor, " member"]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ray_ft.errors import WeightsError, first_few, first_line, shorten
 from ray_ft.files.json_text import read_json
 from ray_ft.files.memory import describe_excess
+from ray_ft.files.suffixes import read_suffix
 
 MAX_DEPTH = 6  # of mappings in mappings
 SAFETENSORS, INDEX = ".safetensors", ".index.json"
@@ -94,7 +95,7 @@ def read_weights(source: str | Path) -> StoredWeights:
         file = find_in_folder(path) if path.is_dir() else path
         if not file.is_file():
             raise WeightsError(f"a checkpoint must be a file or a folder, got {shorten(name)}; check model.checkpoint")
-        content = read_shards(file, rule) if file.name.endswith(INDEX) else read_content(file, rule, unread)
+        content = read_shards(file, rule) if file.name.lower().endswith(INDEX) else read_content(file, rule, unread)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:  # torch's own advice is to trust the file, which is not ours
@@ -119,8 +120,8 @@ def find_in_folder(folder: Path) -> Path:
     for name in (stem + suffix for stem in STEMS for suffix in ("", INDEX)):
         if (folder / name).is_file():
             return folder / name
-    names = sorted(path.name for path in folder.iterdir() if path.name.endswith((*SUFFIXES, INDEX)))
-    found = [name for name in names if name.endswith(INDEX)] or names
+    names = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith((*SUFFIXES, INDEX)))
+    found = [name for name in names if name.lower().endswith(INDEX)] or names
     if len(found) == 1:
         return folder / found[0]
     if found:
@@ -136,7 +137,7 @@ def find_in_folder(folder: Path) -> Path:
 def read_content(path: Path, rule: str, unread: list[str]) -> Any:
     """Read a file; the names of classes whose objects are not read are added to `unread`."""
     check_fits(measure_content(path), rule)
-    if path.suffix == SAFETENSORS:
+    if read_suffix(path) == SAFETENSORS:
         return load_file(path)
     unread += list_unknown(path)
     with warnings.catch_warnings():

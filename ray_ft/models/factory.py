@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ray_ft.errors import ConfigError, first_line, show_value
+from ray_ft.errors import ConfigError, NetworkError, first_line, locate_error, show_value
 from ray_ft.files.memory import is_out_of_memory
 from ray_ft.models.diffraction_net import DiffractionNet
 
 STANDARD = Path(sysconfig.get_paths()["stdlib"])
+GIVEN_MODEL = "given_in_python:model"  # how a config says that its network was an object of a process
 INSTALLED = {"site-packages", "dist-packages"}
 BUILDERS = (
     "a class of torch.nn.Module, a function that says so (-> torch.nn.Module), or a function of your own code, which "
@@ -59,6 +61,51 @@ def call_factory(factory: Factory, params: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(f"{rule}, got {given}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model.factory must build a torch.nn.Module, got {type(network).__name__} from {name}")
+    check_kind(network := unwrap(network))
+    return network
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """Take a network out of what runs it, by whose names nobody calls its parameters."""
+    inner = network.module if isinstance(network, nn.DataParallel | DistributedDataParallel) else None
+    inner = getattr(network, "_orig_mod", inner)  # of torch.compile, which takes seconds to import
+    return unwrap(inner) if isinstance(inner, nn.Module) else network
+
+
+def check_kind(network: nn.Module) -> None:
+    """Refuse what cannot be called with a member's tensors, or loses something there.
+
+    Raises:
+        NetworkError: A module is TorchScript, or has a `train` without a mode; or a parameter's gradient has a hook.
+    """
+    for name, module in network.named_modules():
+        place = f"{name or 'the network itself'} ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NetworkError(f"a network must be Python code, got TorchScript: {place}; build what it was made from")
+        try:
+            inspect.signature(module.train).bind(True)
+        except TypeError as error:
+            rule = "a network must have train(self, mode=True), as torch.nn.Module has it"
+            raise NetworkError(f"{rule}, got one that takes no mode in {place}") from error
+    for name, parameter in network.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise NetworkError(
+                f"hooks on gradients of parameters are not called, as members train copies, got one on {name}; write "
+                "what it does into forward, or remove it"
+            )
+
+
+def rest(network: nn.Module) -> nn.Module:
+    """Put a network into evaluation mode.
+
+    Raises:
+        NetworkError: It raises there, as one by `torch.export` does.
+    """
+    try:
+        network.eval()  # which may return nothing where `train` is overridden
+    except Exception as error:  # of any class: it is a user's own code
+        rule = "a network must take train(mode) and eval(), as torch.nn.Module does"
+        raise NetworkError(f"{rule}, but it raised {locate_error(error)}") from error
     return network
 
 
@@ -101,6 +148,9 @@ def find_code(path: str, key: str = "model.factory", what: str = BUILDERS) -> st
     Raises:
         ConfigError: There is none, or it is part of Python itself, which has no networks and no losses.
     """
+    if path == GIVEN_MODEL:
+        rule = "a network that was given in Python is named by no config"
+        raise ConfigError(f"{rule}, got {key}: {path}; repeat the call of cross_validate with the same out")
     top = path.partition(":")[0].partition(".")[0]
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a command, unlike `python -m`, does not see the user's own folder

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from ray_ft.errors import ConfigError, WeightsError, first_few, show_value
 from ray_ft.models.checkpoints import StoredWeights, read_weights
 from ray_ft.models.diffraction_net import DiffractionNet, read_params
-from ray_ft.models.factory import Factory, call_factory
+from ray_ft.models.factory import Factory, call_factory, rest
 from ray_ft.models.matching import list_places, match_weights
 
 
@@ -58,8 +58,7 @@ def load_pretrained(
     network = call_factory(factory, params)
     weights, notes = match_weights(network, stored, skip)
     network.load_state_dict(weights)
-    network.eval()  # which may return nothing where `train` is overridden
-    return network, notes
+    return rest(network), notes
 
 
 def build_network(factory: Factory, params: Mapping[str, Any], weights: Mapping[str, Tensor] | None) -> nn.Module:
@@ -81,8 +80,7 @@ def build_network(factory: Factory, params: Mapping[str, Any], weights: Mapping[
     if weights is not None:
         check_fit(network, weights)
         network.load_state_dict(weights)
-    network.eval()  # which may return nothing where `train` is overridden
-    return network
+    return rest(network)
 
 
 def add_sizes(params: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:

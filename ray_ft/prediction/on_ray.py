@@ -19,6 +19,7 @@ from ray_ft.backends.running import set_up_ray
 from ray_ft.config import ComputeSection
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import DataError, UserError
+from ray_ft.files.suffixes import read_suffix
 from ray_ft.files.writing import replace_file, write_json
 from ray_ft.prediction.folder import DONE, StreamPosition, check_space, describe_plan, open_folder
 from ray_ft.prediction.pace import show_pace
@@ -71,7 +72,7 @@ def predict_on_ray(
 
 def cut_parts(source: Source, size: int) -> list[Span]:
     """Cut all samples into parts of `size`, or of whole groups of rows of Parquet, as many as reach it."""
-    n_samples, in_groups = len(source), source.blocks[0].path.endswith(".parquet")
+    n_samples, in_groups = len(source), read_suffix(source.blocks[0].path) == ".parquet"
     parts, start = [], 0
     for stop in [first for first, _ in walk_blocks(source.blocks)] if in_groups else range(0, n_samples, size):
         if stop - start >= size:

@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 
 from ray_ft.ensemble import Ensemble, blame_inputs, limit_blas
 from ray_ft.errors import ConfigError, DataError, show_value, suggest
+from ray_ft.files.suffixes import read_suffix
 from ray_ft.prediction.sources import Source, read_chunks
 
 CHUNK_BYTES = 2**25  # of a chunk's prepared inputs
@@ -84,7 +85,7 @@ def try_first(ensemble: Ensemble, source: Source, spec: PredictionSpec) -> Found
 
 def arrange(source: Source, ensemble: Ensemble) -> tuple[int, ...]:
     """Shape of a sample; where a column of Parquet has flattened ones, that of the layout with as many values."""
-    if not source.blocks[0].path.endswith(".parquet") or len(source.shape) > 1:
+    if read_suffix(source.blocks[0].path) != ".parquet" or len(source.shape) > 1:
         return source.shape
     shapes = ensemble.domain.list_shapes(ensemble.card.input_shape, source.dtype)
     return next((shape for shape in shapes if (math.prod(shape),) == source.shape), source.shape)

@@ -27,6 +27,7 @@ from ray_ft.errors import DataError, shorten
 from ray_ft.files.arrays import map_array
 from ray_ft.files.column_names import join_names, split_names
 from ray_ft.files.memory import describe_excess
+from ray_ft.files.suffixes import read_suffix
 
 KINDS = ".npy, .npz, .csv, .tsv, .parquet, .h5, .hdf5, .nc, .zarr, or a folder of .npy or of .parquet files"
 
@@ -100,9 +101,10 @@ def open_source(name: str, column: str | None = None, trained: str = "") -> Sour
 
 def list_files(path: Path) -> list[Path]:
     """List a folder's files by name; they come in this order."""
-    if path.is_file() or path.suffix == ".zarr":
+    if path.is_file() or read_suffix(path) == ".zarr":
         return [path]
-    found = {suffix: sorted(path.glob(f"[!._]*{suffix}")) for suffix in (".npy", ".parquet")}
+    own = sorted(path.glob("[!._]*"))
+    found = {suffix: [each for each in own if read_suffix(each) == suffix] for suffix in (".npy", ".parquet")}
     kinds = [suffix for suffix, paths in found.items() if paths]
     if len(kinds) != 1:
         raise DataError(f"inputs must be {KINDS}, got {path} with {' and '.join(kinds) or 'neither'}")
@@ -110,26 +112,26 @@ def list_files(path: Path) -> list[Path]:
 
 
 def open_file(path: Path, key: str, trained: str) -> list[Block]:
-    if path.suffix in TABLES:
+    if read_suffix(path) in TABLES:
         key = choose_columns(path, key, trained)
-    if path.suffix == ".npz" and "," in trained:  # several inputs
+    if read_suffix(path) == ".npz" and "," in trained:  # several inputs
         key = key or trained
-    if path.suffix == ".parquet" and (blocks := open_parquet(path, key)) is not None:
+    if read_suffix(path) == ".parquet" and (blocks := open_parquet(path, key)) is not None:
         return [Block(str(path), *own) for own in blocks]
     array = open_array(path, key)
     if array.ndim < 2:
         raise DataError(f"inputs must have a sample axis and at least one more, got shape {array.shape} in {path}")
     n_samples, *shape = map(int, array.shape)
-    return [Block(str(path), n_samples, tuple(shape), str(array.dtype), "" if path.suffix == ".npy" else key)]
+    return [Block(str(path), n_samples, tuple(shape), str(array.dtype), "" if read_suffix(path) == ".npy" else key)]
 
 
 def open_array(path: Path, key: str) -> Shaped[np.ndarray, "..."] | Opened:
     """Open what holds one array; what its kind does not let be read in parts is read whole."""
-    if path.suffix == ".npy":
+    if read_suffix(path) == ".npy":
         return map_array(path)
-    if path.suffix in CONTAINERS:
-        return CONTAINERS[path.suffix](path, key)[0]
-    if path.suffix in TABLES or path.suffix == ".npz":
+    if read_suffix(path) in CONTAINERS:
+        return CONTAINERS[read_suffix(path)](path, key)[0]
+    if read_suffix(path) in TABLES or read_suffix(path) == ".npz":
         return read_inputs(f"{path}::{key}" if key else str(path)).array
     raise DataError(f"inputs must be {KINDS}, got {path}")
 
@@ -186,7 +188,7 @@ def read_block(block: Block, start: int, stop: int, size: int) -> Iterator[Shape
     if block.group is not None:
         yield from read_parquet(path, block.key, block.group, start, stop, size, block.shape)
         return
-    whole = None if path.suffix == ".npy" else open_array(path, block.key)
+    whole = None if read_suffix(path) == ".npy" else open_array(path, block.key)
     for low in range(start, stop, size):  # a .npy is mapped anew: pages once read would count as this process's memory
         yield np.array((map_array(path) if whole is None else whole)[low : min(low + size, stop)])
 

@@ -21,21 +21,21 @@ import torch
 from jaxtyping import Shaped
 from rich.console import Console
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from ray_ft import cross_validation
 from ray_ft.config import Config, build_config
 from ray_ft.cross_validation import Given
-from ray_ft.data.objects import as_array, name_columns
+from ray_ft.data.objects import as_array, check_order, name_columns
 from ray_ft.data.ragged import take_inputs
 from ray_ft.data.samples import Arrays
 from ray_ft.data.sources import HERE
 from ray_ft.ensemble import Ensemble
-from ray_ft.errors import ConfigError, DataError, NetworkError, first_line, show_value, suggest
+from ray_ft.errors import ConfigError, DataError, NetworkError, RunFolderError, first_line, show_value, suggest
 from ray_ft.models import Collate, Factory, call_as_one, find_last_layer
-from ray_ft.models.factory import call_factory
+from ray_ft.models.factory import GIVEN_MODEL, call_factory, check_kind, rest, unwrap
 from ray_ft.objectives import METRICS
+from ray_ft.python.names import name_arguments
 from ray_ft.report.page import write_report
 from ray_ft.report.terminal import render_findings
 from ray_ft.results.summary import Summary
@@ -43,7 +43,7 @@ from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.storage import is_uri
 
 GIVEN = {  # what a config says of what it does not name
-    "model.factory": "given_in_python:model",
+    "model.factory": GIVEN_MODEL,
     "data.inputs": f"inputs {HERE}",
     "data.targets": f"targets {HERE}",
 }
@@ -71,6 +71,16 @@ class CrossValidation:
     factory: Factory
     collate: Collate = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: the ensemble, as the folder may be gone, and not what has built the network."""
+        return {**vars(self), "ensemble": self.ensemble, "factory": None, "collate": None}
+
+    def find_folder(self) -> Path:
+        if self.folder.is_dir():
+            return self.folder
+        rule = "the folder of a run must be there, and a temporary one goes with its result"
+        raise RunFolderError(f"{rule}, got {self.folder}, which is gone; name one that stays by out")
+
     @property
     def table(self) -> Any:
         """One row a strategy and baseline, best first, as a `pandas.DataFrame`; its index is their names."""
@@ -79,21 +89,25 @@ class CrossValidation:
     @cached_property
     def ensemble(self) -> Ensemble:
         """The ensemble of the lowest strategy's members."""
-        return Ensemble.load(self.folder, factory=self.factory, collate=self.collate)
+        return Ensemble.load(self.find_folder(), factory=self.factory, collate=self.collate)
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the report: one HTML file, in the run folder or, as a copy, at `path`; return where it is.
 
         Raises:
-            RunFolderError: It cannot be written.
-            FileExistsError: There is a file at `path`.
+            RunFolderError: The run's folder is gone or not writable, there is a file at `path`, or none can be there.
         """
-        page = write_report(self.folder)
+        page = write_report(self.find_folder())
         if path is None:
             return page
-        with Path(path).open("x", encoding="utf-8") as file:
-            file.write(page.read_text(encoding="utf-8"))
-        return Path(path)
+        path = Path(path).expanduser()
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(page.read_text(encoding="utf-8"))
+        except OSError as error:
+            rule = "a copy of the report must be a new file, in a folder that is there"
+            raise RunFolderError(f"{rule}, got {path}: {error.strerror}; name another path") from error
+        return path
 
     def __repr__(self) -> str:
         """The table and the winner, as the command prints them."""
@@ -140,8 +154,10 @@ def cross_validate(
 
 
 def cross_validate(model: Any, data: Any, *args: Any, **options: Any) -> Any:
-    run = cross_validation.cross_validate if isinstance(model, Config) else cross_validate_module
-    return run(model, data, *args, **options)
+    if isinstance(model, Config):
+        return cross_validation.cross_validate(model, data, *args, **options)
+    with name_arguments(options.get("options") or ()):
+        return cross_validate_module(model, data, *args, **options)
 
 
 def cross_validate_module(
@@ -261,19 +277,12 @@ def as_factory(model: object) -> Callable[[], nn.Module]:
         except TypeError as error:
             raise NetworkError(f"a callable that builds a model takes no arguments, got {error}; bind them") from error
         return model
-    model = unwrap(model)
+    check_kind(model := unwrap(model))
     try:
         return Copies(copy_module(model).cpu())
     except Exception as error:  # of any class, as of a tensor that was computed and kept
         rule = "a module that is given must be one that copy.deepcopy copies"
         raise NetworkError(f"{rule}, but {first_line(error)}; give a function that builds it") from error
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Take the network out of what runs it, by whose names nobody calls its parameters."""
-    inner = model.module if isinstance(model, nn.DataParallel | DistributedDataParallel) else None
-    inner = getattr(model, "_orig_mod", inner)  # of torch.compile, which takes seconds to import
-    return unwrap(inner) if isinstance(inner, nn.Module) else model
 
 
 def copy_module(model: nn.Module) -> nn.Module:
@@ -302,11 +311,14 @@ def read_data(data: Any, groups: Any = None, stratify: Any = None, by_sample: bo
         data = stack_dataset(data, by_sample)
     if not (isinstance(data, tuple | list) and len(data) == 2):
         raise DataError(f"the data must be (x, y), or a torch Dataset of such pairs, got {type(data).__name__}")
+    x, y = data
+    parts = {f"x[{name!r}]": part for name, part in x.items()} if isinstance(x, Mapping) else {"x": x}
+    parts |= {f"x[{place}]": part for place, part in enumerate(x)} if isinstance(x, tuple) else {}
+    check_order({**parts, "y": y, "groups": groups, "stratify": stratify})
     groups, stratify = (
         None if column is None else as_array(column, name)
         for name, column in (("groups", groups), ("stratify", stratify))
     )
-    x, y = data
     inputs, layout = take_inputs(x, "inputs", by_sample)
     named = ",".join(part.name for part in layout) or name_columns(x)  # as a file of new samples has them
     return Arrays(inputs, as_array(y, "targets"), groups, stratify, (named, name_columns(y)), layout)
@@ -363,7 +375,7 @@ def read_strategies(strategies: Any, given: Given, output: str | int | None) -> 
     """Bring strategies into the form of a config file."""
     if strategies is None:
         assert given.arrays is not None
-        network = call_as_one(call_factory(given.factory, {}).eval(), given.arrays.layout, output, given.collate)
+        network = call_as_one(rest(call_factory(given.factory, {})), given.arrays.layout, output, given.collate)
         layer = find_last_layer(network, given.arrays.inputs[:1].astype(np.float32))
         last = [f"{layer}.*"] if layer else ["*"]
         learned = {

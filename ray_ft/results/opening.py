@@ -31,11 +31,14 @@ class Identity:
     data_hash: str
     weights_hash: str
     first_losses: tuple[float, ...] = ()  # by which it shows where code computes something else, or another loss
+    classes: tuple[str, ...] = ()  # names of the columns of targets, which are the same numbers under other names
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is compared."""
         hashes = {"splits_hash": self.splits.hash, "data_hash": self.data_hash, "weights_hash": self.weights_hash}
-        return {"config": self.config, **hashes, "first_losses": list(self.first_losses)}
+        return {
+            "config": self.config, **hashes, "first_losses": list(self.first_losses), "classes": list(self.classes)
+        }  # fmt: skip
 
 
 @contextmanager
@@ -78,6 +81,9 @@ def check_identity(run: RunFolder, identity: Identity) -> None:
     old, new = check_config(run, identity.config), identity.as_dict()
     hashed = {"data_hash": "the data", "weights_hash": "the pretrained weights", "splits_hash": "the splits"}
     refuse(run, [f"{what} have changed since" for key, what in hashed.items() if old[key] != new[key]][:1])
+    if old["classes"] is not None and old["classes"] != new["classes"]:
+        there, here = (first_few(each["classes"]) or "none" for each in (old, new))
+        refuse(run, [f"the names of the classes have changed since: {there} there, {here} here"])
     first = old["first_losses"]
     if first and not np.allclose(first, new["first_losses"], rtol=ROUNDING, atol=ROUNDING * max(map(abs, first))):
         refuse(run, ["what the network computes with these weights, or its loss, has changed since"])

@@ -50,6 +50,7 @@ class Provenance(BaseModel):
     data_hash: str
     weights_hash: str
     first_losses: list[float] = []
+    classes: list[str] | None = None  # of older runs it is not known
     environment: Environment
 
 

@@ -11,10 +11,11 @@ Limits: a tail holds every size but the batch's as it was at the split. Python t
 either, such as batch norm's refusal to train on a single value per channel; `fitting` deals no such batch.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int, Shaped
@@ -30,10 +31,13 @@ from ray_ft.split.whole import (
     WholeTail,
     empty_copy,
     find_written,
+    hold,
     list_member_tensors,
+    pull_back,
     set_training_modes,
 )
 
+T = TypeVar("T")
 Features = tuple[Shaped[Tensor, "..."], ...]
 Tail = Program | WholeTail
 
@@ -176,6 +180,12 @@ class SplitNetwork:
         output: Tensor = tail.run((state, features, masks), self.tensors)
         return output
 
+    def hold(self, state: Mapping[str, Tensor], work: Callable[[], T]) -> T:
+        """Do a member's pass and the pass back, where a whole network may compute parts of the first again."""
+        if isinstance(self.training, WholeTail):
+            return hold(self.training.network, {**self.tensors, **state}, work)
+        return work()
+
 
 def split_network(network: nn.Module, trained: Collection[str], example: Tensor) -> SplitNetwork:
     """Split a network of one tensor in and one tensor out where its trained parameters begin.
@@ -288,10 +298,8 @@ def probe_network(split: SplitNetwork, example: Tensor, training: bool) -> Tenso
     features = split.take(split.compute_features(example, len(example) - 1))
     with torch.random.fork_rng([example.device] if example.is_cuda else []), torch.enable_grad():
         torch.manual_seed(0)
-        outputs = split.apply_tail(state, features, training)
         if not training:
-            return outputs.detach()
-        weights = torch.arange(outputs.numel(), device=outputs.device).cos().view_as(outputs)
-        gradients = torch.autograd.grad((outputs * weights).sum(), trained, materialize_grads=True)
+            return split.apply_tail(state, features).detach()
+        gradients = split.hold(state, lambda: pull_back(split.apply_tail(state, features, True), trained))
     buffers = [tensor for name, tensor in state.items() if name not in split.trained_names]
     return torch.cat([tensor.flatten() for tensor in (*gradients, *buffers)])

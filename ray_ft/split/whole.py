@@ -1,12 +1,12 @@
 """A network that runs whole: as a tail whose features are the inputs."""
 
 import copyreg
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ray_ft.errors import NetworkError, locate_error
 from ray_ft.files.memory import is_out_of_memory
 from ray_ft.split.program import Program
 
+T = TypeVar("T")
 LOCK = Lock()  # tensors are exchanged in the one module, whichever thread calls
 
 
@@ -35,6 +36,35 @@ def blame_network(when: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise NetworkError(f"the network must take the inputs, but {when} it raised {locate_error(error)}") from error
+
+
+class Holding(nn.Module):
+    """A network, and work that is done while tensors are exchanged in it."""
+
+    def __init__(self, network: nn.Module, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self.network, self.work = network, work
+
+    def forward(self) -> Any:
+        return self.work()
+
+
+def hold(network: nn.Module, tensors: Mapping[str, Tensor], work: Callable[[], T]) -> T:
+    """Do work while a network has these tensors in place of its own.
+
+    The way back belongs to such work: with activation checkpointing it computes parts of the pass again, by the
+    tensors that the network has then.
+    """
+    given = {f"network.{name}": tensor for name, tensor in tensors.items()}
+    found: T = functional_call(Holding(network, work), given, ())
+    return found
+
+
+def pull_back(outputs: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Find gradients of a weighted sum of outputs as a step finds them; zeros where none arrives."""
+    weights = torch.arange(outputs.numel(), device=outputs.device).cos().view_as(outputs)
+    (outputs * weights).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
 
 
 PASS_INPUTS = Program(1, (), [{"value": 0}])  # a backbone that does nothing
