@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,9 @@ def cross_validate(
         RunError: No strategy has a completed candidate, a candidate's process kept dying, or a file could not be
             written.
     """
+    say = partial((console := console or Console(quiet=True)).print, highlight=False)
     with open_folder(out, shared=config.compute.address is not None) as run:
+        say("reading the data and trying the network …")
         started, prepared = time.monotonic(), prepare(config, given)
         with open_run(run, prepared.identity), keep_files(run.place):
             summary = load_finished(prepared, run)
@@ -218,16 +221,15 @@ def cross_validate(
                 write_text(run.config, prepared.config_text)  # its budget may have grown
                 run.report.unlink(missing_ok=True)
                 run.push()
-                console = console or Console(quiet=True)
                 if was_chosen(run, config):
-                    said = (
-                        "note: the ensemble was built by other settings (ray-ft ensemble), and is built by the config's"
-                    )
-                    console.print(f"{said} when the search ends", highlight=False)
+                    said = "the ensemble was built by other settings (ray-ft ensemble), and is built by the config's"
+                    say(f"note: {said} when the search ends")
                 plan, verdicts = search(prepared, run, inline, journal, console)
+                say("building the ensemble …")
                 summary = reduce(prepared, run, plan, verdicts, started, inline)
                 journal.write("end", winner=summary.winner)
         if report and not run.report.exists():
+            say("writing the report …")
             write_report(run.root)
         return summary
 

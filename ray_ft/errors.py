@@ -106,8 +106,9 @@ def show_value(value: Any) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Write another package's message in short: its first line, or the name of its class where it has none."""
-    return shorten(next(iter(str(error).strip().splitlines()), "") or type(error).__name__)
+    """Write another package's message in short: its first line, after the name of its class where that has no words."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    return shorten(line if any(map(str.isalpha, line)) else f"{type(error).__name__} {line}".strip())
 
 
 def locate_error(error: BaseException) -> str:

@@ -83,6 +83,7 @@ def prepare(rounds: Rounds, session: contextlib.ExitStack) -> tuple[Allocation, 
     place = own.settings.precision, torch.device("cpu"), count_cpus()
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         first = pool.submit(prepare_strategy, own.problem, own.pretrained, wanted[0], *place)
+        own.display.say(f"joining {own.compute.address} …" if own.compute.address else "starting Ray …")
         session.enter_context(connect(own.compute))
         if own.compute.address:
             await_node(own.compute, own.display.say)
@@ -91,6 +92,7 @@ def prepare(rounds: Rounds, session: contextlib.ExitStack) -> tuple[Allocation, 
         allocation = choose_allocation(own, rounds.width, n_members)
         if allocation.gpus:
             check_gpus("compute.device: cpu")
+        own.display.say("preparing the strategies, and looking for the scale of their learning rates …")
         return allocation, prepare_strategies(own, wanted, allocation, first)
 
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 from ray_ft.errors import NetworkError, StrategyError, first_few
 from ray_ft.models import SAME, Pretrained, agree, predict_all, seed_all
 from ray_ft.search.strategies import Strategy
-from ray_ft.split.network import as_numbers, keep_whole, order_names
+from ray_ft.split.network import keep_whole, order_names
 from ray_ft.split.whole import blame_network, find_written, hold, pull_back, set_training_modes
 
 N_TRIED = 4  # samples
@@ -163,7 +163,8 @@ def check_outside(
 
 
 def flatten(gradients: Iterable[Tensor]) -> Tensor:
-    return torch.cat([as_numbers(gradient).flatten() for gradient in gradients])
+    real = (torch.view_as_real(own.resolve_conj()) if own.is_complex() else own for own in gradients)
+    return torch.cat([own.flatten() for own in real])
 
 
 def list_held(network: nn.Module) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def know_classes(samples: Samples, objective: Objective, outputs: Float[torch.Te
 
 def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Samples, objective: Objective) -> None:
     if misfit := objective.find_misfit(zero_shot.shape[1:], samples.targets.shape[1:]):
-        raise DataError(f"{misfit}; check data.targets and model.checkpoint")
+        raise DataError(f"{misfit}; check data.targets and model.checkpoint, or set model.new_head: true")
     if not np.isfinite(zero_shot).all():
         raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")
 
