@@ -259,7 +259,7 @@ X, Y = np.arange(180.0).reshape(30, 6), np.arange(90.0).reshape(30, 3) + 0.5
         (NET, (X, Y), {"groups": [1] * 30}, DataError, "in 1 groups for 5 folds; lower folds or add"),
         (NET, (X, Y), {"groups": [1.0, np.nan] * 15}, DataError, "fill them in or leave groups out"),
         (NET, (X, Y), {"stratify": list("abcdefghijklmnopqrstuvwxyzABCD")}, DataError, "^some class of stratify must"),
-        (NET, (X, Y[:, :2]), {}, DataError, "; check y and model$"),
+        (NET, (X, Y[:, :2]), {}, DataError, "; check y and model, or set model.new_head: true$"),
         (NET, (X, ["a", "b"] * 15), {"objective": "mse"}, DataError, "^targets of objective: mse must be numbers"),
         (NET, (X, Y), {"options": {"cv.flods": 3}}, ConfigError, "cv.flods: unknown key; did you mean folds"),
         (NET, (X[:, :5], Y), {}, NetworkError, "the network must take the inputs"),

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ray_ft import cross_validation
-from ray_ft.config import Config, build_config, read_shipped
+from ray_ft.config import Config, build_config
 from ray_ft.cross_validation import Given
 from ray_ft.data.objects import as_array, check_order, name_columns
 from ray_ft.data.ragged import take_inputs
@@ -384,8 +384,8 @@ def read_strategies(strategies: Any, given: Given, output: str | int | None) -> 
         }
         ridge = {"description": "closed form, in place of the last layer", "fit": "ridge", "train": last}
         return learned if given.collate else {**learned, "ridge": ridge}  # without features, as it runs whole
-    if isinstance(strategies, list | tuple) and set(strategies) <= read_shipped().keys():
-        return {}
+    if isinstance(strategies, list | tuple) and not any(set(str(name)) & set("*.") for name in strategies):
+        return {}  # names of those that are shipped, and no patterns
     if not isinstance(strategies, Mapping):
         rule = "strategies must be a mapping from names to patterns of parameter names"
         raise ConfigError(f"{rule}, got {type(strategies).__name__}")
