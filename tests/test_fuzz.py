@@ -432,7 +432,7 @@ def test_mutated_run_folders(data: st.DataObject, copied: Path) -> None:
         path.write_bytes(before)
 
 
-@tries(150)
+@tries(60)
 @given(data=st.data())
 def test_tampered_records(data: st.DataObject, copied: Path) -> None:
     """With digests that are right again."""
@@ -689,7 +689,7 @@ def test_mutated_images(data: st.DataObject) -> None:
 # ---- whole commands
 
 
-@pytest.mark.parametrize("n", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [8, pytest.param(1000, marks=pytest.mark.slow)])
 def test_hostile_inputs_of_commands(n: int, toy_run: Path, tmp_path: Path) -> None:
     """No traceback, no code, no process, no connection, and nothing written outside of the folder."""
     script = Path(__file__).with_name("hostile_commands.py")

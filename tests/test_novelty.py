@@ -52,7 +52,7 @@ def test_scores_and_reference_are_variances_of_linear_regression() -> None:
         assert density.reference[i] + noise / 30 == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("n_features", [10, 150])
+@pytest.mark.parametrize("n_features", [10, pytest.param(150, marks=pytest.mark.slow)])
 def test_new_samples_of_the_same_kind_are_flagged_as_rarely_as_said(n_features: int) -> None:
     p_values = []
     for seed in range(120):

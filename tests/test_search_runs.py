@@ -104,7 +104,7 @@ def test_later_seeds_are_those_that_all_seeds_at_once_would_have_trained(toy_fol
     assert one.ensemble.n_members == every.ensemble.n_members == 6
 
 
-@pytest.mark.parametrize("phase", ["top-004", "-r0-f1"])
+@pytest.mark.parametrize("phase", [pytest.param("top-004", marks=pytest.mark.slow), "-r0-f1"])
 def test_a_run_that_was_cut_off_in_any_phase_gives_the_same_table(
     phase: str, config: Config, whole: Summary, tmp_path: Path
 ) -> None:
