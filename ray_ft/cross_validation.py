@@ -85,7 +85,7 @@ from ray_ft.search.problem import (
     read_samples,
 )
 from ray_ft.search.proposer import Proposer, RandomProposer, is_random
-from ray_ft.search.strategies import Strategy, match_strategies
+from ray_ft.search.strategies import Strategy, match_strategies, propose
 from ray_ft.statistics.comparison import mark_unsettled
 from ray_ft.statistics.intervals import check_level, count_most, note_lacks
 from ray_ft.statistics.scores import pick_lowest
@@ -262,7 +262,8 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     finish_lazy(network, samples.inputs)
     head = renew_head(model.new_head, network, samples, objective) if factory else None
     weights = copy_state(network)
-    strategies = match_strategies(config.selected, network, named=config.cv.strategies is not None)
+    config = propose(config, network, samples.inputs, splits=given.collate is None)
+    strategies = match_strategies(config.selected, network)
     outputs = predict_all(network, samples.inputs)
     samples = know_classes(samples, objective, outputs)
     found, wanted = tuple(outputs.shape[1:]), samples.targets.shape[1:]

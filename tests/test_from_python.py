@@ -25,7 +25,7 @@ from ray_ft.cross_validation import cross_validate
 from ray_ft.data.objects import as_array
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import ConfigError, DataError, NetworkError, RayFTError, RunFolderError
-from ray_ft.python.objects import as_factory, find_metric, read_data
+from ray_ft.python.given import as_factory, find_metric, read_data
 
 FEW = {"search.candidates": 1, "search.method": "guide", "compute.packing": "looped", "training.checkpoint_every": 2}
 TOP = {"top": {"train": ["head.*"], "lr": 0.01, "epochs": 3, "head_dropout": 0.1}}
@@ -107,7 +107,7 @@ def test_progress_is_shown_unless_it_is_not_wanted(toy: Any, capsys: pytest.Capt
         assert ("top-000 completed" in capsys.readouterr().out) is progress
 
 
-def test_without_strategies_the_last_layer_everything_and_ridge_are_compared(toy: Any) -> None:
+def test_without_strategies_the_network_says_some(toy: Any) -> None:
     class Backwards(nn.Module):  # whose last layer is registered first
         def __init__(self) -> None:
             super().__init__()
@@ -121,7 +121,7 @@ def test_without_strategies_the_last_layer_everything_and_ridge_are_compared(toy
         Backwards, toy[1], folds=3, seeds=1, options={"search.candidates": 1}, inline=True, progress=False
     )
     trained = {name: row.n_trained_params for name, row in found.summary.strategies.items()}
-    assert trained == {"last_layer": 27, "everything": 83, "ridge": 0}
+    assert trained == {"norms_and_biases": 11, "last_layer": 27, "everything": 83, "ridge": 0}
 
 
 class Pairs(Dataset):
@@ -243,7 +243,13 @@ X, Y = np.arange(180.0).reshape(30, 6), np.arange(90.0).reshape(30, 3) + 0.5
         (NET, (X, Y), {"strategies": 3}, ConfigError, "must be a mapping from names to patterns"),
         (NET, (X, Y), {"strategies": {"a": 3}}, ConfigError, "strategies.a"),
         (NET, (X, Y), {"strategies": {"a": "haed.*"}}, RayFTError, "each pattern must match a parameter"),
-        (NET, (X, Y), {"strategies": ["hed"]}, ConfigError, "unknown strategy hed; did you mean head"),
+        (
+            NET,
+            (X, Y),
+            {"strategies": ["hed"]},
+            ConfigError,
+            "shipped ones, head, .* got 'hed'; did you mean head",
+        ),
         (NET, (X, Y), {"folds": 1}, ConfigError, "  folds: it should be greater than or equal to 2, got 1"),
         (NET, (X, Y), {"seeds": 0}, ConfigError, "  seeds: it should be greater than or equal to 1, got 0"),
         (NET, (X, Y), {"options": {"cv.seeds": 0}}, ConfigError, "  cv.seeds: it should be greater than"),
@@ -255,7 +261,7 @@ X, Y = np.arange(180.0).reshape(30, 6), np.arange(90.0).reshape(30, 3) + 0.5
             "^loss: cross_entropy is of classes, got objective: mse;",
         ),
         (NET, (X, Y), {"loss": "mee"}, ConfigError, "  loss: a loss is one of"),
-        (NET, (X, Y), {"strategies": {}}, ConfigError, "  strategies: "),
+        (NET, (X, Y), {"strategies": {}}, ConfigError, "strategies must be some, got none"),
         (NET, (X, Y), {"groups": [1] * 30}, DataError, "in 1 groups for 5 folds; lower folds or add"),
         (NET, (X, Y), {"groups": [1.0, np.nan] * 15}, DataError, "fill them in or leave groups out"),
         (NET, (X, Y), {"stratify": list("abcdefghijklmnopqrstuvwxyzABCD")}, DataError, "^some class of stratify must"),

@@ -8,6 +8,7 @@ from ray_ft.config.hyperparameters import RidgeHyperparameters as RidgeHyperpara
 from ray_ft.config.hyperparameters import list_declared as list_declared
 from ray_ft.config.hyperparameters import scale_lr as scale_lr
 from ray_ft.config.loading import build_config as build_config
+from ray_ft.config.loading import fill_strategies as fill_strategies
 from ray_ft.config.loading import load_config as load_config
 from ray_ft.config.loading import read_shipped as read_shipped
 from ray_ft.config.loading import reload_config as reload_config

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ray_ft.config.hyperparameters import FITS
-from ray_ft.config.sections import AS_WRITTEN, Config, GradientStage, RidgeStage, StrategyConfig
+from ray_ft.config.sections import AS_WRITTEN, AUTO, Config, GradientStage, RidgeStage, StrategyConfig
 from ray_ft.config.yaml_text import read_yaml
 from ray_ft.domains.diffraction import DECODER_PATTERNS, ENCODER_PATTERNS, STRATEGIES_FILE
 from ray_ft.errors import ConfigError, first_line, shorten, show_value, suggest
@@ -41,16 +41,14 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     return validate(raw, str(path or "the demo with these options"))
 
 
-def build_config(values: Mapping[str, Any], shipped: bool = True) -> Config:
-    """Build a config from values by dotted key alone, with the shipped strategies under its own or without them.
+def build_config(values: Mapping[str, Any]) -> Config:
+    """Build a config from values by dotted key alone, with no shipped strategies.
 
     Raises:
         ConfigError: A key or value is not valid.
     """
     raw: dict[str, Any] = {}
     override(raw, values)
-    if shipped:
-        add_strategies(raw)
     return validate(raw, "what was given")
 
 
@@ -59,6 +57,15 @@ def reload_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Con
     raw = read_yaml(path)
     override(raw, overrides)
     return validate(raw, str(path))
+
+
+def fill_strategies(config: Config, strategies: Mapping[str, Any]) -> Config:
+    """Return a config that named no strategies with these.
+
+    Raises:
+        ConfigError: What else it says does not go with them.
+    """
+    return validate({**config.model_dump(mode="json"), "strategies": dict(strategies)}, "the config")
 
 
 def validate(raw: dict[str, Any], source: str) -> Config:
@@ -95,14 +102,16 @@ def add_strategies(raw: dict[str, Any]) -> None:
     """Put the shipped strategies, and the one that the freeze flags describe, under the user's own.
 
     One that says itself what it trains has nothing of a shipped one of its name. Strategies for a network of the user's
-    own are all that there are.
+    own are all that there are; where there are none, or `auto` is asked for, the network itself will say some.
     """
-    own, model, training = raw.get("strategies") or {}, raw.get("model"), raw.get("training")
+    own, model, training, cv = raw.get("strategies") or {}, raw.get("model"), raw.get("training"), raw.get("cv")
+    auto, known = own == AUTO, read_shipped()
+    own = {} if auto else own
     if not isinstance(own, dict):
         return  # validation says so
-    alone = own and isinstance(model, dict) and model.get("factory")
-    known = read_shipped()
-    shipped = {} if alone else dict(known)
+    named = (isinstance(cv, dict) and cv.get("strategies")) or ()
+    alone = isinstance(model, dict) and model.get("factory") and (own or not named or not {*named} <= known.keys())
+    shipped = {} if auto or alone else dict(known)
     if isinstance(training, dict) and {"freeze_encoder", "freeze_decoder"} & training.keys():
         flags = (bool(training.get(key)) for key in ("freeze_encoder", "freeze_decoder"))
         shipped[AS_WRITTEN] = describe_flags(known, *flags)

@@ -24,6 +24,7 @@ from ray_ft.domains import DomainName, find_domain
 from ray_ft.errors import suggest
 from ray_ft.objectives import METRICS, list_baselines
 
+AUTO = "auto"  # in place of strategies: those that the network itself says
 AS_WRITTEN = "as_written"  # the strategy that `training.freeze_encoder` and `freeze_decoder` describe
 N_CANDIDATES = {"best": 6, "guide": 2}  # of a strategy, unless the config says so
 SMALLEST_SHARE = 0.0001  # of a GPU, that Ray gives out
@@ -286,7 +287,7 @@ class Config(Section):
         for name in list_baselines():
             if name in self.strategies:
                 yield f"strategies.{name}: it is the name of a baseline; choose another"
-        for name in self.cv.strategies or ():
+        for name in (self.cv.strategies or ()) if self.strategies else ():  # none is known before the network is
             if name not in self.strategies:
                 yield f"cv.strategies: unknown strategy {name}{suggest(name, self.strategies)}"
         if self.cv.strategies and len(set(self.cv.strategies)) < len(self.cv.strategies):
@@ -316,7 +317,7 @@ class Config(Section):
     def find_ensemble_conflicts(self) -> Iterator[str]:
         known = self.cv.strategies or tuple(self.strategies)
         for name in self.ensemble.strategies or ():
-            if name not in known:
+            if known and name not in known:
                 yield f"ensemble.strategies: the run has no strategy {name}{suggest(name, known)}"
         if self.ensemble.symmetric and not self.symmetry:
             yield "ensemble.symmetric: it needs data.symmetry, got none; name operations, or leave it out"

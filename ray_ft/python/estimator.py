@@ -12,7 +12,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from ray_ft.errors import ConfigError
 from ray_ft.objectives import CLASSIFICATION, METRICS
-from ray_ft.python.objects import CrossValidation, cross_validate, find_metric
+from ray_ft.python.given import find_metric
+from ray_ft.python.objects import CrossValidation, cross_validate
 
 SEVERAL = ("multilabel", "multilabel_log_loss")  # objectives of several labels a sample
 

@@ -5,10 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
+from jaxtyping import Float
 from torch import nn
 
-from ray_ft.config import RidgeHyperparameters, StageConfig, StrategyConfig, read_shipped
+from ray_ft.config import Config, RidgeHyperparameters, StageConfig, StrategyConfig, fill_strategies
 from ray_ft.errors import StrategyError, first_few, suggest
+from ray_ft.models import propose_strategies
 
 
 @dataclass(frozen=True)
@@ -45,25 +48,31 @@ class Strategy:
         return sum(stage.longest for stage in self.stages)
 
 
-def match_strategies(
-    strategies: Mapping[str, StrategyConfig], network: nn.Module, named: bool = True
-) -> dict[str, Strategy]:
+def propose(config: Config, network: nn.Module, inputs: Float[np.ndarray, "sample *input"], splits: bool) -> Config:
+    """Return the config with what the network itself says may learn, where it names no strategies.
+
+    Args:
+        config: It stays as it is where it names some.
+        network: It takes the inputs.
+        inputs: Samples, shape (sample, *input).
+        splits: Whether the network may be split, without which there is nothing to solve in closed form.
+
+    Raises:
+        ConfigError: What the config says does not go with them.
+    """
+    if config.strategies:
+        return config
+    proposed = propose_strategies(network, inputs)
+    return fill_strategies(config, {name: own for name, own in proposed.items() if splits or "fit" not in own})
+
+
+def match_strategies(strategies: Mapping[str, StrategyConfig], network: nn.Module) -> dict[str, Strategy]:
     """Match all strategies of a run with its network.
 
     Raises:
         StrategyError: One does not fit.
     """
-    matched = {}
-    for name, strategy in strategies.items():
-        try:
-            matched[name] = match_strategy(name, strategy, network)
-        except StrategyError as error:
-            shipped = read_shipped().get(name, {})
-            if named or list(strategy.stages[0].train) != shipped.get("train"):
-                raise
-            hint = f"{name} is shipped for DiffractionNet: name your own with --strategies (cv.strategies)"
-            raise StrategyError(f"{error}; {hint}") from error
-    return matched
+    return {name: match_strategy(name, strategy, network) for name, strategy in strategies.items()}
 
 
 def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module) -> Strategy:

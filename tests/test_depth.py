@@ -1,0 +1,142 @@
+"""What a network itself says may learn: from its last layer to everything."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from ray_ft.config import load_config
+from ray_ft.cross_validation import cross_validate, prepare
+from ray_ft.models import propose_strategies
+from ray_ft.search.strategies import match_any
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+class ResidualNet(nn.Module):
+    """Named as torchvision names its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(ResidualBlock(8), ResidualBlock(8)) for _ in range(4)
+        )
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+        answer: Tensor = self.fc(x.mean((2, 3)))
+        return answer
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(width), nn.MultiheadAttention(width, 2, batch_first=True)
+        self.norm2, self.mlp = nn.LayerNorm(width), nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Linear(16, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.norm1(x)
+        x = x + self.attn(own, own, own)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """Named as timm names its own, with a token that belongs to no layer; its head is registered first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.norm = nn.Linear(8, 2), nn.LayerNorm(8)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.patch_embed = nn.Conv2d(3, 8, 4, 4)
+        self.blocks = nn.Sequential(*(AttentionBlock(8) for _ in range(6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        answer: Tensor = self.head(self.norm(self.blocks(x))[:, 0])
+        return answer
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(3, 5, 2, batch_first=True), nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.head(self.gru(x)[0][:, -1])
+        return answer
+
+
+IMAGES, SERIES, ROWS = (
+    np.random.default_rng(0).random(shape, np.float32) for shape in ((2, 3, 16, 16), (2, 6, 3), (2, 4))
+)
+PERCEPTRON = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+CASES = {
+    "residual": (ResidualNet(), IMAGES, ["fc.*"], ["layer4.*", "fc.*"], ["layer3.*", "layer4.*", "fc.*"]),
+    "transformer": (
+        VisionTransformer(),
+        IMAGES,
+        ["head.*"],
+        ["blocks.5.*", "norm.*", "head.*"],
+        [*(f"blocks.{i}.*" for i in (3, 4, 5)), "norm.*", "head.*"],
+    ),
+    "recurrent": (Recurrent(), SERIES, ["head.*"], None, None),
+    "perceptron": (PERCEPTRON, ROWS, ["4.*"], ["2.*", "4.*"], None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_strategies_go_from_the_last_layer_to_everything(name: str) -> None:
+    network, inputs, *expected = CASES[name]
+    found = propose_strategies(network.eval(), inputs)
+    names = [own for own, _ in network.named_parameters()]
+    by_depth = [found.get(own, {}).get("train") for own in ("last_layer", "last_block", "last_half")]
+    assert by_depth == expected
+    trained = [set(match_any(names, own["train"])) for own in found.values() if "fit" not in own]
+    assert len({frozenset(own) for own in trained}) == len(trained), "no two train the same"
+    depth = [set(match_any(names, patterns)) for patterns in by_depth if patterns]
+    assert all(one < other for one, other in zip(depth, [*depth[1:], set(names)], strict=True))
+    assert found["ridge"] == {"description": found["ridge"]["description"], "fit": "ridge", "train": expected[0]}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_norms_and_biases_are_those_alone(name: str) -> None:
+    network, inputs, *_ = CASES[name]
+    names = [own for own, _ in network.named_parameters()]
+    found = set(match_any(names, propose_strategies(network.eval(), inputs)["norms_and_biases"]["train"]))
+    modules = dict(network.named_modules())
+    kinds = (nn.BatchNorm2d, nn.LayerNorm)
+    expected = {own for own in names if "bias" in own or isinstance(modules[own.rpartition(".")[0]], kinds)}
+    assert found == expected
+
+
+def test_a_config_without_strategies_has_those_of_its_network(toy_folder: Path) -> None:
+    config = yaml.safe_load(Path("toy.yaml").read_text())
+    config["cv"] |= {"candidates": 1}
+    for own in (None, "auto"):
+        config["strategies"] = own
+        config["cv"]["strategies"], config["search"] = None, {"method": "best"}
+        Path("auto.yaml").write_text(yaml.safe_dump(config))
+        prepared = prepare(load_config("auto.yaml"))
+        assert {"last_layer", "everything", "ridge"} <= prepared.strategies.keys()
+    config["cv"]["strategies"] = ["last_layer"]
+    Path("auto.yaml").write_text(yaml.safe_dump(config))
+    summary = cross_validate(load_config("auto.yaml"), "run", inline=True)
+    assert list(summary.strategies) == ["last_layer"]
+    assert "train" in Path("run/config.yaml").read_text(), "the run names what was proposed"
+    assert cross_validate(load_config("auto.yaml"), "run", inline=True).winner == summary.winner
