@@ -272,7 +272,7 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     zero_shot = objective.respond(outputs).numpy()
     check_outputs(zero_shot, samples, objective)
     objective = settle_objective(objective, samples.targets, outputs, given.loss, **config.training.objective)
-    check_strategies(samples, objective, strategies)
+    check_strategies(samples, objective, strategies, dict(config.training)["label_smoothing"])
     how = head, samples.layout, model.output, given.collate
     pretrained = Pretrained(factory, model.params, weights, shape, *how)
     if factory:

@@ -82,6 +82,15 @@ def test_strategies_of_ones_own_network_are_all_that_there_are(tmp_path: Path) -
     )
 
 
+def test_shipped_strategies_that_are_named_or_changed_stay_for_ones_own_network(tmp_path: Path) -> None:
+    named = "cv: {strategies: [full, head]}"
+    sections = ("model: {factory: nets:build}", "data: {inputs: x.npy, targets: y.npy}", named)
+    (tmp_path / "c.yaml").write_text("\n".join((*sections, "strategies: {full: {lr: 0.5}}")))
+    found = load_config(tmp_path / "c.yaml").selected
+    assert found["full"].stages[0].train == ("*",)
+    assert found["head"].stages[0].head_dropout == Range(0.1, 0.2)
+
+
 def test_a_shipped_strategy_is_changed_unless_it_says_what_it_trains(tmp_path: Path) -> None:
     shipped = load_config(write(tmp_path, "")).selected["head"].stages[0]
     changed = load_config(write(tmp_path, "strategies: {head: {lr: 0.5}}")).selected["head"].stages[0]

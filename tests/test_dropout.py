@@ -75,12 +75,18 @@ def test_masks_drop_their_share_and_keep_the_mean(share: float) -> None:
     assert mask.max().item() == pytest.approx(1 / (1 - share), rel=1e-4)
 
 
-@pytest.mark.parametrize("form", ["plain", "causal", "additive", "boolean"])
+@pytest.mark.parametrize("form", ["plain", "causal", "additive", "boolean", "hidden"])
 def test_attention_without_dropout_is_that_of_torch(form: str) -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, 4, 8) for _ in range(3))
-    attn_mask = {"additive": torch.randn(4, 4), "boolean": torch.rand(4, 4).gt(0.5) | torch.eye(4).bool()}.get(form)
+    seen = torch.rand(4, 4).gt(0.5) | torch.eye(4).bool()
+    hidden = seen & torch.tensor([True, False, True, True])[:, None]
+    masks = {"additive": torch.randn(4, 4), "boolean": seen, "hidden": hidden}
+    attn_mask = masks.get(form)
+    query.requires_grad_()
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask, is_causal=form == "causal", scale=0.3)
     for mask in (torch.ones(4, 4), None):
         found = attend(mask, query, key, value, attn_mask, form == "causal", 0.3, False)
         torch.testing.assert_close(found, expected)
+        slopes = [torch.autograd.grad(own.square().sum(), query, retain_graph=True)[0] for own in (found, expected)]
+        torch.testing.assert_close(*slopes)

@@ -14,8 +14,9 @@ from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
 from ray_ft.errors import ConfigError, RunFolderError
 from ray_ft.files.writing import read_record, write_record
 from ray_ft.objectives import find_objective
+from ray_ft.report.page import write_report
 from ray_ft.results.opening import check_config
-from ray_ft.results.records import load_splits
+from ray_ft.results.records import load_plan, load_splits
 from ray_ft.runs.folder import RunFolder
 
 OWN = """
@@ -163,8 +164,18 @@ def test_a_run_of_before_goes_on(own_folder: Path) -> None:
     content = read_record(folder.provenance)
     for key in ("loss", "label_smoothing"):
         del content["config"]["training"][key]
+    for strategy in content["config"]["strategies"].values():
+        for stage in strategy["stages"]:
+            stage.pop("label_smoothing", None)
     write_record(folder.provenance, content)
     check_config(folder, load_config("toy.yaml", TRAINED).identity())
+    plan = read_record(folder.plan)
+    for candidate in plan["candidates"]:
+        for stage in candidate["stages"]:
+            stage.pop("label_smoothing", None)
+    write_record(folder.plan, plan)
+    assert load_plan(folder)[0].stages[-1].label_smoothing is None
+    assert write_report("run").exists()
     with pytest.raises(RunFolderError, match=r'training.loss: null there, "mae" here'):
         check_config(folder, load_config("toy.yaml", TRAINED | {"training.loss": "mae"}).identity())
 
@@ -181,11 +192,14 @@ def test_smooth_labels_are_torchs(balanced: bool) -> None:
     assert objective.score(np.full((10, 3), 1 / 3), targets) == pytest.approx(np.log(3))  # scores are of the labels
 
 
-def test_what_needs_classes_is_refused_for_numbers_and_beside_a_loss_of_ones_own() -> None:
+def test_what_needs_classes_is_refused_for_numbers_and_beside_a_loss_of_ones_own(toy_folder: Path) -> None:
     targets = np.ones((4, 2))
     with pytest.raises(ConfigError, match=r"smooth labels need classes, got cv.metric: mse"):
         find_objective("mse").smooth(0.1)
     with pytest.raises(ConfigError, match=r"huber is of numbers, got cv.metric: log_loss"):
         find_objective("log_loss").settle(targets, "huber")
+    closed = {"strategies.closed": {"fit": "ridge", "train": ["head.*"]}, "cv.strategies": ["closed"]}
+    with pytest.raises(ConfigError, match=r"smooth labels need classes, got cv.metric: mse"):
+        prepare(load_config("toy.yaml", closed | {"training.label_smoothing": 0.1}))
     with pytest.raises(ConfigError, match=r"those of cross-entropy, got a training.loss of your own"):
         find_objective("log_loss").settle(targets, lambda outputs, targets: outputs).smooth(0.1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import ray_ft
 from ray_ft.data.ragged import FREE, pack_samples, read_rows, take_inputs
 from ray_ft.ensemble import Ensemble
-from ray_ft.errors import DataError, NetworkError, RayFTError
+from ray_ft.errors import DataError, EnsembleError, NetworkError, RayFTError
 
 RNG = np.random.default_rng(0)
 STRATEGIES = {
@@ -89,7 +89,7 @@ class Rows(nn.Module):
 def test_samples_are_read_back_as_they_were(data: st.DataObject) -> None:
     elements = {"f": st.floats(-1e6, 1e6, width=32), "i": st.integers(-(2**24), 2**24), "b": st.booleans()}
     kinds = data.draw(st.lists(st.sampled_from("fib"), min_size=1, max_size=3))
-    axes = data.draw(st.lists(st.integers(0, 3), min_size=len(kinds), max_size=len(kinds)))
+    axes = data.draw(st.lists(st.integers(0, 3), min_size=len(kinds), max_size=len(kinds)).filter(any))
     samples = []
     for _ in range(data.draw(st.integers(1, 4))):
         shapes = [tuple(data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))) for n in axes]
@@ -133,7 +133,7 @@ def test_graphs_are_trained_and_larger_ones_predicted(tmp_path: Path, monkeypatc
     exec(GRAPHS, made)  # a notebook's: in no file
     found = ray_ft.cross_validate(made["Graphs"](), made["make"](), collate=made["collate"], options=OPTIONS, **FEW)
     assert found.table.loc["whole", "score_mean"] < found.table.loc["zero_shot", "score_mean"]
-    assert "data.collate makes its batches" in " ".join(found.summary.all_notes)
+    assert "the batches that data.collate makes have no fixed shape" in " ".join(found.summary.all_notes)
     larger, _ = made["make"](9, 40, 1)
     together = found.ensemble.predict(larger)
     for i, sample in enumerate(larger):
@@ -161,8 +161,15 @@ def test_a_config_names_what_makes_batches(toy_folder: Path) -> None:
     made: dict[str, Any] = {}
     exec(GRAPHS, made)
     assert np.isfinite(loaded.predict(made["make"](4, 8, 1)[0]).mean).all()
-    with pytest.raises(RayFTError, match="needs its own code"):
+    with pytest.raises(RayFTError, match=r"needs its own code.* got graphs:Graphs and graphs:collate"):
         Ensemble.load("graphs-run")
+    with pytest.raises(RayFTError, match=r"needs its own code.* got graphs:collate in"):
+        Ensemble.load("graphs-run", factory=made["Graphs"])
+    for words in ("predict --inputs x.npy --output o.npz", "evaluate --inputs x.npy --targets y.npy"):
+        command = [sys.executable, "-m", "ray_ft", *words.split(), "graphs-run", "--trust"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == EnsembleError.exit_code
+        assert "have shapes of their own; ask it from Python" in done.stderr
 
 
 def test_what_cannot_be_collated_is_refused() -> None:
@@ -181,13 +188,23 @@ def test_what_cannot_be_collated_is_refused() -> None:
         run([*samples[:-1], {"x": samples[0]["x"]}])
     with pytest.raises(DataError, match=r"must be real numbers, got <U1 in x of sample 0"):
         run([{"x": "a", "edges": [[0], [0]]}] * len(y))
-    with pytest.raises(DataError, match="must be a list, and some"):
+    with pytest.raises(DataError, match="must be a list that is not empty, got an empty one"):
         run([])
     with pytest.raises(RayFTError, match=r"noise_std must be 0 where samples have shapes of their own"):
         run(samples, **{"strategies.top.noise_std": 0.1})
     with pytest.raises(RayFTError, match="collate must be a function of a list of samples, got 3"):
         run(samples, 3)
-    found = run(samples)
-    with pytest.raises(DataError, match="must be a list, and some, got ndarray"):
-        found.ensemble.predict(np.ones((3, 4)))
+    with pytest.raises(DataError, match="samples of numbers alone have one shape, got such in inputs"):
+        run([{"a": 1.0}] * len(y))
+    with pytest.raises(DataError, match="samples must have one shape, got others in inputs; or name"):
+        run([np.ones(3), *[np.ones(4)] * (len(y) - 1)], None)
+    ensemble = run(samples).ensemble
+    with pytest.raises(DataError, match="must be a list that is not empty, got ndarray"):
+        ensemble.predict(np.ones((3, 4)))
+    with pytest.raises(DataError, match="edges must be int, as in the run, got float in the inputs"):
+        ensemble.predict([samples[0] | {"edges": np.array([[0.9], [0.2]])}])
+    with pytest.raises(DataError, match="must be real numbers, got <U1 in edges of sample 0"):
+        ensemble.predict([samples[0] | {"edges": np.array([["a"], ["b"]])}])
+    with pytest.raises(DataError, match="finite"):
+        ensemble.predict([samples[0] | {"x": np.full((2, 3), 1e39)}])
     assert take_inputs([[1.0, 2.0], [3.0, 4.0]], "inputs")[0].shape == (2, 2), "a list of rows stays what it was"

@@ -150,7 +150,7 @@ def predict(
 
     from ray_ft.config import ComputeSection
     from ray_ft.ensemble import Ensemble
-    from ray_ft.ensemble.artefact import find_folder, read_card
+    from ray_ft.ensemble.artefact import check_files, find_folder, read_card
     from ray_ft.files.cpus import count_cpus
     from ray_ft.prediction.sources import open_source
     from ray_ft.prediction.streams import predict_to_archive, predict_to_folder
@@ -159,7 +159,9 @@ def predict(
     check_kinds(output, on_ray)
     if output.suffix:  # a folder is gone on with, or refused
         check_output("--output", output, force, source, inputs)
-    opened = open_source(inputs, column, read_card(find_folder(source)).data_keys[0])
+    card = read_card(find_folder(source))
+    check_files(card)
+    opened = open_source(inputs, column, card.data_keys[0])
     names, console = quantities.split(",") if quantities else None, Console(stderr=True, highlight=False)
     asked: dict[str, Any] = {"quantities": names, "level": level, "console": console}
     started = time.monotonic()
@@ -253,6 +255,7 @@ def suggest(
     """
     from ray_ft.data.sources import read_inputs
     from ray_ft.ensemble import Ensemble
+    from ray_ft.ensemble.artefact import check_files
     from ray_ft.ensemble.suggestion import suggest_samples
     from ray_ft.report.ensembles import name_suggestion, write_suggestion
     from ray_ft.runs.folder import find_newest_run
@@ -261,6 +264,7 @@ def suggest(
     for path in name_suggestion(out):
         check_output("--out", path, force, source, pool)
     loaded = Ensemble.load(source, trust=trust)
+    check_files(loaded.card)
     found = suggest_samples(loaded, read_inputs(pool, loaded.card.data_keys[0]).array, n, pool)
     files = write_suggestion(found, out)
     if found.known is None:

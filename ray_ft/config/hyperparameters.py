@@ -8,7 +8,7 @@ search may leave; or `{low: .., high: .., fixed: true}`, which it may not leave.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
@@ -59,8 +59,9 @@ class Declaration:
         return "" if value is None else format(value, self.form)
 
 
-def declare(title: str, column: str, help: str, form: str = "", **more: Any) -> Any:
-    return field(metadata={"declaration": Declaration(title, column, help, form, **more)})
+def declare(title: str, column: str, help: str, form: str = "", absent: Any = MISSING, **more: Any) -> Any:
+    """Declare a hyperparameter; `absent` is its value in records of runs that did not know it."""
+    return field(default=absent, metadata={"declaration": Declaration(title, column, help, form, **more)})
 
 
 def list_declared(hyperparameters: type) -> Iterator[tuple[str, Declaration]]:
@@ -139,7 +140,12 @@ class GradientHyperparameters:
         "patience", "patience", "Epochs without a better mean after which a candidate ends.", default=(10, 10)
     )
     label_smoothing: Share | None = declare(
-        "label smoothing", "smoothing", "Share of a class's target that all classes get.", ".3f", default=None
+        "label smoothing",
+        "smoothing",
+        "Share of a class's target that all classes get.",
+        ".3f",
+        absent=None,
+        default=None,
     )
 
     @property

@@ -110,15 +110,15 @@ def add_strategies(raw: dict[str, Any]) -> None:
     if not isinstance(own, dict):
         return  # validation says so
     named = (isinstance(cv, dict) and cv.get("strategies")) or ()
-    alone = isinstance(model, dict) and model.get("factory") and (own or not named or not {*named} <= known.keys())
-    shipped = {} if auto or alone else dict(known)
+    alone = auto or (isinstance(model, dict) and model.get("factory"))
+    shipped = {name: strategy for name, strategy in known.items() if not alone or name in named}
     if isinstance(training, dict) and {"freeze_encoder", "freeze_decoder"} & training.keys():
         flags = (bool(training.get(key)) for key in ("freeze_encoder", "freeze_decoder"))
         shipped[AS_WRITTEN] = describe_flags(known, *flags)
     raw["strategies"] = shipped | {
         name: strategy
         if not isinstance(strategy, dict) or {"stages", "train"} & strategy.keys()
-        else shipped.get(name, {}) | strategy
+        else known.get(name, {}) | strategy
         for name, strategy in own.items()
     }
 

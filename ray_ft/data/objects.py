@@ -1,6 +1,7 @@
 """Arrays out of the objects that a Python process has: tensors, pandas frames and series, lists, masked arrays."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,11 +61,11 @@ def check_order(columns: Mapping[str, Any]) -> None:
     first = next(iter(indexes), "")
     for name, index in indexes.items():
         known = indexes[first]
-        if len(index) == len(known) and not index.equals(known) and index.isin(known).all() and known.isin(index).all():
+        if not index.equals(known) and Counter(index) == Counter(known):
+            one = f" (.loc[{first}.index])" if known.is_unique else ""
             raise DataError(
                 f"samples are taken by their places, but the rows of {name} have the labels of {first} in another "
-                f"order; put them into one order (.loc[{first}.index]), or drop labels that say nothing "
-                "(.reset_index(drop=True))"
+                f"order; put them into one order{one}, or drop labels that say nothing (.reset_index(drop=True))"
             )
 
 

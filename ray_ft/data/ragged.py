@@ -42,6 +42,8 @@ def take_inputs(inputs: Any, source: str, by_sample: bool = False) -> tuple[Shap
     if isinstance(inputs, list) and any(isinstance(sample, Mapping) for sample in inputs):
         rule = "a list of samples that are mappings needs a function that makes batches of them"
         raise DataError(f"{rule}, got none for {source}; name it by collate")
+    if isinstance(inputs, list) and len({np.shape(sample) for sample in inputs[:1000]}) > 1:
+        raise DataError(f"samples must have one shape, got others in {source}; or name what makes batches, by collate")
     return as_array(inputs, source), ()
 
 
@@ -60,14 +62,23 @@ def pack_samples(samples: Any, source: str, layout: Layout = ()) -> tuple[Float[
         DataError: They are no such samples, or not alike.
     """
     if not isinstance(samples, list) or not samples:
-        raise DataError(f"samples of unequal shapes must be a list, and some, got {type(samples).__name__} in {source}")
+        told = "an empty one" if isinstance(samples, list) else type(samples).__name__
+        raise DataError(f"samples of unequal shapes must be a list that is not empty, got {told} in {source}")
     named = [name_sample(sample, f"sample {i} of {source}") for i, sample in enumerate(samples)]
     axes = {part.name: len(part.shape) for part in layout} or {name: own.ndim for name, own in named[0].items()}
     for i, sample in enumerate(named):
         if not axes or {name: own.ndim for name, own in sample.items()} != axes:
             told = f"got {describe(sample)} in sample {i} of {source}"
             raise DataError(f"each sample must have the same arrays of as many axes, {told}")
-    known = layout or tuple(Part(name, (FREE,) * n, find_widest(name, named, source)) for name, n in axes.items())
+    if not any(axes.values()):
+        raise DataError(f"samples of numbers alone have one shape, got such in {source}; give an array of each number")
+    kinds = {name: find_widest(name, named, source) for name in axes}
+    known = layout or tuple(Part(name, (FREE,) * n, kinds[name]) for name, n in axes.items())
+    for part in known:
+        if RANKS.index(kinds[part.name]) > RANKS.index(part.kind):
+            raise DataError(
+                f"{part.name or 'samples'} must be {part.kind}, as in the run, got {kinds[part.name]} in {source}"
+            )
     rows = [write_row(sample, known) for sample in named]
     width = max(map(len, rows))
     return np.stack([np.pad(row, (0, width - len(row))) for row in rows]), known
@@ -90,7 +101,8 @@ def find_widest(name: str, samples: Sequence[Sample], source: str) -> Any:
 
 def write_row(sample: Sample, layout: Layout) -> Float[np.ndarray, " value"]:
     sizes = [size for part in layout for size in sample[part.name].shape]
-    values = [sample[part.name].ravel().astype(np.float32) for part in layout]
+    with np.errstate(over="ignore"):  # what is too large is refused, as infinity
+        values = [sample[part.name].ravel().astype(np.float32) for part in layout]
     return np.concatenate([np.array(sizes, np.float32), *values])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ray_ft.config import ModelSection
 from ray_ft.data.packing import Part
+from ray_ft.data.ragged import is_ragged
 from ray_ft.domains import DomainName
 from ray_ft.errors import EnsembleError, RayFTError, first_line, show_value
 from ray_ft.files.json_text import parse_json, read_json
@@ -100,8 +101,8 @@ class Card(BaseModel, extra="forbid", frozen=True):
 
     @property
     def needs_code(self) -> bool:
-        """Whether the network could not be written down, and is built by a factory."""
-        return bool(self.split and self.model.factory)
+        """Whether the network could not be written down, and is built or given its batches by code."""
+        return bool(self.split and (self.model.factory or self.collate))
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,19 @@ def refuse(*kinds: type[Exception], rule: str, path: Path) -> Iterator[None]:
     except kinds as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise EnsembleError(f"an ensemble's {rule}, got {path}: {reason}") from error
+
+
+def check_files(card: Card) -> None:
+    """Refuse an ensemble whose inputs stand in no file.
+
+    Raises:
+        EnsembleError: Its samples have shapes of their own.
+    """
+    if is_ragged(card.inputs):
+        raise EnsembleError(
+            "files hold samples of one shape, but those of this ensemble have shapes of their own; ask it from Python: "
+            "Ensemble.load(folder, trust=True).predict(a list of samples)"
+        )
 
 
 def find_folder(path: Path) -> EnsembleFolder:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from ray_ft.data.samples import Samples, Sources, build_samples, have_same_values
 from ray_ft.ensemble import FALSE_ALARMS, Ensemble
+from ray_ft.ensemble.artefact import check_files
 from ray_ft.errors import DataError, first_few
 from ray_ft.files.arrays import list_arrays
 from ray_ft.files.hashes import hash_arrays
@@ -43,6 +44,7 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
     Raises:
         DataError: They are missing, or not as the run's were.
     """
+    check_files(ensemble.card)
     keys = dict(zip(("inputs", "targets"), ensemble.card.data_keys, strict=True))
     sources = {"inputs": inputs, "targets": targets}
     lacking = [name for name, source in sources.items() if source is None]

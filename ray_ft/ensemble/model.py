@@ -97,10 +97,11 @@ class Ensemble:
             for key, tensor in stacked.items():
                 strategy, _, name = key.partition("/")
                 states[strategy][name] = tensor.to(device)
-            if card.needs_code and not (trust or factory):
+            needed = {card.model.factory: factory, card.collate: collate} if card.needs_code else {}
+            if code := [name for name, given in needed.items() if name and given is None and not trust]:
                 raise EnsembleError(
                     "an ensemble whose network could not be written down as operations needs its own code, which would "
-                    f"run with your rights, got {card.model.factory} in {folder.card}; if it is yours, load it with "
+                    f"run with your rights, got {' and '.join(code)} in {folder.card}; if it is yours, load it with "
                     "trust=True, or --trust"
                 )
             named = card.model.factory if factory is None else factory, card.collate if collate is None else collate

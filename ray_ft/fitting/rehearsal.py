@@ -153,7 +153,11 @@ def check_outside(
 
         with seed_all(), torch.enable_grad():
             learning, slope = whole.hold(whole.state, learn)
-    pairs = ((found, answers, "evaluation"), (learning, told, "training"), (slope, gradient, "its gradients"))
+    pairs = (
+        (found, answers, "evaluation"),
+        (learning, told, "training"),
+        (slope, gradient, "the way back"),
+    )
     for ours, own, mode in pairs:
         if not agree(ours.detach(), own):
             raise NetworkError(

@@ -62,7 +62,7 @@ def call_with_batch(
 ) -> Any:
     """Call what the class of a network has as `forward` with a batch: a mapping by name, a tuple by place."""
     if torch.compiler.is_exporting():  # how many rows make a batch is the function's to know
-        raise NetworkError(f"{KEY} makes its batches")
+        raise NetworkError(f"the batches that {KEY} makes have no fixed shape")
     try:
         batch = collate(read_rows(rows, layout))
     except Exception as error:  # of any class: it is a user's own code

@@ -123,6 +123,9 @@ def compare(old: Any, new: Any, key: str) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys([*old, *new]):
             yield from compare(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, pair in enumerate(zip(old, new, strict=True)):
+            yield from compare(*pair, f"{key}.{i}")
     elif old != new:
         yield f"{key}: {json.dumps(old)} there, {json.dumps(new)} here"
 

@@ -113,14 +113,19 @@ def check_outputs(zero_shot: Float[np.ndarray, "sample ..."], samples: Samples, 
         raise WeightsError("the pretrained network must answer with numbers, got NaN or infinity; check its checkpoint")
 
 
-def check_strategies(samples: Samples, objective: Objective, strategies: Mapping[str, Strategy]) -> None:
+def check_strategies(
+    samples: Samples, objective: Objective, strategies: Mapping[str, Strategy], smoothing: float | None
+) -> None:
     """Refuse smooth labels without classes, and noise on inputs that are no numbers with fractions, such as tokens."""
-    if smoothing := max(stage.smoothing for strategy in strategies.values() for stage in strategy.stages):
-        objective.smooth(smoothing)
+    shares = (stage.smoothing for strategy in strategies.values() for stage in strategy.stages)
+    if share := smoothing or max(shares):
+        objective.smooth(share)
     others = [part.name for part in samples.layout if part.kind != "float"]
     noisy = [name for name, strategy in strategies.items() if any(stage.noisy for stage in strategy.stages)]
     if noisy and is_ragged(samples.layout):
-        raise StrategyError(f"strategy {noisy[0]}: noise_std must be 0 where samples have shapes of their own")
+        raise StrategyError(
+            f"strategy {noisy[0]}: noise_std must be 0 where samples have shapes of their own; leave it out"
+        )
     if others and noisy:
         raise StrategyError(
             f"strategy {noisy[0]}: noise_std must be 0 where inputs are whole numbers or booleans, as {others[0]} is"

@@ -57,11 +57,13 @@ def serve(
     from ray_ft.backends.running import set_up_ray
     from ray_ft.config import ComputeSection
     from ray_ft.ensemble import Ensemble
+    from ray_ft.ensemble.artefact import check_files
     from ray_ft.ensemble.device import pick_device
 
     if address is None and pick_device(device) == "cpu":
         device = "cpu"
     card = Ensemble.load(path, trust=trust).card  # before Ray starts: what is wrong with it shows at once
+    check_files(card)
     say("starting Ray" if address is None else f"joining {address}")
     set_up_ray(address)
     import_serve()  # which sets levels of its own for what it logs

@@ -130,7 +130,8 @@ def attend(
     if attn_mask is not None:
         hidden = attn_mask.dtype == torch.bool
         weights = weights.masked_fill(~attn_mask, -math.inf) if hidden else weights + attn_mask
-    shares = F.softmax(weights, -1)
+    hidden_rows = (weights == -math.inf).all(-1, keepdim=True)  # which see nothing, and get zeros as from torch
+    shares = F.softmax(weights.masked_fill(hidden_rows, 0.0), -1).masked_fill(hidden_rows, 0.0)
     return (shares if mask is None else multiply(mask, shares)) @ value
 
 

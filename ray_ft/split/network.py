@@ -41,6 +41,7 @@ T = TypeVar("T")
 Features = tuple[Shaped[Tensor, "..."], ...]
 Tail = Program | WholeTail
 
+HUGE = 1e9  # from which on a number says no more than its sign
 N_CHECKED = 4  # samples on which a split is compared with its network
 # Of the largest value. Accelerators may round products to TF32, and not alike for one sample and for several.
 TOLERANCE_CPU, TOLERANCE_ACCELERATOR = 1e-4, 1e-2
@@ -232,13 +233,13 @@ def split_network(network: nn.Module, trained: Collection[str], example: Tensor)
 
 
 def as_numbers(feature: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-    """Make a feature finite and real, for what measures samples by it.
+    """Make a feature real and of moderate size, for what measures samples by it.
 
-    The infinities by which attention hides what is padding become 1 and -1. The real and the imaginary part of complex
-    numbers lie side by side, along a last axis.
+    Infinities, and the huge numbers in their place, by which attention hides what is padding, become 1 and -1. The real
+    and the imaginary part of complex numbers lie side by side, along a last axis.
     """
     real = torch.view_as_real(feature.resolve_conj()) if feature.is_complex() else feature
-    return real.nan_to_num(0.0, 1.0, -1.0)
+    return torch.where(real.abs() < HUGE, real, real.sign()) if real.is_floating_point() else real
 
 
 def order_names(network: nn.Module, trained: Collection[str]) -> tuple[str, ...]:

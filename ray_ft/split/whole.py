@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from threading import Lock
+from threading import RLock
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from ray_ft.files.memory import is_out_of_memory
 from ray_ft.split.program import Program
 
 T = TypeVar("T")
-LOCK = Lock()  # tensors are exchanged in the one module, whichever thread calls
+LOCK = RLock()  # tensors are exchanged in the one module, whichever thread calls; work that holds it calls it too
 
 
 @contextmanager
@@ -56,7 +56,8 @@ def hold(network: nn.Module, tensors: Mapping[str, Tensor], work: Callable[[], T
     tensors that the network has then.
     """
     given = {f"network.{name}": tensor for name, tensor in tensors.items()}
-    found: T = functional_call(Holding(network, work), given, ())
+    with LOCK:
+        found: T = functional_call(Holding(network, work), given, ())
     return found
 
 
