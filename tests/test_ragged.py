@@ -172,6 +172,27 @@ def test_a_config_names_what_makes_batches(toy_folder: Path) -> None:
         assert "have shapes of their own; ask it from Python" in done.stderr
 
 
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_batch_that_is_no_row_of_its_samples_is_refused(alike: bool) -> None:
+    """Also where the first samples hide it, as they are sorted already, or of one length."""
+    lengths = np.r_[[5] * 4, RNG.integers(1, 6, 32)] if alike else np.sort(RNG.integers(1, 9, 36))[::-1]
+    samples = [RNG.normal(size=(n, 4)).astype(np.float32) for n in lengths]
+    y = np.array([own.mean() for own in samples])
+
+    def pad(own: list[Tensor]) -> Tensor:
+        return nn.utils.rnn.pad_sequence(own, batch_first=True).mean(1)  # over what is padded, too
+
+    def run(collate: Callable[[list[Tensor]], Tensor]) -> None:
+        ray_ft.cross_validate(Rows(), (samples, y), collate=collate, options=OPTIONS, **FEW)
+
+    with pytest.raises(NetworkError, match="must depend on each sample alone, but beside others"):
+        run(pad)
+    with pytest.raises(NetworkError, match="must depend on each sample alone, but beside others"):
+        run(lambda own: torch.stack([each.mean(0) for each in sorted(own, key=len, reverse=True)]))
+    with pytest.raises(NetworkError, match=r"must answer each sample, \d+ in a batch, got \d+ answers"):
+        run(lambda own: torch.stack([each.mean(0) for each in own if len(own) == 1 or len(each) > 1]))
+
+
 def test_what_cannot_be_collated_is_refused() -> None:
     made: dict[str, Any] = {}
     exec(GRAPHS, made)

@@ -76,6 +76,8 @@ def test_a_network_of_several_inputs_equals_its_twin_of_one(tmp_path: Path) -> N
     for found in (several.ensemble, Ensemble.load(tmp_path / "several")):
         np.testing.assert_array_equal(found.predict(new).mean, expected.mean)
         np.testing.assert_array_equal(found.predict(PACKED[:5]).lower, expected.lower)
+    with pytest.raises(DataError, match=r"tokens must be int, as in the run, got float in the inputs"):
+        several.ensemble.predict(new | {"tokens": TOKENS[:5] + 0.5})
     with pytest.raises(DataError, match=r"must be those of the run, 0, tokens, mask, got 0, tokens in"):
         several.ensemble.predict({"0": X, "tokens": TOKENS})
     with pytest.raises(DataError, match=r"tokens must have the shape \(4,\) for a sample, got \(3,\)"):

@@ -200,6 +200,32 @@ class Unused(nn.Module):
         return self.last[0](torch.tanh(self.body(x)))
 
 
+class Scaled(nn.Module):
+    """Its scale is a number of no axis, as of a contrastive network's logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = nn.Linear(6, 3), nn.Linear(3, 3)
+        self.last_scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.body(x))) * self.last_scale.exp()
+
+
+class Twice(nn.Module):
+    """One module under two names, which is called twice; what looks at its values runs whole."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.last_shared = nn.Linear(6, 6)
+        self.first, self.last = nn.Sequential(self.last_shared, nn.Tanh()), nn.Linear(6, 3)
+        self.second, self.looks = nn.Sequential(self.last_shared, nn.Tanh()), whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.looks or float(x.sum()) < 1e9
+        return self.last(self.second(self.first(x)))
+
+
 def build_normed(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
     parts = {"body": nn.Linear(6, 8), "act": nn.Tanh(), "last": norm(nn.Linear(8, 3))}
     network = nn.Sequential()
@@ -239,13 +265,16 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "train": partial(Kept, False),
     "inner_train": partial(Kept, True),
     "unused": Unused,
+    "scaled": Scaled,
+    "twice": partial(Twice, False),
+    "twice_whole": partial(Twice, True),
     "weight_norm": partial(build_normed, nn.utils.weight_norm),
     "parametrized_weight_norm": partial(build_normed, parametrizations.weight_norm),
     "spectral_norm": partial(build_normed, nn.utils.spectral_norm),
     "parametrized_spectral_norm": partial(build_normed, parametrizations.spectral_norm),
 }
 # They read a buffer in the pass that writes it, so they run whole, and their members train one by one.
-WHOLE = {"in_place", "replaced", "spectral_norm", "parametrized_spectral_norm"}
+WHOLE = {"in_place", "replaced", "twice_whole", "spectral_norm", "parametrized_spectral_norm"}
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")

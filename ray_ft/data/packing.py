@@ -22,6 +22,7 @@ class Part(NamedTuple):
 
 
 Layout = tuple[Part, ...]
+KINDS_IN_ORDER = ("bool", "int", "float")  # each holds the one before it
 KINDS = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 
 
@@ -71,7 +72,11 @@ def pack_alike(
     for name, part in wanted.items():
         if (found := parts[name].shape[1:]) != part.shape:
             raise DataError(f"{name} must have the shape {part.shape} for a sample, got {found} in {source}")
-    return pack({name: parts[name] for name in wanted}, source)[0]
+    packed, found = pack({name: parts[name] for name in wanted}, source)
+    for part in found:
+        if KINDS_IN_ORDER.index(part.kind) > KINDS_IN_ORDER.index(wanted[part.name].kind):
+            raise DataError(f"{part.name} must be {wanted[part.name].kind}, as in the run, got {part.kind} in {source}")
+    return packed
 
 
 def name_parts(inputs: Mapping[str, Any] | tuple[Any, ...]) -> dict[str, Shaped[np.ndarray, "..."]]:

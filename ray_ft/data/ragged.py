@@ -14,12 +14,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ray_ft.data.objects import as_array
-from ray_ft.data.packing import KINDS, Layout, Part, find_kind, name_parts, pack
+from ray_ft.data.packing import KINDS, KINDS_IN_ORDER, Layout, Part, find_kind, name_parts, pack
 from ray_ft.errors import DataError, first_few
 
 FREE = -1  # size of an axis that is each sample's own
 ALONE = ""  # name of the part of samples that are one array each
-RANKS = ("bool", "int", "float")
 Sample = dict[str, Shaped[np.ndarray, "..."]]
 
 
@@ -75,7 +74,7 @@ def pack_samples(samples: Any, source: str, layout: Layout = ()) -> tuple[Float[
     kinds = {name: find_widest(name, named, source) for name in axes}
     known = layout or tuple(Part(name, (FREE,) * n, kinds[name]) for name, n in axes.items())
     for part in known:
-        if RANKS.index(kinds[part.name]) > RANKS.index(part.kind):
+        if KINDS_IN_ORDER.index(kinds[part.name]) > KINDS_IN_ORDER.index(part.kind):
             raise DataError(
                 f"{part.name or 'samples'} must be {part.kind}, as in the run, got {kinds[part.name]} in {source}"
             )
@@ -96,7 +95,7 @@ def name_sample(sample: Any, source: str) -> Sample:
 def find_widest(name: str, samples: Sequence[Sample], source: str) -> Any:
     """Find the kind that holds the values of all samples."""
     kinds = {find_kind(name, sample[name], f"sample {i} of {source}") for i, sample in enumerate(samples)}
-    return max(kinds, key=RANKS.index)
+    return max(kinds, key=KINDS_IN_ORDER.index)
 
 
 def write_row(sample: Sample, layout: Layout) -> Float[np.ndarray, " value"]:

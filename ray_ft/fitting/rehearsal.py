@@ -45,7 +45,7 @@ def rehearse(
         NetworkError: It raises, or is not one function.
         StrategyError: Nothing that a strategy trains reaches the answer.
     """
-    inputs, known = inputs[:N_TRIED], list_held(network)
+    inputs, known = choose_unlike(inputs), list_held(network)
     answers = predict_all(network, inputs)
     if not agree(predict_all(network, inputs), answers):
         moved = name_changes(known, list_held(network))
@@ -68,6 +68,18 @@ def rehearse(
     for strategy in strategies:
         rehearse_training(again, strategy, torch.from_numpy(inputs), answers)
     return replace(pretrained, witness=(inputs, answers))
+
+
+def choose_unlike(inputs: Float[np.ndarray, "sample *input"]) -> Float[np.ndarray, "few *input"]:
+    """Choose a few samples that are unlike one another, in an order that is that of no sorting by size.
+
+    What is padded shows by samples of unequal sizes, and what is sorted by an order that sorting changes.
+    """
+    sizes = np.count_nonzero(inputs.reshape(len(inputs), -1), axis=1)
+    ordered = np.lexsort((np.arange(len(inputs)), sizes))
+    few = np.unique(np.linspace(0, len(inputs) - 1, N_TRIED).round().astype(int))
+    chosen: np.ndarray = inputs[ordered[np.roll(few, 1)[::-1]]]
+    return chosen
 
 
 def rehearse_training(network: nn.Module, strategy: Strategy, inputs: Tensor, answers: Tensor) -> None:

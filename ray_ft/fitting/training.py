@@ -265,7 +265,7 @@ def step_stacked(pack: Pack, recipe: Recipe, batches: Sequence[Batch]) -> Float[
 
 def clip_stacked(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
     """Do for each member, along the first axis, what `torch.nn.utils.clip_grad_norm_` does for one."""
-    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    norms = torch.stack([own.reshape(len(own), -1).norm(dim=1) for own in gradients]).norm(dim=0)
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     # The fused optimizer takes a gradient for laid out as its weight is, whatever its strides say.
     return [(gradient * factors.view(-1, *[1] * (gradient.dim() - 1))).contiguous() for gradient in gradients]

@@ -114,6 +114,9 @@ def predict_part(network: nn.Module, inputs: Float[np.ndarray, "sample *input"])
     if not isinstance(outputs, Tensor) or outputs.is_complex():
         kind = str(outputs.dtype) if isinstance(outputs, Tensor) else describe(outputs)
         raise NetworkError(f"the network must answer with one real tensor, got {kind}; name one by model.output")
+    if len(inputs) > 1 and (outputs.dim() == 0 or len(outputs) != len(inputs)):
+        n = len(outputs) if outputs.dim() else 0
+        raise NetworkError(f"the network must answer each sample, {len(inputs)} in a batch, got {n} answers")
     return outputs
 
 

@@ -98,8 +98,14 @@ def check_config(run: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
             f"a run goes on with the release that began it, got {run.place} by ray-ft {release}; choose another --out "
             "(report, predict and evaluate read it as it is)"
         )
-    refuse(run, list(compare(old["config"], config, "")))
+    refuse(run, list(compare(keep_compared(old["config"]), keep_compared(config), "")))
     return old
+
+
+def keep_compared(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the strategies that a config has beside those that it compares."""
+    named, known = config["cv"]["strategies"], config["strategies"]
+    return {**config, "strategies": {name: known[name] for name in known if not named or name in named}}
 
 
 def refuse(run: RunFolder, changes: list[str]) -> None:

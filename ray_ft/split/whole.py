@@ -49,6 +49,25 @@ class Holding(nn.Module):
         return self.work()
 
 
+def call_with(network: nn.Module, tensors: dict[str, Tensor], *args: Any) -> Any:
+    """Call a network with these tensors in place of its own, wherever one is registered.
+
+    What the network puts in the place of one is in `tensors` then. torch's own search for ties takes a module that has
+    two names for two, and leaves the tensors of one in it.
+    """
+    named = (*network.named_parameters(), *network.named_buffers())
+    wanted = {id(own): tensors[name] for name, own in named if name in tensors}
+    given = {
+        f"{prefix}.{name}".lstrip("."): wanted[id(own)]
+        for prefix, module in network.named_modules()
+        for name, own in (*module._parameters.items(), *module._buffers.items())
+        if id(own) in wanted
+    }
+    outputs = functional_call(network, given, args, tie_weights=False)
+    tensors.update({name: own for name, own in given.items() if name in tensors})
+    return outputs
+
+
 def hold(network: nn.Module, tensors: Mapping[str, Tensor], work: Callable[[], T]) -> T:
     """Do work while a network has these tensors in place of its own.
 
@@ -57,8 +76,19 @@ def hold(network: nn.Module, tensors: Mapping[str, Tensor], work: Callable[[], T
     """
     given = {f"network.{name}": tensor for name, tensor in tensors.items()}
     with LOCK:
-        found: T = functional_call(Holding(network, work), given, ())
+        found: T = call_with(Holding(network, work), given)
     return found
+
+
+def check_count(outputs: Any, inputs: Tensor) -> None:
+    """Refuse answers that are not one a sample, which no mean over samples would tell.
+
+    Raises:
+        NetworkError: They are more or fewer; a single sample may come without an axis of its own.
+    """
+    n = len(outputs) if isinstance(outputs, Tensor) and outputs.dim() else 0
+    if n != len(inputs) > 1:
+        raise NetworkError(f"the network must answer each sample, {len(inputs)} in a batch, got {n} answers")
 
 
 def pull_back(outputs: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -96,7 +126,8 @@ class WholeTail:
         buffers = {name: tensor for name, tensor in state.items() if name not in self.trained}
         given = {**tensors, **state, **({} if self.training else {name: own.clone() for name, own in buffers.items()})}
         with LOCK, blame_network("in training" if self.training else "in evaluation"):
-            outputs = functional_call(self.network, given, features)
+            outputs = call_with(self.network, given, *features)
+            check_count(outputs, features[0])
             if self.training:
                 for name, buffer in buffers.items():
                     if given[name] is not buffer:  # the network has put another in its place
@@ -201,5 +232,5 @@ def find_written(network: nn.Module, example: Tensor) -> set[str]:
     given = {name: tensor.clone() for name, tensor in before.items()}
     with torch.random.fork_rng([example.device] if example.is_cuda else []), blame_network("in training"):
         for _ in range(2):
-            functional_call(network, given, (example.clone(),))
+            call_with(network, given, example.clone())
     return {name for name, tensor in before.items() if not torch.equal(given[name], tensor)}
