@@ -6,7 +6,6 @@ as they are, and what has ended is read from its files.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from ray_ft.results.records import (
     load_means,
     load_plan,
     load_result,
+    read_spec,
 )
 from ray_ft.runs.folder import RunFolder
 from ray_ft.runs.journal import Journal, read_log, sum_seconds
@@ -271,7 +271,7 @@ class Rounds:
         result = load_result(self.shared.run, spec.name)
         if result is None:
             raise RunError(f"candidate {spec.name} ended without a result; repeat the command to go on with it")
-        if result["spec"] != json.loads(json.dumps(spec.as_dict())):
+        if read_spec(result["spec"]) != spec:
             raise RunFolderError(
                 f"a result must be that of the planned candidate, got one with other hyperparameters in "
                 f"{self.shared.run.candidate(spec.name).root}; restore the plan, or remove that folder and repeat "

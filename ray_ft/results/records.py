@@ -161,6 +161,14 @@ def load_result(run: RunFolder, name: str) -> dict[str, Any] | None:
         return None
 
 
+def read_spec(content: object) -> CandidateSpec | None:
+    """Read a candidate as a record has it; None where it is none."""
+    try:
+        return TypeAdapter(CandidateSpec).validate_python(content)
+    except ValueError:
+        return None
+
+
 def load_history(run: RunFolder, name: str, splits: Splits) -> History | None:
     """Read the losses of an assignment; None where there are none to be read yet, or they are not of these folds."""
     try:
