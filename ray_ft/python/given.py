@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Shaped
 from torch import nn
 from torch.utils.data import Dataset
@@ -19,6 +18,7 @@ from ray_ft.data.samples import Arrays
 from ray_ft.errors import ConfigError, DataError, NetworkError, first_few, first_line, show_value, suggest
 from ray_ft.models.factory import check_kind, unwrap
 from ray_ft.objectives import METRICS
+from ray_ft.split.whole import copy_network
 
 OBJECTIVES = {"regression": "mse", "classification": "log_loss", "multilabel": "multilabel_log_loss"}
 
@@ -36,16 +36,10 @@ def as_factory(model: object) -> Callable[[], nn.Module]:
         return model
     check_kind(model := unwrap(model))
     try:
-        return Copies(copy_module(model).cpu())
+        return Copies(copy_network(model).cpu())
     except Exception as error:  # of any class, as of a tensor that was computed and kept
         rule = "a module that is given must be one that copy.deepcopy copies"
         raise NetworkError(f"{rule}, but {first_line(error)}; give a function that builds it") from error
-
-
-def copy_module(model: nn.Module) -> nn.Module:
-    """Copy a module, and what passes have left in it without its history, as `deepcopy` alone refuses."""
-    left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
-    return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in left if not tensor.is_leaf})
 
 
 @dataclass(frozen=True)

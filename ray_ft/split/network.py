@@ -13,7 +13,6 @@ either, such as batch norm's refusal to train on a single value per channel; `fi
 
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -29,6 +28,7 @@ from ray_ft.split.silence import silence
 from ray_ft.split.whole import (
     PASS_INPUTS,
     WholeTail,
+    copy_network,
     empty_copy,
     find_written,
     hold,
@@ -203,7 +203,7 @@ def split_network(network: nn.Module, trained: Collection[str], example: Tensor)
         ValueError: No name is given, or one is not a parameter's.
         NetworkError: It raises in training, whatever that is.
     """
-    network = deepcopy(network).requires_grad_(False)
+    network = copy_network(network).requires_grad_(False)
     names = order_names(network, trained)
     example = example[:N_CHECKED].to(next(network.parameters()).device)
     set_training_modes(network, names)

@@ -171,7 +171,13 @@ def empty_copy(network: nn.Module) -> nn.Module:
         for parameter in network.parameters()
     }
     kept |= {id(buffer): buffer.detach().to("meta") for buffer in network.buffers()}
-    return deepcopy(network, kept)
+    return copy_network(network, kept)
+
+
+def copy_network(network: nn.Module, kept: dict[int, Any] | None = None) -> nn.Module:
+    """Copy a network, and what passes or pruning have left in it without its history, as `deepcopy` alone refuses."""
+    left = [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return deepcopy(network, {**(kept or {}), **{id(own): own.detach().clone() for own in left if not own.is_leaf}})
 
 
 def set_training_modes(network: nn.Module, trained: Collection[str]) -> None:
