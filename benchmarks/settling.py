@@ -23,7 +23,7 @@ from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.settling import Attempt, assess
 
 ROPE = 0.01
-HYPER = GradientHyperparameters(1e-3, 10, 8, 0.0, 0.0, None, 0, 10, None)
+HYPER = GradientHyperparameters(1e-3, 10, 8, 0.0, 0.0, None, 0, 10, None, "zero")
 RECIPES: tuple[dict[str, Any], ...] = (
     {},
     {"lr": [1e-4, 5e-4], "epochs": [50, 100]},

@@ -89,7 +89,7 @@ def move_split(split: SplitNetwork) -> SplitNetwork:
 def fit(split: SplitNetwork) -> None:
     """An epoch's batches, a step of all members and of one, and what they predict."""
     drawn = {"batch_size": 4, "weight_decay": 0.0, "noise_std": 0.1, "head_dropout": None, "warmup_epochs": 0}
-    hyper = GradientHyperparameters(lr=0.1, epochs=2, patience=9, label_smoothing=None, **drawn)
+    hyper = GradientHyperparameters(lr=0.1, epochs=2, patience=9, label_smoothing=None, decay_to="zero", **drawn)
     with fake_device():
         own, inputs, targets = move_split(split), torch.zeros(1, 12, 4, device=NAME), torch.zeros(1, 12, 2, device=NAME)
         bank = ViewBank(own.compute_features(inputs[0], n_threads=2), targets)

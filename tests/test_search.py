@@ -15,7 +15,7 @@ from ray_ft.search.settling import Attempt, Standing, assess, measure_second_hal
 from ray_ft.statistics.comparison import Comparison, compare_all, mark_unsettled
 
 ROPE = 0.01
-HYPER = GradientHyperparameters(1e-3, 10, 8, 0.0, 0.0, None, 0, 10, None)
+HYPER = GradientHyperparameters(1e-3, 10, 8, 0.0, 0.0, None, 0, 10, None, "zero")
 
 
 @dataclass(frozen=True)

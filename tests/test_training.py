@@ -31,7 +31,7 @@ from ray_ft.search.problem import MemberKey
 from ray_ft.split.network import split_network
 
 MSE = find_objective("mse")
-HYPER = GradientHyperparameters(0.1, 4, 3, 0.0, 0.0, None, 1, 10, None)
+HYPER = GradientHyperparameters(0.1, 4, 3, 0.0, 0.0, None, 1, 10, None, "zero")
 
 
 def build_bank(n_views: int = 2, n_samples: int = 5) -> tuple:
@@ -110,7 +110,7 @@ def test_members_of_one_learning_rate_share_a_call_of_the_optimizer(lrs: tuple[f
                 for name in split.trained_names:
                     member.state[name].grad = torch.randn(member.state[name].shape, generator=generator)
         with OptimizerCalls() as counter:
-            update(together.members, lrs)
+            update(together.members, lrs, recipe)
         assert counter.n_calls == n_calls
         for member, lr in zip(alone.members, lrs, strict=True):
             member.optimizer.param_groups[0]["lr"] = lr
@@ -237,11 +237,15 @@ def build_normed(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
 
 
 def train_plainly(network: nn.Module, trained: list[str], recipe: Recipe, member: object, x: Tensor, y: Tensor) -> dict:
-    """Train as anybody would, on the member's batches; the frozen part stays in eval mode."""
+    """Train as anybody would, on the member's batches; the frozen part stays in eval mode.
+
+    Decay towards the pretrained weights (L2-SP) is written as a pull of its own.
+    """
     network = deepcopy(network).requires_grad_(False)
     own = [network.get_parameter(name).requires_grad_() for name in trained]
-    hyper = recipe.hyper
-    optimizer = torch.optim.AdamW(own, lr=hyper.lr, weight_decay=hyper.weight_decay)
+    hyper, starts = recipe.hyper, [parameter.detach().clone() for parameter in own]
+    to_zero = hyper.decay_to == "zero"
+    optimizer = torch.optim.AdamW(own, lr=hyper.lr, weight_decay=hyper.weight_decay if to_zero else 0.0)
     for epoch in range(hyper.epochs):
         for batch in draw_batches(member, recipe, epoch):
             network.train()
@@ -252,7 +256,13 @@ def train_plainly(network: nn.Module, trained: list[str], recipe: Recipe, member
             optimizer.zero_grad()
             ((network(x[batch.rows]) - y[batch.rows]) ** 2).mean().backward()
             nn.utils.clip_grad_norm_(own, recipe.grad_clip)
+            pulls = [
+                0.0 if to_zero else batch.lr * hyper.weight_decay * (p - s) for p, s in zip(own, starts, strict=True)
+            ]
             optimizer.step()
+            with torch.no_grad():
+                for parameter, pull in zip(own, pulls, strict=True):
+                    parameter -= pull if parameter.grad is not None else 0.0
     with torch.no_grad():
         tensors = dict((*network.named_parameters(), *network.named_buffers()))
         return {"predicted": network.eval()(x), **{name: tensor.detach() for name, tensor in tensors.items()}}
@@ -278,11 +288,12 @@ WHOLE = {"in_place", "replaced", "twice_whole", "spectral_norm", "parametrized_s
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
+@pytest.mark.parametrize("decay_to", ["zero", "pretrained"])
 @pytest.mark.parametrize(
     ("name", "packed"),
     [(name, packed) for name in NETWORKS for packed in (False, True) if not (packed and name in WHOLE)],
 )
-def test_members_of_any_network_are_those_of_a_plain_loop(name: str, packed: bool) -> None:
+def test_members_of_any_network_are_those_of_a_plain_loop(name: str, packed: bool, decay_to: Any) -> None:
     torch.manual_seed(0)
     network, x = NETWORKS[name]().eval(), torch.randn(11, 6)
     with torch.no_grad():
@@ -290,7 +301,7 @@ def test_members_of_any_network_are_those_of_a_plain_loop(name: str, packed: boo
     names = [name for name, _ in network.named_parameters()]
     trained = [name for name in names if "last" in name or "mix" in name]
     split = split_network(network, trained, x[:4])
-    hyper = GradientHyperparameters(0.05, 3, 4, 0.1, 0.0, None, 1, 10, None)
+    hyper = GradientHyperparameters(0.05, 3, 4, 0.5, 0.0, None, 1, 10, None, decay_to)
     recipe = Recipe(split, ViewBank(split.compute_features(x), y[None]), hyper, MSE, grad_clip=0.5)
     assert (split.draws, bool(split.reason)) == (name in WHOLE, name in WHOLE), split.reason
     keys = [MemberKey(0, 0, seed) for seed in range(2)]

@@ -148,6 +148,11 @@ class GradientHyperparameters:
         default=None,
     )
 
+    decay_to: Literal["zero", "pretrained"] = declare(
+        "decay towards", "decay to", "What weight decay pulls towards: zero, or pretrained for where training began.",
+        absent="zero", default="zero",
+    )  # fmt: skip
+
     @property
     def n_epochs(self) -> int:
         return self.epochs

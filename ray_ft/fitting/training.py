@@ -240,7 +240,7 @@ def step_alone(member: Member, recipe: Recipe, batch: Batch) -> Tensor:
 
     loss = recipe.split.hold(member.state, learn)
     torch.nn.utils.clip_grad_norm_([member.state[name] for name in recipe.split.trained_names], recipe.grad_clip)
-    update([member], [batch.lr])
+    update([member], [batch.lr], recipe)
     return loss
 
 
@@ -259,7 +259,7 @@ def step_stacked(pack: Pack, recipe: Recipe, batches: Sequence[Batch]) -> Float[
     for i, member in enumerate(pack.members):
         for name, gradient in zip(used, gradients, strict=True):
             member.state[name].grad = gradient[i]
-    update(pack.members, [batch.lr for batch in batches])
+    update(pack.members, [batch.lr for batch in batches], recipe)
     return losses.detach()
 
 
@@ -272,8 +272,9 @@ def clip_stacked(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
 
 
 @torch.no_grad()
-def update(members: Sequence[Member], lrs: Sequence[float]) -> None:
+def update(members: Sequence[Member], lrs: Sequence[float], recipe: Recipe) -> None:
     """Take the step of each member's optimizer, in one call for all of one learning rate, as each call has its cost."""
+    starts = recipe.split.state if recipe.hyper.decay_to == "pretrained" else {}
     for lr in dict.fromkeys(lrs):
         optimizers = [member.optimizer for member, own in zip(members, lrs, strict=True) if own == lr]
         (beta1, beta2), weight_decay, eps = (optimizers[0].defaults[key] for key in ("betas", "weight_decay", "eps"))
@@ -285,6 +286,10 @@ def update(members: Sequence[Member], lrs: Sequence[float]) -> None:
             params, gradients, means, squares, unused, counts, fused=fused, has_complex=is_complex, amsgrad=False,
             maximize=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps,
         )  # fmt: skip
+        for member in (member for member, own in zip(members, lrs, strict=True) if own == lr and starts):
+            moved = [name for name in recipe.split.trained_names if member.state[name].grad is not None]
+            pair = [member.state[name] for name in moved], [starts[name] for name in moved]
+            torch._foreach_add_(*pair, alpha=lr * weight_decay)  # AdamW has pulled towards zero by as much
         for optimizer in optimizers:
             optimizer.zero_grad()  # so that gradients take up memory for one step alone
 

@@ -175,7 +175,7 @@ class BestProposer:
             wanted = {"lr": lr, "epochs": n_epochs}.get(name, getattr(like, name, None))
             space, own = self.stage.space(name), self.stage.range_of(name)
             if wanted is None:
-                values[name] = None if space is None else space[0]
+                values[name] = getattr(self.stage, name, None) if space is None else space[0]
             else:
                 values[name] = min(max(wanted, own.low), own.high) if own is not None and own.fixed else wanted
         if self.is_gradient and not self.is_single("patience"):
