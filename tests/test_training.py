@@ -100,8 +100,9 @@ class OptimizerCalls(TorchDispatchMode):
 
 @pytest.mark.parametrize(("lrs", "n_calls"), [((0.1, 0.1, 0.1), 1), ((0.1, 0.2, 0.1), 2)])
 def test_members_of_one_learning_rate_share_a_call_of_the_optimizer(lrs: tuple[float, ...], n_calls: int) -> None:
-    _, split, _ = build_bank()
-    keys, samples = [MemberKey(0, fold, 0) for fold in range(3)], [np.arange(5)] * 3
+    _, split, bank = build_bank()
+    recipe, keys = Recipe(split, bank, HYPER, MSE), [MemberKey(0, fold, 0) for fold in range(3)]
+    samples = [np.arange(5)] * 3
     together, alone = (create_pack(keys, (1,), split, HYPER, samples) for _ in range(2))
     for step in range(3):
         for pack in (together, alone):
@@ -256,9 +257,9 @@ def train_plainly(network: nn.Module, trained: list[str], recipe: Recipe, member
             optimizer.zero_grad()
             ((network(x[batch.rows]) - y[batch.rows]) ** 2).mean().backward()
             nn.utils.clip_grad_norm_(own, recipe.grad_clip)
-            pulls = [
-                0.0 if to_zero else batch.lr * hyper.weight_decay * (p - s) for p, s in zip(own, starts, strict=True)
-            ]
+            decay = 0.0 if to_zero else batch.lr * hyper.weight_decay
+            with torch.no_grad():
+                pulls = [decay * (now - start) for now, start in zip(own, starts, strict=True)]
             optimizer.step()
             with torch.no_grad():
                 for parameter, pull in zip(own, pulls, strict=True):
