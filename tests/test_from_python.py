@@ -437,3 +437,44 @@ def test_a_network_of_a_script_trains_on_ray_to_what_it_is_here(toy_folder: Path
     (toy_folder / "script.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Answering(nn.Module):
+    """A network that answers in another precision, or fails in training where a batch is large."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, fails: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.dtype, self.fails = dtype, fails
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fails and self.training and len(x) > 4:
+            raise ValueError("too many")
+        answer: torch.Tensor = self.head(torch.tanh(self.body(x))).to(self.dtype)
+        return answer
+
+
+def test_answers_of_low_precision_are_taken(toy: Any) -> None:
+    strategies = {"all": {"train": ["*"], "lr": 0.03, "epochs": 6}}
+    few: dict[str, Any] = {
+        "folds": 3,
+        "seeds": 1,
+        "options": {"search.candidates": 1},
+        "inline": True,
+        "progress": False,
+    }
+    low, full = (
+        ray_ft.cross_validate(Answering(dtype), toy[1], strategies=strategies, options={"search.candidates": 1}, **few)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert low.table.loc["all", "score_mean"] == pytest.approx(full.table.loc["all", "score_mean"], rel=0.02)
+
+
+def test_a_failure_names_no_folder_that_is_gone(toy: Any) -> None:
+    with pytest.raises(RayFTError, match="too many") as error:
+        ray_ft.cross_validate(
+            Answering(fails=True), toy[1], strategies={"all": "*"}, folds=3, seeds=1, inline=True, progress=False
+        )
+    assert "ray-ft-" not in str(error.value)
+    assert str(error.value).endswith("name a folder by out, where candidates/*/error.txt tells more")

@@ -89,6 +89,7 @@ def agree(first: Tensor, second: Tensor) -> bool:
     """Whether two answers are the same but for rounding."""
     if first.shape != second.shape:
         return False
+    first, second = first.float(), second.float()  # of one precision
     reach = TOLERANCE * float(first.abs().nan_to_num().max())
     return torch.allclose(first, second, rtol=0.0, atol=reach, equal_nan=True)
 
@@ -117,7 +118,7 @@ def predict_part(network: nn.Module, inputs: Float[np.ndarray, "sample *input"])
     if len(inputs) > 1 and (outputs.dim() == 0 or len(outputs) != len(inputs)):
         n = len(outputs) if outputs.dim() else 0
         raise NetworkError(f"the network must answer each sample, {len(inputs)} in a batch, got {n} answers")
-    return outputs
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
 
 def name_precision(network: nn.Module) -> str:

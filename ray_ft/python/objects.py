@@ -24,6 +24,7 @@ from ray_ft.data.sources import HERE
 from ray_ft.ensemble import Ensemble
 from ray_ft.errors import (
     ConfigError,
+    RayFTError,
     RunFolderError,
     show_value,
 )
@@ -233,8 +234,11 @@ def run_temporarily(config: Config, given: Given, inline: bool, console: Console
     temporary = Path(tempfile.mkdtemp(prefix="ray-ft-"))
     try:
         summary = cross_validation.cross_validate(config, temporary / "run", inline, console, given=given)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, RayFTError) and str(temporary) in str(error):  # which is no more to be looked into
+            kept = [line for line in str(error).splitlines() if str(temporary) not in line]
+            error.args = ("\n".join([*kept, "name a folder by out, where candidates/*/error.txt tells more"]),)
         raise
     found = CrossValidation(summary, temporary / "run", given.factory, given.collate)
     weakref.finalize(found, shutil.rmtree, temporary, ignore_errors=True)
