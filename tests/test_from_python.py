@@ -456,19 +456,13 @@ class Answering(nn.Module):
 
 
 def test_answers_of_low_precision_are_taken(toy: Any) -> None:
-    strategies = {"all": {"train": ["*"], "lr": 0.03, "epochs": 6}}
-    few: dict[str, Any] = {
-        "folds": 3,
-        "seeds": 1,
-        "options": {"search.candidates": 1},
-        "inline": True,
-        "progress": False,
-    }
+    few: dict[str, Any] = {"folds": 3, "seeds": 1, "inline": True, "progress": False}
+    few["strategies"] = {"all": {"train": ["*"], "lr": 0.03, "epochs": 6}}
     low, full = (
-        ray_ft.cross_validate(Answering(dtype), toy[1], strategies=strategies, options={"search.candidates": 1}, **few)
+        ray_ft.cross_validate(Answering(dtype), toy[1], options={"search.candidates": 1}, **few).table
         for dtype in (torch.bfloat16, torch.float32)
     )
-    assert low.table.loc["all", "score_mean"] == pytest.approx(full.table.loc["all", "score_mean"], rel=0.02)
+    assert low.loc["all", "score_mean"] == pytest.approx(full.loc["all", "score_mean"], rel=0.02)
 
 
 def test_a_failure_names_no_folder_that_is_gone(toy: Any) -> None:
