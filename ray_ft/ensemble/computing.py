@@ -1,7 +1,7 @@
 """What members compute of inputs: their tails, the features that tell samples apart, and what to say where it fails."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ray_ft.data.packing import Layout
 from ray_ft.data.ragged import is_ragged, summarize_rows
-from ray_ft.errors import DataError, RayFTError, locate_error
-from ray_ft.files.memory import is_out_of_memory
+from ray_ft.errors import DataError
+from ray_ft.files.memory import blame
 from ray_ft.split.network import Features, SplitNetwork, as_numbers
 
 
@@ -48,18 +48,6 @@ def apply_stacked(
     return torch.stack([network.apply_tail(each, network.take(features)) for each in own])
 
 
-@contextmanager
-def blame_inputs(source: str) -> Iterator[None]:
-    """Say in one line what computing with inputs raises, such as of a token that the network does not know.
-
-    Raises:
-        DataError: It has raised, whatever that is, but for a want of memory.
-    """
-    try:
-        yield
-    except RayFTError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise DataError(f"{source} must be such as the network takes, but it raised {locate_error(error)}") from error
+def blame_inputs(source: str) -> AbstractContextManager[None]:
+    """Say in one line what computing with inputs raises, such as of a token that the network does not know."""
+    return blame(DataError, f"{source} must be such as the network takes, but")

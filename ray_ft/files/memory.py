@@ -3,7 +3,10 @@
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from ray_ft.errors import RayFTError, locate_error
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 # Limit, use, and the part of it that goes when others need it, of cgroups of version 2 and 1.
@@ -13,6 +16,23 @@ CGROUP_FILES = (
 )
 # What torch, and the libraries that it calls, say in errors that have no class of their own.
 SHORTAGES = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+
+
+@contextmanager
+def blame(kind: type[RayFTError], rule: str) -> Iterator[None]:
+    """Say in one line what code of a user's own raises, whatever that is, but for a want of memory, which is no fault.
+
+    Raises:
+        RayFTError: It has raised: of this kind, or its own.
+    """
+    try:
+        yield
+    except RayFTError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise kind(f"{rule} it raised {locate_error(error)}") from error
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

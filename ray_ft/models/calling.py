@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ray_ft.data.packing import KINDS, Layout, Part
 from ray_ft.data.ragged import read_rows
-from ray_ft.errors import ConfigError, NetworkError, first_few, locate_error, show_value, suggest
-from ray_ft.files.memory import is_out_of_memory
+from ray_ft.errors import ConfigError, NetworkError, first_few, show_value, suggest
+from ray_ft.files.memory import blame
 from ray_ft.models.factory import import_code, is_own
 
 KEY = "data.collate"
@@ -63,12 +63,8 @@ def call_with_batch(
     """Call what the class of a network has as `forward` with a batch: a mapping by name, a tuple by place."""
     if torch.compiler.is_exporting():  # how many rows make a batch is the function's to know
         raise NetworkError(f"the batches that {KEY} makes have no fixed shape")
-    try:
+    with blame(NetworkError, f"{KEY} must make a batch of samples, but"):
         batch = collate(read_rows(rows, layout))
-    except Exception as error:  # of any class: it is a user's own code
-        if is_out_of_memory(error):
-            raise
-        raise NetworkError(f"{KEY} must make a batch of samples, but it raised {locate_error(error)}") from error
     forward = partial(type(network).forward, network)
     if isinstance(batch, Mapping):
         return forward(**{str(name): own for name, own in batch.items()})

@@ -1,8 +1,8 @@
 """A network that runs whole: as a tail whose features are the inputs."""
 
 import copyreg
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
 from threading import RLock
@@ -13,29 +13,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from ray_ft.errors import NetworkError, locate_error
-from ray_ft.files.memory import is_out_of_memory
+from ray_ft.errors import NetworkError
+from ray_ft.files.memory import blame
 from ray_ft.split.program import Program
 
 T = TypeVar("T")
 LOCK = RLock()  # tensors are exchanged in the one module, whichever thread calls; work that holds it calls it too
 
 
-@contextmanager
-def blame_network(when: str) -> Iterator[None]:
-    """Say in one line what a network raises, whatever that is, but for a want of memory, which smaller steps may mend.
-
-    Raises:
-        NetworkError: It has raised.
-    """
-    try:
-        yield
-    except NetworkError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise NetworkError(f"the network must take the inputs, but {when} it raised {locate_error(error)}") from error
+def blame_network(when: str) -> AbstractContextManager[None]:
+    """Say in one line what a network raises; of a want of memory, which smaller steps may mend, nothing."""
+    return blame(NetworkError, f"the network must take the inputs, but {when}")
 
 
 class Holding(nn.Module):
