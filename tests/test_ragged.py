@@ -128,7 +128,7 @@ def test_a_batch_that_is_a_stack_trains_as_rows_do(form: str) -> None:
     )
 
 
-def test_graphs_are_trained_and_larger_ones_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_trained_and_larger_ones_predicted() -> None:
     made: dict[str, Any] = {}
     exec(GRAPHS, made)  # a notebook's: in no file
     found = ray_ft.cross_validate(made["Graphs"](), made["make"](), collate=made["collate"], options=OPTIONS, **FEW)
@@ -141,6 +141,11 @@ def test_graphs_are_trained_and_larger_ones_predicted(tmp_path: Path, monkeypatc
         np.testing.assert_allclose(alone.mean[0], together.mean[i], rtol=1e-4, atol=1e-6)
     assert together.flag.mean() > 0.5, "graphs of other sizes than the training's are unlike it"
     assert not found.ensemble.predict(made["make"]()[0]).flag.mean() > 0.5
+    for trust in (False, True):  # which would help nobody
+        with pytest.raises(
+            EnsembleError, match=r"was given in Python, is loaded there: Ensemble.load"
+        ):
+            Ensemble.load(found.folder, trust=trust)
 
 
 def test_a_config_names_what_makes_batches(toy_folder: Path) -> None:

@@ -29,6 +29,7 @@ from ray_ft.errors import DataError, EnsembleError, NetworkError, first_few
 from ray_ft.files.column_names import split_names
 from ray_ft.files.memory import describe_excess
 from ray_ft.models import Collate, Factory, NewHead, answer_in_shape, build_network, call_as_one, give_head
+from ray_ft.models.factory import GIVEN
 from ray_ft.objectives import STANDARDISED, FoldOf, Folds, Members, Objective, Shares, find_objective
 from ray_ft.split.network import Features, SplitNetwork, keep_whole
 from ray_ft.split.sharing import read_splits
@@ -98,7 +99,13 @@ class Ensemble:
                 strategy, _, name = key.partition("/")
                 states[strategy][name] = tensor.to(device)
             needed = {card.model.factory: factory, card.collate: collate} if card.needs_code else {}
-            if code := [name for name, given in needed.items() if name and given is None and not trust]:
+            code = [name for name, given in needed.items() if name and given is None]
+            if any(name.startswith(GIVEN) for name in code):
+                raise EnsembleError(
+                    "an ensemble whose network could not be written down as operations, and was given in Python, is "
+                    f"loaded there: Ensemble.load(folder, factory=..., collate=...), got none for {' and '.join(code)}"
+                )
+            if code and not trust:
                 raise EnsembleError(
                     "an ensemble whose network could not be written down as operations needs its own code, which would "
                     f"run with your rights, got {' and '.join(code)} in {folder.card}; if it is yours, load it with "

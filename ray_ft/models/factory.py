@@ -28,7 +28,8 @@ from ray_ft.files.memory import is_out_of_memory
 from ray_ft.models.diffraction_net import DiffractionNet
 
 STANDARD = Path(sysconfig.get_paths()["stdlib"])
-GIVEN_MODEL = "given_in_python:model"  # how a config says that its network was an object of a process
+GIVEN = "given_in_python:"
+GIVEN_MODEL = f"{GIVEN}model"  # how a config says that its network was an object of a process
 INSTALLED = {"site-packages", "dist-packages"}
 BUILDERS = (
     "a class of torch.nn.Module, a function that says so (-> torch.nn.Module), or a function of your own code, which "
