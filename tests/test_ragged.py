@@ -142,9 +142,7 @@ def test_graphs_are_trained_and_larger_ones_predicted() -> None:
     assert together.flag.mean() > 0.5, "graphs of other sizes than the training's are unlike it"
     assert not found.ensemble.predict(made["make"]()[0]).flag.mean() > 0.5
     for trust in (False, True):  # which would help nobody
-        with pytest.raises(
-            EnsembleError, match=r"was given in Python, is loaded there: Ensemble.load"
-        ):
+        with pytest.raises(EnsembleError, match=r"was given in Python, is loaded there: Ensemble.load"):
             Ensemble.load(found.folder, trust=trust)
 
 
