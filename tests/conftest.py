@@ -126,6 +126,7 @@ def run_demo(folder: Path) -> None:
         "training.lr": 0.003,
         "data.inputs": f"{folder}/few.npz::structure",
         "data.targets": f"{folder}/few.npz::spectra",
+        "data.symmetry": ["rot180"],
         "ensemble.symmetric": True,
     }
     package.cross_validate(load_config(None, values), folder / "run", inline=True)

@@ -4,12 +4,14 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,6 +62,22 @@ def test_an_epoch_deals_each_view_of_each_training_sample_once() -> None:
         torch.testing.assert_close(batch.targets, bank.targets.flatten(0, 1)[batch.rows])
     again = torch.cat([batch.rows for batch in draw_batches(member, Recipe(split, bank, HYPER, MSE), 1)])
     assert not torch.equal(again, rows), "each epoch shuffles anew"
+
+
+def test_an_epoch_draws_so_many_different_views_of_each_sample_and_others_the_next_time() -> None:
+    _, split, bank = build_bank(n_views=8)
+    (member,) = create_pack([MemberKey(0, 0, 0)], (1,), split, HYPER, [np.array([0, 2, 3])]).members
+    recipe = Recipe(split, bank, replace(HYPER, views=3), MSE)
+    seen = []
+    for epoch in range(60):
+        rows = torch.cat([batch.rows for batch in draw_batches(member, recipe, epoch)]).tolist()
+        assert len(set(rows)) == 9 and Counter(row % 5 for row in rows) == {0: 3, 2: 3, 3: 3}
+        seen += rows
+    counts = Counter(seen)
+    assert len(counts) == 24, "any view of any sample comes"
+    assert chisquare(list(counts.values())).pvalue > 1e-3, "and as often"
+    again = torch.cat([batch.rows for batch in draw_batches(member, recipe, 59)]).tolist()
+    assert again == rows, "the same epoch draws the same"
 
 
 def test_noisy_copies_are_features_of_inputs_with_noise() -> None:

@@ -152,6 +152,10 @@ class GradientHyperparameters:
         "decay towards", "decay to", "What weight decay pulls towards: zero, or pretrained for where training began.",
         absent="zero", default="zero",
     )  # fmt: skip
+    views: Count | None = declare(
+        "views of a sample", "views", "Views of a sample in an epoch, of those of data.symmetry, drawn anew for each.",
+        absent=None, default=(2, 2), wide=(2, 2),
+    )  # fmt: skip
 
     @property
     def n_epochs(self) -> int:

@@ -198,8 +198,7 @@ def draw_batches(member: Member, recipe: Recipe, epoch: int) -> Iterator[Batch]:
     if split.draws:
         torch.manual_seed(seed)
     targets = bank.targets.flatten(0, 1)
-    clean = (np.arange(bank.n_views)[:, None] * bank.n_samples + member.samples).ravel()
-    clean = rng.permutation(clean)
+    clean = rng.permutation(draw_views(bank, member.samples, hyper.views, rng))
     copies = rng.integers(1, bank.n_noisy + 1, len(clean)) if bank.n_noisy else np.zeros(len(clean), int)
     places = np.stack([clean + copies * (bank.n_views * bank.n_samples), clean])
     rows, clean_rows = torch.from_numpy(places).to(device)  # at once, as each copy to a GPU waits for it
@@ -213,6 +212,16 @@ def draw_batches(member: Member, recipe: Recipe, epoch: int) -> Iterator[Batch]:
         own = rows[part]
         masks = split.draw_masks(len(own), generator) if generator else ()
         yield Batch(lr, own, targets[clean_rows[part]], masks)
+
+
+def draw_views(
+    bank: ViewBank, samples: Int[np.ndarray, " training"], n_drawn: int | None, rng: np.random.Generator
+) -> Int[np.ndarray, " row"]:
+    """Rows of all views of the samples, or of so many different ones of each sample."""
+    views = np.broadcast_to(np.arange(bank.n_views)[:, None], (bank.n_views, len(samples)))
+    if n_drawn is not None and n_drawn < bank.n_views:
+        views = rng.permuted(views, axis=0)[:n_drawn]
+    return np.asarray((views * bank.n_samples + samples).ravel())
 
 
 def step_pack(pack: Pack, recipe: Recipe, batches: Sequence[Batch | None]) -> Float[Tensor, " member"]:

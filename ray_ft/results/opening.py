@@ -18,7 +18,7 @@ from ray_ft.runs.folder import RunFolder, hold
 from ray_ft.runs.provenance import describe_environment
 
 ROUNDING = 1e-3  # of losses, as machines differ by
-FORMAT = 3  # of a run folder; one of an older format is read, and not gone on with
+FORMAT = 4  # of a run folder; one of an older format is read, and not gone on with
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Diffraction:
     """Structures of 128 x 128 pixels, 0 or 1, and shares of the incident power by quadrant and wavelength."""
 
     operations: tuple[str, ...] = tuple(OPERATIONS)
-    symmetry: tuple[str, ...] = ("rot180",)
+    symmetry: tuple[str, ...] = ("rot90", "flip_x", "roll_x")
 
     def list_views(self, operations: Sequence[str]) -> tuple[CellView, ...]:
         return tuple(map(CellView, generate_group(operations)))
