@@ -71,7 +71,8 @@ def test_an_epoch_draws_so_many_different_views_of_each_sample_and_others_the_ne
     seen = []
     for epoch in range(60):
         rows = torch.cat([batch.rows for batch in draw_batches(member, recipe, epoch)]).tolist()
-        assert len(set(rows)) == 9 and Counter(row % 5 for row in rows) == {0: 3, 2: 3, 3: 3}
+        assert len(set(rows)) == 9
+        assert Counter(row % 5 for row in rows) == {0: 3, 2: 3, 3: 3}
         seen += rows
     counts = Counter(seen)
     assert len(counts) == 24, "any view of any sample comes"

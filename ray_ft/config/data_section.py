@@ -46,7 +46,7 @@ class DataSection(Section):
     layout: DomainName | None = None
     """Structures and spectra, or arrays as they are (raw). Without it, raw where a factory is named."""
     symmetry: tuple[str, ...] | None = None
-    """Operations that generate the views. Without it, all 32 of a periodic cell in the diffraction layout, else none."""
+    """Operations that generate the views. Without it, those of a periodic cell (32 views) in the diffraction layout."""
     classes: tuple[str, ...] | None = None
     """Names of the classes in the order of the network's outputs. Without it, the labels that there are, sorted."""
     wavelengths_nm: tuple[Positive, Positive] = (400.0, 700.0)
