@@ -231,11 +231,14 @@ class EnsembleSection(Section):
     """What is built of the members; changes none of them, so a run may be reduced again under another."""
 
     strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Strategies whose members are taken. Without it, the winner's are."""
+    """Strategies whose members are taken. Without it, the winner's, or a mix of all that is better beyond noise."""
     method: Literal["auto", "uniform", "greedy", "stacked"] = "auto"
     """How the members are weighed. `auto` is `uniform` unless another is better beyond noise."""
-    symmetric: bool = False
-    """Whether predictions are averaged over the operations of data.symmetry."""
+    symmetric: bool | None = None
+    """Whether predictions are averaged over the operations of data.symmetry. Without it, if that is better beyond
+    noise."""
+    pull_back: bool | None = None
+    """Whether weights go part of the way back to the pretrained ones. Without it, if that is better beyond noise."""
     level: float = Field(default=0.9, gt=0.5, lt=1, description="Confidence level of the intervals, between 0.5 and 1.")
     units: str = Field(default="", description="Units of the predictions, which the card states.")
     license: str = Field(default="", description="License of the weights, which the card states.")

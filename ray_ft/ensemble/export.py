@@ -33,8 +33,9 @@ class Members(nn.Module):
         self.views = self.domain.list_views(self.card.symmetry if self.card.symmetric else ())
 
     def forward(self, inputs: Float[Tensor, "sample *input"]) -> Float[Tensor, "member sample *response"]:
-        encoded = self.domain.encode_inputs(inputs)
-        predicted = [self.run(view.move_inputs(encoded)) for view in self.views]
+        encoded, n_views = self.domain.encode_inputs(inputs), len(self.views)
+        every = self.run(torch.cat([view.move_inputs(encoded) for view in self.views]))  # the members stand there once
+        predicted = list(every.unflatten(1, (n_views, -1)).unbind(1))  # type: ignore[no-untyped-call]
         if not self.card.classes:
             predicted = [view.restore_targets(own) for view, own in zip(self.views, predicted, strict=True)]
         return torch.stack(predicted).mean(0)

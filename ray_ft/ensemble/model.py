@@ -297,6 +297,24 @@ class Ensemble:
         score = self.card.scores.get(method, math.nan)
         return replace(self, card=self.card.model_copy(update={"method": method, "score": score}))
 
+    def use_symmetry(self, symmetric: bool) -> "Ensemble":
+        """Return the same members, whose predictions are averaged over the symmetry, or not."""
+        return replace(self, card=self.card.model_copy(update={"symmetric": symmetric}))
+
+    @property
+    def n_views(self) -> int:
+        """Views of an input that a prediction averages over."""
+        return len(self.domain.list_views(self.card.symmetry)) if self.card.symmetric else 1
+
+    def take_fold(self, repeat: int, fold: int) -> "Ensemble":
+        """Return the members of one fold alone, which never saw its samples."""
+        card, shape = self.card, (self.card.n_repeats, self.card.n_folds, self.card.n_seeds)
+        states = {
+            strategy: {name: tensor.unflatten(0, shape)[repeat, fold] for name, tensor in own.items()}  # type: ignore[no-untyped-call]
+            for strategy, own in self.states.items()
+        }
+        return replace(self, card=card.model_copy(update={"n_repeats": 1, "n_folds": 1}), states=states)
+
     def average_folds(self, members: Members) -> Folds:
         """Weigh the members of each fold and repeat."""
         return np.asarray(np.einsum("crks,crks...->rk...", self.weights, members))

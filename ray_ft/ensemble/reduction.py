@@ -4,27 +4,30 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ray_ft.config import EnsembleSection
-from ray_ft.data.folds import describe_deals
+from ray_ft.data.folds import Splits
 from ray_ft.ensemble.artefact import FORMAT, VERSION, Card, MemberCard, Origin, State, write_card, write_files
+from ray_ft.ensemble.choosing import Judge, list_options, pick_option
 from ray_ft.ensemble.computing import flatten_features
 from ray_ft.ensemble.fingerprints import project
+from ray_ft.ensemble.improving import average_symmetry, gather_weights, predict_columns, pull_back
 from ray_ft.ensemble.model import Calibration, Ensemble
-from ray_ft.ensemble.weights import METHODS, Blind, OutOfFold, Weights, blend, choose_weights, score_folds
+from ray_ft.ensemble.weights import METHODS, Blind, OutOfFold, Weights, blend
 from ray_ft.errors import EnsembleError, NetworkError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_arrays
 from ray_ft.fitting.preparation import split_at
 from ray_ft.fitting.starting import complete_split
-from ray_ft.models import Pretrained
+from ray_ft.models import Pretrained, predict_all
 from ray_ft.objectives import Responses, Targets
 from ray_ft.results.records import gather_columns, list_folders, load_members
 from ray_ft.results.summary import EnsembleSummary
@@ -35,7 +38,6 @@ from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 from ray_ft.split.network import SplitNetwork, keep_whole
 from ray_ft.split.sharing import describe_obstacle, describe_splits, list_tensors, share_backbone
-from ray_ft.statistics.comparison import Comparison, compare_all
 from ray_ft.statistics.novelty import Density, fit_density
 from ray_ft.statistics.scores import Scores, StrategyScore
 
@@ -64,17 +66,26 @@ class Reduction:
     def targets(self) -> Targets:
         return self.problem.samples.targets
 
-    @cached_property
-    def chosen(self) -> Mapping[str, StrategyScore]:
-        """Scores of the strategies whose members are taken, and their choices of candidate and epoch."""
-        chosen = {name: self.scores[name] for name in self.choice.strategies or (self.lowest,)}
-        for name, score in chosen.items():
-            if score is None:
+    @property
+    def judge(self) -> Judge:
+        return Judge(self.problem, self.rope)
+
+    @property
+    def complete(self) -> dict[str, StrategyScore]:
+        """Scores of the strategies that could be taken, and their choices of candidate and epoch."""
+        return {name: score for name, score in self.scores.items() if score is not None}
+
+    @property
+    def chosen(self) -> dict[str, StrategyScore]:
+        """Those of the strategies whose members are taken."""
+        complete, names = self.complete, self.choice.strategies or (self.lowest,)
+        for name in names:
+            if name not in complete:
                 raise EnsembleError(
                     f"a strategy in an ensemble must have a completed candidate, got {name} without one; leave it out "
                     "of ensemble.strategies"
                 )
-        return {name: score for name, score in chosen.items() if score is not None}
+        return {name: complete[name] for name in names}
 
 
 def reduce_members(reduction: Reduction) -> EnsembleSummary:
@@ -86,33 +97,53 @@ def reduce_members(reduction: Reduction) -> EnsembleSummary:
     Raises:
         EnsembleError: A strategy that the config names has no completed candidate.
     """
-    problem, run, choice, targets = reduction.problem, reduction.run, reduction.choice, reduction.targets
-    chosen, splits = reduction.chosen, problem.splits
-    columns = np.concatenate([gather_columns(run, name, score, splits) for name, score in chosen.items()])
-    weights = {name: choose_weights(name, columns, targets, splits, problem.objective) for name in METHODS}
-    blind = {method: blend(columns, own, splits) for method, own in weights.items()}
-    members = {name: stack_members(reduction, name) for name in reduction.chosen}
+    problem, run, judge, splits = reduction.problem, reduction.run, reduction.judge, reduction.problem.splits
+    mixed, own = reduction.choice.strategies is None and reduction.choice.method == "auto", tuple(reduction.chosen)
+    taken = reduction.complete if mixed else reduction.chosen
+    columns = {name: gather_columns(run, name, score, splits) for name, score in taken.items()}
+    options = dict(list_options(judge, columns, own, mixed))
+    comparisons = judge.compare({name: option.blind for name, option in options.items()})
+    picked = options[pick_option(reduction.choice.method, comparisons)]
+    names = own if picked.strategies == own else picked.used
+    reduction = replace(reduction, choice=reduction.choice.model_copy(update={"strategies": names}))
+    told = np.concatenate([columns[name] for name in names])
+    weights = {name: judge.weigh(name, told) for name in METHODS}
+    members = {name: stack_members(reduction, name) for name in names}
     networks = split_networks(reduction, members)
     card = fill_card(reduction, weights, next(iter(networks.values())).reason)
-    ensemble = Ensemble(card, networks, members, calibrate(reduction, networks))
-    notes = find_differences(blind["uniform"], predict_blind(reduction, ensemble)["uniform"])
-    symmetric = predict_blind(reduction, ensemble, symmetric=True) if problem.symmetry else {}
-    used = symmetric if choice.symmetric else blind
-    comparisons = compare_methods(reduction, used)
-    method = choose_method(choice.method, comparisons)
-    ensemble = settle(reduction, ensemble, used).use_method(method)
+    ensemble = Ensemble(card, networks, members, calibrate(reduction, networks)).use_method(picked.method)
+    found = predict_columns(ensemble, problem)
+    notes = find_differences(told, found)
+    pulled = pull_back(judge, ensemble, found, reduction.choice.pull_back)
+    improved = average_symmetry(judge, pulled, reduction.choice.symmetric)
+    blind = {name: blend(improved.columns, own, splits) for name, own in weights.items()}
+    ensemble = settle(reduction, improved.ensemble, blind)
     card = save(run, score_soup(reduction, ensemble), reduction.origin.config_text)
-    spread = measure_blind_spread(reduction, columns, weights[method])
-    write_arrays(run.blind, mean=used[method].mean(0), std=spread, targets=targets, zero_shot=reduction.zero_shot)
+    mean, spread = blind[picked.method].mean(0), measure_spread(pulled.columns, weights[picked.method], splits)
+    write_arrays(run.blind, mean=mean, std=spread, targets=reduction.targets, zero_shot=reduction.zero_shot)
     return EnsembleSummary(
-        **card.model_dump(include={"score", "n_blind", "strategies", "method", "scores", "soup_score"}),
+        **card.model_dump(include={"score", "n_blind", "strategies", "method", "scores", "soup_score", "symmetric"}),
         n_members=len(card.members),
         path=f"{run.place.rstrip('/')}/{run.ensemble.root.name}",
         by_strategy=score_by_strategy(reduction, columns),
         comparisons=comparisons,
-        symmetric_score=score_blind(reduction, symmetric[method]) if symmetric else None,
+        options={name: judge.score(option.blind) for name, option in options.items()},
+        **improved.tried,
+        n_views=ensemble.n_views,
+        cost=measure_cost(reduction, ensemble),
         notes=(*([reduction.warning] if reduction.warning else []), *notes),
     )
+
+
+def measure_cost(reduction: Reduction, ensemble: Ensemble) -> float | None:
+    """Multiply-adds of a prediction over those of the pretrained network; None where that has no products."""
+    inputs, network = reduction.problem.samples.inputs[:1], reduction.pretrained.build()
+    counts = []
+    for work in (lambda: ensemble.predict_members(inputs, False), lambda: predict_all(network, inputs)):
+        with FlopCounterMode(display=False) as flops:
+            work()
+        counts.append(flops.get_total_flops())
+    return ensemble.n_views * counts[0] / counts[1] if counts[1] else None
 
 
 def split_networks(reduction: Reduction, members: Mapping[str, State]) -> dict[str, SplitNetwork]:
@@ -134,7 +165,7 @@ def split_networks(reduction: Reduction, members: Mapping[str, State]) -> dict[s
     return share_backbone(splits, inputs[:4])
 
 
-def find_differences(told: Blind, found: Blind) -> tuple[str, ...]:
+def find_differences(told: OutOfFold, found: OutOfFold) -> tuple[str, ...]:
     """Note where the ensemble does not quite say what its members said in training.
 
     Raises:
@@ -152,31 +183,10 @@ def find_differences(told: Blind, found: Blind) -> tuple[str, ...]:
     return (text,)
 
 
-def measure_blind_spread(reduction: Reduction, columns: OutOfFold, weights: Weights) -> Responses:
+def measure_spread(columns: OutOfFold, weights: Weights, splits: Splits) -> Responses:
     """Weighted standard deviation of the members that never saw a sample, before any averaging over the symmetry."""
-    first, second = (blend(power, weights, reduction.problem.splits).mean(0) for power in (columns, columns**2))
+    first, second = (blend(power, weights, splits).mean(0) for power in (columns, columns**2))
     return np.asarray(np.sqrt(np.maximum(second - first**2, 0.0)))
-
-
-def score_blind(reduction: Reduction, blind: Blind) -> float:
-    """Mean loss of the mean over repeats."""
-    return float(reduction.problem.objective.score(blind.mean(0), reduction.targets).mean())
-
-
-def compare_methods(reduction: Reduction, blended: Mapping[str, Blind]) -> tuple[Comparison, ...]:
-    """Compare each method with the uniform one, by fold models on their held-out folds."""
-    splits, objective = reduction.problem.splits, reduction.problem.objective
-    scores = {name: score_folds(own, reduction.targets, splits, objective) for name, own in blended.items()}
-    pairs = [(name, "uniform") for name in scores if name != "uniform"]
-    deals = describe_deals(splits, reduction.problem.samples.groups)
-    return compare_all(scores, reduction.rope, splits.test_share, pairs, deals)
-
-
-def choose_method(asked: str, comparisons: Sequence[Comparison]) -> str:
-    """Take the uniform ensemble unless another is asked for, or is better beyond noise."""
-    better = [pair for pair in comparisons if pair.verdict == "better" and pair.first != "single"]
-    best = min(better, key=lambda pair: pair.difference).first if better else "uniform"
-    return best if asked == "auto" else asked
 
 
 def stack_members(reduction: Reduction, strategy: str) -> dict[str, Shaped[Tensor, "member ..."]]:
@@ -203,7 +213,7 @@ def settle(reduction: Reduction, ensemble: Ensemble, blind: Mapping[str, Blind])
     """Fill in what the blind predictions by each method say: residuals and scores."""
     targets, answers = reduction.targets, ensemble.objective.answers
     residuals = {method: answers.measure_residuals(own.mean(0), targets) for method, own in blind.items()}
-    losses = {method: score_blind(reduction, own) for method, own in blind.items()}
+    losses = {method: reduction.judge.score(own) for method, own in blind.items()}
     card = ensemble.card.model_copy(update={"scores": losses, "score": losses[ensemble.card.method]})
     return replace(ensemble, card=card, calibration=replace(ensemble.calibration, residuals=residuals))
 
@@ -218,7 +228,7 @@ def fill_card(reduction: Reduction, weights: Mapping[str, Weights], reason: str)
         strategies=tuple(reduction.chosen), method=METHODS[0], weights=ordered, metric=problem.objective.metric,
         score=math.nan, scores={}, soup_score=None,
         n_blind=len(reduction.chosen) * splits.n_repeats * problem.n_seeds, level=choice.level,
-        symmetric=choice.symmetric, symmetry=problem.symmetry, layout=origin.layout, data_keys=origin.data_keys,
+        symmetric=False, symmetry=problem.symmetry, layout=origin.layout, data_keys=origin.data_keys,
         input_shape=samples.inputs.shape[1:], target_shape=samples.targets.shape[1:],
         answer_shape=reduction.pretrained.answer_shape,
         new_head=reduction.pretrained.new_head,
@@ -266,25 +276,13 @@ def save(run: RunFolder, ensemble: Ensemble, config_text: str) -> Card:
     return card
 
 
-def score_by_strategy(reduction: Reduction, columns: OutOfFold) -> dict[str, tuple[float, float]]:
+def score_by_strategy(reduction: Reduction, columns: Mapping[str, OutOfFold]) -> dict[str, tuple[float, float]]:
     """Mean score of a strategy's members, and the score of its uniform ensemble."""
     score, scores = reduction.problem.objective.score, {}
-    for name, own in zip(reduction.chosen, np.split(columns, len(reduction.chosen)), strict=True):
+    for name, own in columns.items():
         members = [score(repeat, reduction.targets).mean() for column in own for repeat in column]
-        scores[name] = (float(np.mean(members)), score_blind(reduction, own.mean(0)))
+        scores[name] = (float(np.mean(members)), reduction.judge.score(own.mean(0)))
     return scores
-
-
-def predict_blind(reduction: Reduction, ensemble: Ensemble, symmetric: bool = False) -> dict[str, Blind]:
-    """What the fold models, by each method, say of the training samples that they never saw."""
-    inputs = reduction.problem.samples.inputs
-    members = np.concatenate([part for part, _ in ensemble.walk_members(inputs, symmetric)], 4)
-    samples, fold_of = np.arange(len(inputs)), ensemble.calibration.fold_of
-    blind = {}
-    for method in ensemble.card.weights:
-        folds = ensemble.use_method(method).average_folds(members)
-        blind[method] = np.stack([folds[r, own, samples] for r, own in enumerate(fold_of)])
-    return blind
 
 
 def score_soup(reduction: Reduction, ensemble: Ensemble) -> Ensemble:
@@ -306,7 +304,8 @@ def score_soup(reduction: Reduction, ensemble: Ensemble) -> Ensemble:
     members = tuple(member for member in card.members if member.seed == 0)
     update = {"n_seeds": 1, "members": members, "weights": {card.method: tuple(weights.sum(-1).ravel().tolist())}}
     soup = replace(ensemble, card=card.model_copy(update=update), states=states)
-    score = score_blind(reduction, predict_blind(reduction, soup, card.symmetric)[card.method])
+    blind = blend(predict_columns(soup, reduction.problem), gather_weights(soup), reduction.problem.splits)
+    score = reduction.judge.score(blind)
     return replace(ensemble, card=card.model_copy(update={"soup_score": score}))
 
 

@@ -17,7 +17,7 @@ from ray_ft.files.writing import write_text
 from ray_ft.objectives import find_objective
 from ray_ft.report.page import save_figure
 from ray_ft.report.terminal import join_lines, start_table
-from ray_ft.report.words import choose_unit, say_pair, write_measure
+from ray_ft.report.words import choose_unit, say_ensemble, say_pair, write_measure
 from ray_ft.results.summary import EnsembleSummary
 
 LABELS = {"single": "best member alone"}
@@ -33,6 +33,8 @@ def render_ensemble(summary: EnsembleSummary, before: EnsembleSummary | None = N
     for name, (members, ensemble) in summary.by_strategy.items():
         table.add_row(Text(f"{name}: members on average"), unit.write(members), style="dim")
         table.add_row(Text(f"{name}: their ensemble"), unit.write(ensemble), style="dim")
+    for name, score in summary.mixes.items():
+        table.add_row(Text(f"{name}, not averaged over views"), unit.write(score), style="dim")
     more = {
         "averaged over the symmetry": summary.symmetric_score,
         "seeds of a fold averaged to one network": summary.soup_score,
@@ -40,15 +42,16 @@ def render_ensemble(summary: EnsembleSummary, before: EnsembleSummary | None = N
     for name, other in more.items():
         if other is not None:
             table.add_row(name, unit.write(other), style="dim")
-    lines = [*(f"note: {note}" for note in summary.notes), *(say_pair(pair, unit) for pair in summary.comparisons)]
-    title = (
-        f"ensemble  {summary.n_members} members in {summary.path}, {summary.method}; score {unit.write(summary.score)}"
-        f"{unit.suffix} by the {summary.n_blind} of them that never saw a sample"
-    )
+    first, *said = say_ensemble(summary, unit)
+    lines = [
+        *(f"note: {note}" for note in summary.notes),
+        *(say_pair(pair, unit) for pair in summary.comparisons),
+        *said,
+    ]
     if before is not None and before.score < summary.score:
         kind = f"--strategies {','.join(before.strategies)} --method {before.method}"
         lines.append(f"note: the ensemble before it was better, {unit.write(before.score)}; {kind} builds that again")
-    return join_lines(title, "", table, "", *lines)
+    return join_lines(f"ensemble  {first}", "", table, "", *lines)
 
 
 def render_evaluation(found: Evaluation) -> Group:

@@ -1,7 +1,8 @@
 """A run in the terminal: its table, its winner, what to do next; and a plan before it runs."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from rich.console import Group
@@ -112,7 +113,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         for candidate, verdict in row.verdicts.items()
         if verdict.state == "failed"
     ]
-    pairs, ensemble = summary.of(summary.lowest), summary.ensemble
+    pairs = summary.of(summary.lowest)
     return [
         "* each fold's own best epoch, by the seeds that were searched: most tools print it; optimism is what it omits",
         *(f"! {line}" for line in words.say_unsettled(summary)),
@@ -125,12 +126,16 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         *(f"          {say_pair(pair, unit)}" for pair in pairs),
         *(f"          corrected for having been picked: {said}" for said in words.say_corrected(summary, unit)),
         f"spread    {words.describe_spread(summary.strategies[summary.lowest], unit)}",
-        f"ensemble  {ensemble.n_members} members in {ensemble.path}; score {unit.write(ensemble.score)} by the "
-        f"{ensemble.n_blind} of them that never saw a sample",
+        *head_lines("ensemble", words.say_ensemble(summary.ensemble, unit)),
         *([f"report    {run.place.rstrip('/')}/{run.report.name}"] if run.report.exists() else []),
         *say_interruptions(summary),
         f"time      {summary.wall_s:.0f} s; members trained {describe_training(summary)}",
     ]
+
+
+def head_lines(head: str, lines: Iterable[str]) -> Iterator[str]:
+    """Write a head before the first of some lines, and set the others below it."""
+    return (f"{own:<10}{line}" for own, line in zip_longest([head], lines, fillvalue=""))
 
 
 def suggest_commands(summary: Summary, run: RunFolder, own_code: bool) -> list[tuple[str, ...]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ray_ft.errors import write_share
 from ray_ft.objectives import find_objective, list_baselines
 from ray_ft.results.learning_curve import LearningCurve
-from ray_ft.results.summary import StrategySummary, Summary
+from ray_ft.results.summary import EnsembleSummary, StrategySummary, Summary
 from ray_ft.statistics.comparison import Comparison
 
 ANOTHER_RUN = "it is another run (--out)"
@@ -183,6 +183,23 @@ def say_corrected(summary: Summary, unit: Unit) -> Iterator[str]:
     """What the score is worth after the choice; nothing where there was none."""
     if sum(row.score_mean is not None for row in summary.strategies.values()) > 1:
         yield f"{unit.write(summary.selection.score)} {unit.interval(summary.selection.interval)}"
+
+
+def say_ensemble(ensemble: EnsembleSummary, unit: Unit) -> Iterator[str]:
+    """What the ensemble is and what its score is; then what averaging and mixing buy, and what a prediction costs."""
+    averaged = f", averaged over {ensemble.n_views} views" if ensemble.symmetric else ""
+    members = f"{ensemble.n_members} members of {', '.join(ensemble.strategies)}, {ensemble.method}{averaged}"
+    yield (
+        f"{members}: score {unit.write(ensemble.score)} by the {ensemble.n_blind} of them that never saw a sample, "
+        f"in {ensemble.path}"
+    )
+    yield from (say_pair(pair, unit) for pair in (ensemble.pulled_pair, ensemble.symmetric_pair) if pair)
+    if ensemble.mixes:
+        mixes = ", ".join(f"{name} {unit.write(score)}" for name, score in ensemble.mixes.items())
+        own = unit.write(ensemble.options["uniform"])
+        yield f"mixes, before any averaging over views: {mixes}; the winner's members alone {own}"
+    if ensemble.cost is not None:
+        yield f"a prediction costs {ensemble.cost:.3g} times that of the pretrained network"
 
 
 def say_changes(summary: Summary, unit: Unit) -> list[str]:

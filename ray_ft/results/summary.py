@@ -104,8 +104,16 @@ class EnsembleSummary(BaseModel, frozen=True):
         n_blind: Members that never saw a sample.
         scores: By method of weighing; `single` is the best member alone, chosen on the other folds.
         by_strategy: Scores of each strategy's members, averaged over members, and of their uniform ensemble.
-        comparisons: Of each method with `uniform`.
-        symmetric_score: Of the same members, predictions averaged over the symmetry; None where there is none.
+        comparisons: Of each method, and of the mixes, with `uniform`.
+        options: Scores of what could have been built, not averaged over the symmetry, the plain one first.
+        pulled_score: Of the same members, weights pulled back to the pretrained ones by a share that the other folds
+            chose; None where it was not tried.
+        pulled_pair: The comparison with the same members as they were trained.
+        symmetric: Whether predictions are averaged over the symmetry.
+        symmetric_score: Of the same members, predictions averaged over the symmetry; None where it was not tried.
+        symmetric_pair: The comparison with the same members without it.
+        n_views: Views of an input that a prediction averages over.
+        cost: Products of a prediction, in multiples of those of the network's; None where it has none.
         soup_score: Of one network for each fold, its members' weights averaged; None where there is one seed.
     """
 
@@ -118,9 +126,21 @@ class EnsembleSummary(BaseModel, frozen=True):
     scores: dict[str, float]
     by_strategy: dict[str, tuple[float, float]]
     comparisons: tuple[Comparison, ...]
-    symmetric_score: float | None
-    soup_score: float | None
+    options: dict[str, float] = {}
+    pulled_score: float | None = None
+    pulled_pair: Comparison | None = None
+    symmetric: bool = False
+    symmetric_score: float | None = None
+    symmetric_pair: Comparison | None = None
+    n_views: int = 1
+    cost: float | None = None
+    soup_score: float | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def mixes(self) -> dict[str, float]:
+        """The options that are mixes of all strategies."""
+        return {name: score for name, score in self.options.items() if name not in self.scores}
 
 
 class SearchSummary(BaseModel, frozen=True):
