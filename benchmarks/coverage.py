@@ -20,7 +20,7 @@ import ray_ft
 from ray_ft.data.folds import Splits
 from ray_ft.ensemble.evaluation import evaluate_ensemble, read_labelled
 from ray_ft.statistics.intervals import build_pointwise, measure_coverage
-from ray_ft.statistics.scores import build_curves, pick_lowest, score_strategy
+from ray_ft.statistics.scores import build_curves, choose, pick_lowest, score_choice
 
 N_PARTS = 5
 NOVEL = Path(__file__).parents[1] / "examples" / "color_router" / "novel.npz"  # structures of other kinds
@@ -56,7 +56,7 @@ def cover_once(n: int, seed: int) -> tuple[float, float]:
     for size, candidates in found.items():
         losses = [(path[:, fold_of(splits), np.arange(n)] - y[:n]) ** 2 for path in candidates]
         curves = {i: build_curves(own[:, None, None], None, splits) for i, own in enumerate(losses)}
-        scores[str(size)] = score_strategy(curves)
+        scores[str(size)] = score_choice(choose(curves), curves)
     lowest = pick_lowest(scores)
     assert lowest is not None
     chosen, folds = scores[lowest], np.arange(N_PARTS)
