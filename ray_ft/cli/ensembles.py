@@ -38,6 +38,8 @@ OUTPUT = (
     "File (.npz) or folder to write. A folder is written bit by bit, for inputs larger than memory, and the same "
     "command goes on with it."
 )
+WHERE_BETTER = "where it is better beyond noise, or as the run's config says"
+PULL_BACK = "Take the weights part of the way back to the pretrained ones, by a share that the other folds choose."
 SYMMETRIC = "Average predictions over the operations of data.symmetry."
 LEVEL = "Confidence level of the intervals, between 0.5 and 1."
 UNITS = "Units of the predictions, which the card states."
@@ -65,7 +67,12 @@ def ensemble(
     run: RunArgument,
     strategies: Annotated[str | None, Option(help=TAKEN)] = None,
     method: Annotated[str | None, Option(help=METHOD, show_default=OF_RUN)] = None,
-    symmetric: Annotated[bool | None, Option("--symmetric", help=SYMMETRIC)] = None,
+    symmetric: Annotated[
+        bool | None, Option("--symmetric/--no-symmetric", help=SYMMETRIC, show_default=WHERE_BETTER)
+    ] = None,
+    pull_back: Annotated[
+        bool | None, Option("--pull-back/--no-pull-back", help=PULL_BACK, show_default=WHERE_BETTER)
+    ] = None,
     level: Annotated[float | None, Option(help=LEVEL, show_default=OF_RUN)] = None,
     units: Annotated[str | None, Option(help=UNITS, show_default=OF_RUN)] = None,
     license: Annotated[str | None, Option(help=LICENSE, show_default=OF_RUN)] = None,
@@ -78,7 +85,7 @@ def ensemble(
 
     names = None if strategies is None else read_names("--strategies", strategies)
     choice = {"strategies": names, "method": method, "symmetric": symmetric, "level": level, "units": units}
-    choice["license"] = license
+    choice |= {"license": license, "pull_back": pull_back}
     before = find_ensemble(run)
     summary = rebuild_ensemble(run, trust, **{key: value for key, value in choice.items() if value is not None})
     write_report(run)  # which shows the ensemble
