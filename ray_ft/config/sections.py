@@ -81,6 +81,9 @@ class StageConfig(Section):
 class GradientBase(StageConfig):
     fit: Literal["gradient"] = "gradient"
     warmup_ratio: Share | None = Field(default=None, description="warm-up as a share of the epochs, instead")
+    lr_scale: dict[str, Positive] = Field(
+        default_factory=dict, description="factors on the learning rate, by name pattern of trained parameters"
+    )
 
 
 class RidgeBase(StageConfig):

@@ -65,7 +65,8 @@ class GradientFitter:
         noise = (hyper.noise_std, settings.n_noisy_views, problem.seed)
         bank = add_noisy_copies(clean, split, inputs, *noise, prepared.dtype, n_threads)
         objective = problem.objective.smooth(hyper.label_smoothing) if hyper.label_smoothing else problem.objective
-        self.recipe = Recipe(split, bank, hyper, objective, settings.grad_clip, prepared.dtype)
+        scales = prepared.stage.rates.scale(hyper.lr_decay)
+        self.recipe = Recipe(split, bank, hyper, objective, settings.grad_clip, prepared.dtype, scales)
         self.frozen_hash = hash_tensors(self.recipe.split.tensors)
         self.stream = tuple(name_stream(problem.seed, name))
         self.whole = self.create_members(self.keys)
@@ -81,7 +82,7 @@ class GradientFitter:
 
     def create_members(self, keys: Sequence[MemberKey]) -> Pack:
         samples = [self.splits.training(key.repeat, key.fold) for key in keys]
-        return create_pack(keys, self.stream, self.recipe.split, self.recipe.hyper, samples)
+        return create_pack(keys, self.stream, self.recipe.split, self.recipe.hyper, samples, self.recipe.scales)
 
     def choose_pack_size(self, packing: Packing, deterministic: bool) -> int:
         """Time a few steps of fresh members, packed and not; if nothing may hang on time, the device decides."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -11,7 +11,10 @@ from torch import nn
 
 from ray_ft.config import Config, RidgeHyperparameters, StageConfig, StrategyConfig, fill_strategies
 from ray_ft.errors import StrategyError, first_few, suggest
-from ray_ft.models import propose_strategies
+from ray_ft.models import measure_depths, propose_strategies
+from ray_ft.search.rates import Rates, match_scales
+
+NO_DECAY = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Stage:
     noisy: bool = False  # whether a candidate may train on noisy copies
     batch_size: int = 1  # the most samples of a member's step
     smoothing: float = 0.0  # the largest share of a class's target that all classes may get
+    rates: Rates = field(default_factory=Rates)  # factors on the learning rate of single parameters
 
 
 @dataclass(frozen=True)
@@ -66,33 +70,40 @@ def propose(config: Config, network: nn.Module, inputs: Float[np.ndarray, "sampl
     return fill_strategies(config, {name: own for name, own in proposed.items() if splits or "fit" not in own})
 
 
-def match_strategies(strategies: Mapping[str, StrategyConfig], network: nn.Module) -> dict[str, Strategy]:
-    """Match all strategies of a run with its network.
+def match_strategies(
+    strategies: Mapping[str, StrategyConfig], network: nn.Module, inputs: Float[np.ndarray, "sample *input"]
+) -> dict[str, Strategy]:
+    """Match all strategies of a run with its network, which takes the inputs.
 
     Raises:
         StrategyError: One does not fit.
     """
-    return {name: match_strategy(name, strategy, network) for name, strategy in strategies.items()}
+    stages = (stage for strategy in strategies.values() for stage in strategy.stages)
+    by_depth = any((stage.bounds("lr_decay") or NO_DECAY) != NO_DECAY for stage in stages)
+    depths = measure_depths(network, inputs) if by_depth else {}
+    return {name: match_strategy(name, strategy, network, depths) for name, strategy in strategies.items()}
 
 
-def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module) -> Strategy:
-    """Match a strategy's patterns with a network.
+def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module, depths: Mapping[str, int]) -> Strategy:
+    """Match a strategy's patterns with a network, whose parameters have these depths.
 
     Raises:
         StrategyError: A pattern matches nothing, nothing is left to learn, or a dropout is to be set and there is none.
     """
     names = [own for own, _ in network.named_parameters()]
+    trained = [select_trained(name, stage, names) for stage in strategy.stages]
     stages = tuple(
         Stage(
             stage.fit,
-            select_trained(name, stage, names),
+            own,
             find_head_dropouts(network) if stage.bounds("head_dropout") is not None else (),
             stage.longest,
             (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
             int((stage.bounds("batch_size") or (1, 1))[1]),
             (stage.bounds("label_smoothing") or (0.0, 0.0))[1],
+            Rates(match_scales(name, getattr(stage, "lr_scale", {}), own), depths),
         )
-        for stage in strategy.stages
+        for stage, own in zip(strategy.stages, trained, strict=True)
     )
     learning = {own for stage in stages if stage.fit != RidgeHyperparameters.fit for own in stage.trained}
     return Strategy(name, stages, count_by_part(network, learning))
