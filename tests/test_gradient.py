@@ -65,9 +65,10 @@ def assert_same(found: dict, expected: dict, tolerance: float) -> None:
 
 
 RATES = {"strategies.all.lr_decay": 0.5, "strategies.all.lr_scale": {"head.3.*": 2.0}}
+LORA = RATES | {"strategies.all.adapter": {"kind": "lora", "rank": 2}}
 
 
-@pytest.mark.parametrize(("strategy", "rates"), [("top", {}), ("all", {}), ("all", RATES)])
+@pytest.mark.parametrize(("strategy", "rates"), [("top", {}), ("all", {}), ("all", LORA)])
 def test_packed_members_equal_looped_ones_with_dropout_and_batch_norm(
     toy_folder: Path, strategy: str, rates: dict[str, object]
 ) -> None:
@@ -85,8 +86,9 @@ def test_a_member_is_bit_identical_alone_in_fitters_and_in_threads(toy_folder: P
     assert_same(train(parts, KEYS[5:6], "looped"), {KEYS[5]: together[KEYS[5]]}, 0)
 
 
-def test_a_strategy_has_learning_rates_of_its_parameters(toy_folder: Path) -> None:
-    fitter = start(build_parts(toy_folder, "all", **RATES), KEYS, "looped")
+@pytest.mark.parametrize("rates", [RATES, LORA])
+def test_a_strategy_has_learning_rates_of_its_parameters(toy_folder: Path, rates: dict[str, object]) -> None:
+    fitter = start(build_parts(toy_folder, "all", **rates), KEYS, "looped")
     names, optimizer = fitter.recipe.split.trained_names, fitter.whole.members[0].optimizer
     places = {id(fitter.whole.members[0].state[name]): name for name in names}
     found = {places[id(own)]: group["lr"] for group in optimizer.param_groups for own in group["params"]}
@@ -94,7 +96,7 @@ def test_a_strategy_has_learning_rates_of_its_parameters(toy_folder: Path) -> No
     assert found == {own: 1e-2 * (2 * (own[:6] == "head.3") or 0.5 ** depths[own[:6]]) for own in names}
 
 
-@pytest.mark.parametrize("rates", [{}, RATES])
+@pytest.mark.parametrize("rates", [{}, LORA])
 def test_a_fitter_goes_on_from_what_another_saved(toy_folder: Path, rates: dict[str, object]) -> None:
     parts = build_parts(toy_folder, "all", **rates)
     whole = start(parts, KEYS, "looped")
