@@ -200,3 +200,8 @@ def test_an_adapter_where_none_fits_is_refused(toy_folder: Path, adapter: object
 def test_an_adapter_that_is_none_is_no_config(toy_folder: Path, adapter: object, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config("toy.yaml", {"strategies.mine": TOY | {"adapter": adapter}})
+
+
+def test_a_closed_form_has_no_adapter(toy_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"strategies\.mine\.adapter: it is no key of fit: ridge; leave it out"):
+        load_config("toy.yaml", {"strategies.mine": {"train": "head.*", "fit": "ridge", "adapter": "lora"}})

@@ -129,9 +129,10 @@ def choose_adapter(strategy: str, stage: StageConfig, network: nn.Module, traine
     adapter = Adapter(asked.kind, asked.rank or RANK)
     if not any(adapter.shapes(network.get_parameter(name).shape) for name in trained):
         law = "an adapter needs a weight of several outputs and inputs, larger than itself"
-        rank = f" of rank {adapter.rank}" if adapter.kind == "lora" else ""
+        rank, lower = (f" of rank {adapter.rank}", ", lower the rank") if adapter.kind == "lora" else ("", "")
         got = f"{adapter.kind}{rank} for {first_few(trained)}"
-        raise StrategyError(f"strategy {strategy}: {law}, got {got}; name such a weight in train, or leave adapter out")
+        remedy = f"name such a weight in train{lower}, or leave adapter out"
+        raise StrategyError(f"strategy {strategy}: {law}, got {got}; {remedy}")
     return adapter
 
 
