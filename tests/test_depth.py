@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate, prepare
-from ray_ft.models import propose_strategies
+from ray_ft.models import DiffractionNet, measure_depths, propose_strategies
 from ray_ft.search.strategies import match_any
 
 
@@ -123,6 +123,55 @@ def test_norms_and_biases_are_those_alone(name: str) -> None:
     kinds = (nn.BatchNorm2d, nn.LayerNorm)
     expected = {own for own in names if "bias" in own or isinstance(modules[own.rpartition(".")[0]], kinds)}
     assert found == expected
+
+
+class Tower(nn.Module):
+    """A backbone in a wrapper, whose offset is no layer's and whose second way nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(1))
+        self.parts = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)), nn.Linear(8, 1))
+        self.idle = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.parts(x) + self.offset
+        return answer
+
+
+def count_depths(network: nn.Module, inputs: np.ndarray) -> dict[str, int]:
+    """Depths by the first two words of the names."""
+    found = measure_depths(network.eval(), inputs)
+    assert list(found) == [name for name, _ in network.named_parameters()]
+    return {".".join(name.split(".")[:2]): depth for name, depth in found.items()}
+
+
+def test_depths_count_blocks_in_the_order_of_the_pass_and_the_rest_by_where_it_is_read() -> None:
+    residual = count_depths(ResidualNet(), IMAGES)
+    blocks = [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
+    assert [residual[name] for name in blocks] == [8, 7, 6, 5, 4, 3, 2, 1]
+    assert [residual[f"{name}.weight"] for name in ("conv1", "bn1", "fc")] == [9, 9, 0]
+    transformer = count_depths(VisionTransformer(), IMAGES)
+    assert [transformer[f"blocks.{i}"] for i in range(6)] == [6, 5, 4, 3, 2, 1]
+    own = ("patch_embed.weight", "cls_token", "norm.weight", "head.weight")
+    assert [transformer[name] for name in own] == [8, 7, 1, 0], "its head is registered first, and ends last"
+    assert count_depths(Recurrent(), SERIES)["gru.weight_hh_l1"] == 1
+    assert count_depths(PERCEPTRON, ROWS) == {
+        f"{i}.{kind}": 2 - i // 2 for i in (0, 2, 4) for kind in ("weight", "bias")
+    }
+    tower = measure_depths(Tower().eval(), ROWS)
+    assert [tower[f"parts.{name}.weight"] for name in ("0.0", "0.1", "0.2", "1")] == [2, 2, 1, 0]
+    assert (tower["offset"], tower["idle.weight"]) == (0, 0)
+
+
+def test_the_shipped_network_has_a_depth_for_each_block_and_its_offset_ends_it() -> None:
+    found = count_depths(DiffractionNet(), np.zeros((1, 1, 128, 128), np.float32))
+    stages = ["stem_conv.weight", "stage1.0", "stage1.1", "stage2.0", "stage2.1", "fourier_mix.norm", "stage3.0"]
+    in_order = [*stages, "stage4.0", "dec.0", "dec.1", "dec.2", "dec.3", "head.0", "head.3", "spec_bias"]
+    depths = [found[name] for name in in_order]
+    assert depths == sorted(depths, reverse=True)
+    assert len(set(depths)) == len(depths)
+    assert depths[-1] == 0
 
 
 def test_a_config_without_strategies_has_those_of_its_network(toy_folder: Path) -> None:

@@ -64,9 +64,15 @@ def assert_same(found: dict, expected: dict, tolerance: float) -> None:
             torch.testing.assert_close(found[key][1][name], tensor, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("strategy", ["top", "all"])
-def test_packed_members_equal_looped_ones_with_dropout_and_batch_norm(toy_folder: Path, strategy: str) -> None:
-    parts = build_parts(toy_folder, strategy)
+RATES = {"strategies.all.lr_decay": 0.5, "strategies.all.lr_scale": {"head.3.*": 2.0}}
+LORA = RATES | {"strategies.all.adapter": {"kind": "lora", "rank": 2}}
+
+
+@pytest.mark.parametrize(("strategy", "rates"), [("top", {}), ("all", {}), ("all", LORA)])
+def test_packed_members_equal_looped_ones_with_dropout_and_batch_norm(
+    toy_folder: Path, strategy: str, rates: dict[str, object]
+) -> None:
+    parts = build_parts(toy_folder, strategy, **rates)
     assert parts[1].split.sites
     assert_same(train(parts, KEYS, "packed"), train(parts, KEYS, "looped"), 1e-5)
 
@@ -80,8 +86,19 @@ def test_a_member_is_bit_identical_alone_in_fitters_and_in_threads(toy_folder: P
     assert_same(train(parts, KEYS[5:6], "looped"), {KEYS[5]: together[KEYS[5]]}, 0)
 
 
-def test_a_fitter_goes_on_from_what_another_saved(toy_folder: Path) -> None:
-    parts = build_parts(toy_folder, "all")
+@pytest.mark.parametrize("rates", [RATES, LORA])
+def test_a_strategy_has_learning_rates_of_its_parameters(toy_folder: Path, rates: dict[str, object]) -> None:
+    fitter = start(build_parts(toy_folder, "all", **rates), KEYS, "looped")
+    names, optimizer = fitter.recipe.split.trained_names, fitter.whole.members[0].optimizer
+    places = {id(fitter.whole.members[0].state[name]): name for name in names}
+    found = {places[id(own)]: group["lr"] for group in optimizer.param_groups for own in group["params"]}
+    depths = {"body.0": 2, "body.1": 2, "head.0": 1, "head.3": 0}
+    assert found == {own: 1e-2 * (2 * (own[:6] == "head.3") or 0.5 ** depths[own[:6]]) for own in names}
+
+
+@pytest.mark.parametrize("rates", [{}, LORA])
+def test_a_fitter_goes_on_from_what_another_saved(toy_folder: Path, rates: dict[str, object]) -> None:
+    parts = build_parts(toy_folder, "all", **rates)
     whole = start(parts, KEYS, "looped")
     whole.run_epoch(0)
     late = start(parts, KEYS[1::2], "packed")

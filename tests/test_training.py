@@ -24,6 +24,7 @@ from ray_ft.fitting.training import (
     clip_stacked,
     create_pack,
     draw_batches,
+    group_names,
     predict_watched,
     train_epoch,
     update,
@@ -118,11 +119,14 @@ class OptimizerCalls(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("lrs", "n_calls"), [((0.1, 0.1, 0.1), 1), ((0.1, 0.2, 0.1), 2)])
-def test_members_of_one_learning_rate_share_a_call_of_the_optimizer(lrs: tuple[float, ...], n_calls: int) -> None:
+@pytest.mark.parametrize("scales", [{}, {"1.bias": 0.3}])
+def test_members_of_one_learning_rate_share_a_call_of_the_optimizer(
+    lrs: tuple[float, ...], n_calls: int, scales: dict[str, float]
+) -> None:
     _, split, bank = build_bank()
-    recipe, keys = Recipe(split, bank, HYPER, MSE), [MemberKey(0, fold, 0) for fold in range(3)]
-    samples = [np.arange(5)] * 3
-    together, alone = (create_pack(keys, (1,), split, HYPER, samples) for _ in range(2))
+    recipe, keys = Recipe(split, bank, HYPER, MSE, scales=scales), [MemberKey(0, fold, 0) for fold in range(3)]
+    samples, factors = [np.arange(5)] * 3, group_names(split.trained_names, scales)
+    together, alone = (create_pack(keys, (1,), split, HYPER, samples, scales) for _ in range(2))
     for step in range(3):
         for pack in (together, alone):
             generator = torch.Generator().manual_seed(step)
@@ -131,9 +135,10 @@ def test_members_of_one_learning_rate_share_a_call_of_the_optimizer(lrs: tuple[f
                     member.state[name].grad = torch.randn(member.state[name].shape, generator=generator)
         with OptimizerCalls() as counter:
             update(together.members, lrs, recipe)
-        assert counter.n_calls == n_calls
+        assert counter.n_calls == n_calls * (1 + len(scales))
         for member, lr in zip(alone.members, lrs, strict=True):
-            member.optimizer.param_groups[0]["lr"] = lr
+            for group, scale in zip(member.optimizer.param_groups, factors, strict=True):
+                group["lr"] = lr * scale
             member.optimizer.step()
     for name, tensor in alone.state.items():
         assert torch.equal(together.state[name], tensor), name
@@ -264,21 +269,23 @@ def train_plainly(network: nn.Module, trained: list[str], recipe: Recipe, member
     network = deepcopy(network).requires_grad_(False)
     own = [network.get_parameter(name).requires_grad_() for name in trained]
     hyper, starts = recipe.hyper, [parameter.detach().clone() for parameter in own]
-    to_zero = hyper.decay_to == "zero"
-    optimizer = torch.optim.AdamW(own, lr=hyper.lr, weight_decay=hyper.weight_decay if to_zero else 0.0)
+    to_zero, scales = hyper.decay_to == "zero", [recipe.scales.get(name, 1.0) for name in trained]
+    groups = [{"params": [parameter]} for parameter in own]
+    optimizer = torch.optim.AdamW(groups, lr=hyper.lr, weight_decay=hyper.weight_decay if to_zero else 0.0)
     for epoch in range(hyper.epochs):
         for batch in draw_batches(member, recipe, epoch):
             network.train()
             for module in network.children():
                 if not any(parameter.requires_grad for parameter in module.parameters()):
                     module.eval()
-            optimizer.param_groups[0]["lr"] = batch.lr
+            for group, scale in zip(optimizer.param_groups, scales, strict=True):
+                group["lr"] = batch.lr * scale
             optimizer.zero_grad()
             ((network(x[batch.rows]) - y[batch.rows]) ** 2).mean().backward()
             nn.utils.clip_grad_norm_(own, recipe.grad_clip)
             decay = 0.0 if to_zero else batch.lr * hyper.weight_decay
             with torch.no_grad():
-                pulls = [decay * (now - start) for now, start in zip(own, starts, strict=True)]
+                pulls = [decay * scale * (now - start) for now, start, scale in zip(own, starts, scales, strict=True)]
             optimizer.step()
             with torch.no_grad():
                 for parameter, pull in zip(own, pulls, strict=True):
@@ -322,10 +329,11 @@ def test_members_of_any_network_are_those_of_a_plain_loop(name: str, packed: boo
     trained = [name for name in names if "last" in name or "mix" in name]
     split = split_network(network, trained, x[:4])
     hyper = GradientHyperparameters(0.05, 3, 4, 0.5, 0.0, None, 1, 10, None, decay_to)
-    recipe = Recipe(split, ViewBank(split.compute_features(x), y[None]), hyper, MSE, grad_clip=0.5)
+    scales = {own: 0.5 ** (i % 3) for i, own in enumerate(trained)}
+    recipe = Recipe(split, ViewBank(split.compute_features(x), y[None]), hyper, MSE, grad_clip=0.5, scales=scales)
     assert (split.draws, bool(split.reason)) == (name in WHOLE, name in WHOLE), split.reason
     keys = [MemberKey(0, 0, seed) for seed in range(2)]
-    pack = create_pack(keys, (1,), split, hyper, [np.arange(9), np.arange(2, 11)])
+    pack = create_pack(keys, (1,), split, hyper, [np.arange(9), np.arange(2, 11)], scales)
     for epoch in range(hyper.epochs):
         for part in pack.divide(2 if packed else 1):
             train_epoch(part, recipe, epoch)

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Factor = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Bounds = tuple[int | float, int | float]
@@ -155,6 +156,11 @@ class GradientHyperparameters:
     views: Count | None = declare(
         "views of a sample", "views", "Views of a sample in an epoch, of those of data.symmetry, drawn anew for each.",
         absent=None, default=(2, 2), wide=(2, 2),
+    )  # fmt: skip
+    lr_decay: Factor = declare(
+        "decay of the learning rate by depth", "lr decay",
+        "Factor on the learning rate for each block between a parameter and the answer.", ".3f",
+        absent=1.0, default=(1.0, 1.0), wide=(1.0, 1.0),
     )  # fmt: skip
 
     @property

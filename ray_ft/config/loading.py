@@ -151,7 +151,10 @@ def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -
         place = name_place(own)
         key = ".".join(map(str, place))
         if problem["type"] == "extra_forbidden":
-            yield f"{key}: unknown key{suggest(str(place[-1]), list_keys(model, place[:-1]))}"
+            name, known = str(place[-1]), list_keys(model, place[:-1])
+            of_other = name in known and own[-2] in FITS  # another way to fit has it
+            what = f"it is no key of fit: {own[-2]}; leave it out" if of_other else f"unknown key{suggest(name, known)}"
+            yield f"{key}: {what}"
         elif problem["type"] == "missing":
             yield f"{key}: missing"
         elif problem["type"] == "union_tag_invalid":

@@ -78,9 +78,31 @@ class StageConfig(Section):
         return any(bounds is not None and bounds[0] < bounds[1] for bounds in ranges)
 
 
+class AdapterSection(Section):
+    """What weights learn by in place of themselves: the form `lora` is short for `{kind: lora}`."""
+
+    kind: Literal["lora", "scale"]
+    rank: Count | None = Field(default=None, description="rank of what lora adds to a weight; without it, 4")
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_short_form(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def check_rank(self) -> "AdapterSection":
+        if self.kind != "lora" and self.rank is not None:
+            raise ValueError(f"rank is lora's alone, got {self.rank} for {self.kind}; leave it out")
+        return self
+
+
 class GradientBase(StageConfig):
     fit: Literal["gradient"] = "gradient"
     warmup_ratio: Share | None = Field(default=None, description="warm-up as a share of the epochs, instead")
+    adapter: AdapterSection | None = Field(default=None, description="what weights learn by in place of themselves")
+    lr_scale: dict[str, Positive] = Field(
+        default_factory=dict, description="factors on the learning rate, by name pattern of trained parameters"
+    )
 
 
 class RidgeBase(StageConfig):

@@ -32,6 +32,7 @@ from ray_ft.fitting.training import (
     train_epoch,
 )
 from ray_ft.search.problem import MemberKey, Problem
+from ray_ft.split.adapters import name_part
 
 N_TIMED = 3  # steps
 # On a CPU packing saves the start of operations, microseconds each; a step as long as this is arithmetic.
@@ -60,12 +61,16 @@ class GradientFitter:
         n_threads = n_threads if device.type == "cpu" else 1
         self.keys, self.n_threads, self.splits = tuple(keys), n_threads, problem.splits
         split = prepared.split.to(device).set_dropout(dict.fromkeys(prepared.stage.dropouts, hyper.head_dropout or 0.0))
+        split = split.adapt(prepared.stage.adapter) if prepared.stage.adapter else split
         inputs, targets = (torch.from_numpy(views).to(device) for views in problem.build_views())
         clean = ViewBank(tuple(feature.to(device) for feature in prepared.features), targets)
         noise = (hyper.noise_std, settings.n_noisy_views, problem.seed)
         bank = add_noisy_copies(clean, split, inputs, *noise, prepared.dtype, n_threads)
         objective = problem.objective.smooth(hyper.label_smoothing) if hyper.label_smoothing else problem.objective
-        self.recipe = Recipe(split, bank, hyper, objective, settings.grad_clip, prepared.dtype)
+        scales = prepared.stage.rates.scale(hyper.lr_decay)
+        for name, parts in split.adapted.items():
+            scales |= {name_part(name, part): scales.get(name, 1.0) for part in parts}
+        self.recipe = Recipe(split, bank, hyper, objective, settings.grad_clip, prepared.dtype, scales)
         self.frozen_hash = hash_tensors(self.recipe.split.tensors)
         self.stream = tuple(name_stream(problem.seed, name))
         self.whole = self.create_members(self.keys)
@@ -81,7 +86,7 @@ class GradientFitter:
 
     def create_members(self, keys: Sequence[MemberKey]) -> Pack:
         samples = [self.splits.training(key.repeat, key.fold) for key in keys]
-        return create_pack(keys, self.stream, self.recipe.split, self.recipe.hyper, samples)
+        return create_pack(keys, self.stream, self.recipe.split, self.recipe.hyper, samples, self.recipe.scales)
 
     def choose_pack_size(self, packing: Packing, deterministic: bool) -> int:
         """Time a few steps of fresh members, packed and not; if nothing may hang on time, the device decides."""
@@ -203,7 +208,7 @@ class GradientFitter:
 
     def collect_snapshots(self) -> States:
         """Return the members' snapshots."""
-        return dict(zip(self.keys, (to_cpu(snapshot) for snapshot in self.snapshots), strict=True))
+        return dict(zip(self.keys, (to_cpu(self.recipe.split.merge(own)) for own in self.snapshots), strict=True))
 
     def has_drifted(self) -> bool:
         """Whether a frozen parameter or buffer has moved."""
@@ -248,7 +253,7 @@ def copy_moments(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Ten
     return {leaf: {name: slot.clone() for name, slot in slots.items()} for leaf, slots in optimizer.state.items()}
 
 
-def to_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
 

@@ -6,10 +6,11 @@ candidates alike. So neither its neighbours, nor its pack, nor an interruption c
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ class Recipe:
     objective: Objective
     grad_clip: float = 1.0  # largest norm of a member's gradient
     dtype: torch.dtype = torch.float32  # of the products; weights and optimizer are float32 in any case
+    scales: Mapping[str, float] = field(default_factory=dict)  # factors on the learning rate, by name; 1 without one
 
     def autocast(self) -> torch.autocast:
         device = self.bank.targets.device.type
@@ -136,8 +138,9 @@ def create_pack(
     split: SplitNetwork,
     hyper: GradientHyperparameters,
     samples: Sequence[Int[np.ndarray, " _"]],
+    scales: Mapping[str, float] | None = None,
 ) -> Pack:
-    """Start members from the pretrained weights."""
+    """Start members from the pretrained weights, with factors on the learning rate by name."""
     stacked = {name: tensor.expand(len(keys), *tensor.shape).clone() for name, tensor in split.state.items()}
     for name in split.trained_names:
         stacked[name].requires_grad_()
@@ -145,10 +148,21 @@ def create_pack(
     members = []
     for i, (key, own) in enumerate(zip(keys, samples, strict=True)):
         state = {name: share(tensor, i) for name, tensor in stacked.items()}
-        trained = [state[name] for name in split.trained_names]
-        optimizer = torch.optim.AdamW(trained, lr=hyper.lr, weight_decay=hyper.weight_decay, fused=fused)
+        groups: list[dict[str, Any]] = [
+            {"params": [state[name] for name in names], "lr": hyper.lr * scale}
+            for scale, names in group_names(split.trained_names, scales or {}).items()
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=hyper.lr, weight_decay=hyper.weight_decay, fused=fused)
         members.append(Member(key, (*stream, key.repeat, key.fold, key.seed), own, state, optimizer))
     return Pack(tuple(members), stacked)
+
+
+def group_names(names: Sequence[str], scales: Mapping[str, float]) -> dict[float, list[str]]:
+    """Put names together whose learning rates have the same factor."""
+    groups: dict[float, list[str]] = {}
+    for name in names:
+        groups.setdefault(scales.get(name, 1.0), []).append(name)
+    return groups
 
 
 def share(tensor: Tensor, index: int | slice) -> Tensor:
@@ -283,24 +297,34 @@ def clip_stacked(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
 @torch.no_grad()
 def update(members: Sequence[Member], lrs: Sequence[float], recipe: Recipe) -> None:
     """Take the step of each member's optimizer, in one call for all of one learning rate, as each call has its cost."""
-    starts = recipe.split.state if recipe.hyper.decay_to == "pretrained" else {}
+    groups = group_names(recipe.split.trained_names, recipe.scales)
     for lr in dict.fromkeys(lrs):
-        optimizers = [member.optimizer for member, own in zip(members, lrs, strict=True) if own == lr]
-        (beta1, beta2), weight_decay, eps = (optimizers[0].defaults[key] for key in ("betas", "weight_decay", "eps"))
-        params, gradients, means, squares, unused, counts = lists = tuple[list[Tensor], ...]([] for _ in range(6))
-        for optimizer in optimizers:
-            optimizer._init_group(optimizer.param_groups[0], *lists)  # type: ignore[no-untyped-call]
-        is_complex, fused = any(param.is_complex() for param in params), bool(optimizers[0].defaults["fused"])
-        adamw(
-            params, gradients, means, squares, unused, counts, fused=fused, has_complex=is_complex, amsgrad=False,
-            maximize=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps,
-        )  # fmt: skip
-        for member in (member for member, own in zip(members, lrs, strict=True) if own == lr and starts):
-            moved = [name for name in recipe.split.trained_names if member.state[name].grad is not None]
-            pair = [member.state[name] for name in moved], [starts[name] for name in moved]
+        alike = [member for member, own in zip(members, lrs, strict=True) if own == lr]
+        for place, (scale, names) in enumerate(groups.items()):
+            update_group(alike, place, names, lr * scale, recipe)
+        for member in alike:
+            member.optimizer.zero_grad()  # so that gradients take up memory for one step alone
+
+
+def update_group(members: Sequence[Member], place: int, names: Sequence[str], lr: float, recipe: Recipe) -> None:
+    """Take the step of parameters that have one learning rate: those of one group of each member's optimizer."""
+    defaults = members[0].optimizer.defaults
+    (beta1, beta2), weight_decay, eps = (defaults[key] for key in ("betas", "weight_decay", "eps"))
+    params, gradients, means, squares, unused, counts = lists = tuple[list[Tensor], ...]([] for _ in range(6))
+    for member in members:
+        member.optimizer._init_group(member.optimizer.param_groups[place], *lists)  # type: ignore[no-untyped-call]
+    if not params:  # which no gradient reaches
+        return
+    is_complex, fused = any(param.is_complex() for param in params), bool(defaults["fused"])
+    adamw(
+        params, gradients, means, squares, unused, counts, fused=fused, has_complex=is_complex, amsgrad=False,
+        maximize=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps,
+    )  # fmt: skip
+    if recipe.hyper.decay_to == "pretrained":
+        for state in (member.state for member in members):
+            moved = [name for name in names if state[name].grad is not None]
+            pair = [state[name] for name in moved], [recipe.split.state[name] for name in moved]
             torch._foreach_add_(*pair, alpha=lr * weight_decay)  # AdamW has pulled towards zero by as much
-        for optimizer in optimizers:
-            optimizer.zero_grad()  # so that gradients take up memory for one step alone
 
 
 def compute_loss(

@@ -6,6 +6,7 @@ References:
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ray_ft.models.last_layer import find_last_layer, is_layer
 from ray_ft.models.pretrained import predict_all
@@ -24,6 +27,7 @@ NORMS = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
+CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,58 @@ def order_layers(network: nn.Module, inputs: Float[np.ndarray, "sample *input"])
     for hook in hooks:
         hook.remove()
     return [name for name in ended if not any(other.startswith(f"{name}.") for other in ended)]
+
+
+def measure_depths(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> dict[str, int]:
+    """Count the blocks between each parameter and the answer, in the order in which a pass first reads their weights.
+
+    A block is the outermost module of a class of which the network has several, such as a transformer's layer; what is
+    in none is one with the others of the module that holds it. A vector in none, such as a norm's, counts with what was
+    read before it, and a parameter that the pass does not read as one of the last block.
+    """
+    holders = find_holders(network)
+    with ReadingOrder(network) as order:
+        predict_all(network, inputs[:1])
+    blocks: dict[str, int] = {}
+    places: dict[str, int] = {}
+    for name in order.names:
+        holder, in_block = holders[name]
+        place = len(blocks) - 1
+        if in_block or not blocks or network.get_parameter(name).dim() > 1:
+            place = blocks.setdefault(holder, len(blocks))
+        places[name] = place
+    return {name: len(blocks) - 1 - places.get(name, len(blocks) - 1) for name in holders}
+
+
+def find_holders(network: nn.Module) -> dict[str, tuple[str, bool]]:
+    """Name, by parameter, the block that holds it, or else the module that does, and say whether it is a block."""
+    named = [(name, module) for name, module in network.named_modules() if name and has_weight(module)]
+    counts = Counter(type(module) for _, module in named if not isinstance(module, CONTAINERS))
+    blocks = [name for name, module in named if counts[type(module)] > 1]  # those that hold others come first
+    holders = {}
+    for name, _ in network.named_parameters():
+        block = next((own for own in blocks if name.startswith(f"{own}.")), None)
+        holders[name] = (name.rpartition(".")[0] if block is None else block, block is not None)
+    return holders
+
+
+def has_weight(module: nn.Module) -> bool:
+    return any(parameter.dim() > 1 for parameter in module.parameters())
+
+
+class ReadingOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes down in which order operations first read the parameters of a network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known = {id(parameter): name for name, parameter in network.named_parameters()}
+        self.names: dict[str, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if name := self.known.get(id(leaf)):
+                self.names.setdefault(name)
+        return func(*args, **(kwargs or {}))
 
 
 def divide(network: nn.Module, layers: Sequence[str]) -> list[Unit]:

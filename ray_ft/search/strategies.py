@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -11,7 +11,12 @@ from torch import nn
 
 from ray_ft.config import Config, RidgeHyperparameters, StageConfig, StrategyConfig, fill_strategies
 from ray_ft.errors import StrategyError, first_few, suggest
-from ray_ft.models import propose_strategies
+from ray_ft.models import measure_depths, propose_strategies
+from ray_ft.search.rates import Rates, match_scales
+from ray_ft.split.adapters import Adapter
+
+NO_DECAY = (1.0, 1.0)
+RANK = 4  # of lora, unless the config says so
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Stage:
     noisy: bool = False  # whether a candidate may train on noisy copies
     batch_size: int = 1  # the most samples of a member's step
     smoothing: float = 0.0  # the largest share of a class's target that all classes may get
+    rates: Rates = field(default_factory=Rates)  # factors on the learning rate of single parameters
+    adapter: Adapter | None = None  # by which weights learn; without one they learn as they are
 
 
 @dataclass(frozen=True)
@@ -66,36 +73,67 @@ def propose(config: Config, network: nn.Module, inputs: Float[np.ndarray, "sampl
     return fill_strategies(config, {name: own for name, own in proposed.items() if splits or "fit" not in own})
 
 
-def match_strategies(strategies: Mapping[str, StrategyConfig], network: nn.Module) -> dict[str, Strategy]:
-    """Match all strategies of a run with its network.
+def match_strategies(
+    strategies: Mapping[str, StrategyConfig], network: nn.Module, inputs: Float[np.ndarray, "sample *input"]
+) -> dict[str, Strategy]:
+    """Match all strategies of a run with its network, which takes the inputs.
 
     Raises:
         StrategyError: One does not fit.
     """
-    return {name: match_strategy(name, strategy, network) for name, strategy in strategies.items()}
+    stages = (stage for strategy in strategies.values() for stage in strategy.stages)
+    by_depth = any((stage.bounds("lr_decay") or NO_DECAY) != NO_DECAY for stage in stages)
+    depths = measure_depths(network, inputs) if by_depth else {}
+    return {name: match_strategy(name, strategy, network, depths) for name, strategy in strategies.items()}
 
 
-def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module) -> Strategy:
-    """Match a strategy's patterns with a network.
+def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module, depths: Mapping[str, int]) -> Strategy:
+    """Match a strategy's patterns with a network, whose parameters have these depths.
 
     Raises:
         StrategyError: A pattern matches nothing, nothing is left to learn, or a dropout is to be set and there is none.
     """
     names = [own for own, _ in network.named_parameters()]
+    trained = [select_trained(name, stage, names) for stage in strategy.stages]
     stages = tuple(
         Stage(
             stage.fit,
-            select_trained(name, stage, names),
+            own,
             find_head_dropouts(network) if stage.bounds("head_dropout") is not None else (),
             stage.longest,
             (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
             int((stage.bounds("batch_size") or (1, 1))[1]),
             (stage.bounds("label_smoothing") or (0.0, 0.0))[1],
+            Rates(match_scales(name, getattr(stage, "lr_scale", {}), own), depths),
+            choose_adapter(name, stage, network, own),
         )
-        for stage in strategy.stages
+        for stage, own in zip(strategy.stages, trained, strict=True)
     )
-    learning = {own for stage in stages if stage.fit != RidgeHyperparameters.fit for own in stage.trained}
+    learning: dict[str, int] = {}
+    for stage in (stage for stage in stages if stage.fit != RidgeHyperparameters.fit):
+        for own in stage.trained:
+            shape = network.get_parameter(own).shape
+            learning[own] = stage.adapter.count(shape) if stage.adapter else shape.numel()
     return Strategy(name, stages, count_by_part(network, learning))
+
+
+def choose_adapter(strategy: str, stage: StageConfig, network: nn.Module, trained: Sequence[str]) -> Adapter | None:
+    """Take the adapter of a stage, if it has one.
+
+    Raises:
+        StrategyError: No weight that learns takes it.
+    """
+    asked = getattr(stage, "adapter", None)
+    if asked is None:
+        return None
+    adapter = Adapter(asked.kind, asked.rank or RANK)
+    if not any(adapter.shapes(network.get_parameter(name).shape) for name in trained):
+        law = "an adapter needs a weight of several outputs and inputs, larger than itself"
+        rank, lower = (f" of rank {adapter.rank}", ", lower the rank") if adapter.kind == "lora" else ("", "")
+        got = f"{adapter.kind}{rank} for {first_few(trained)}"
+        remedy = f"name such a weight in train{lower}, or leave adapter out"
+        raise StrategyError(f"strategy {strategy}: {law}, got {got}; {remedy}")
+    return adapter
 
 
 def select_trained(strategy: str, stage: StageConfig, names: Sequence[str]) -> tuple[str, ...]:
@@ -128,13 +166,18 @@ def match_any(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def count_by_part(network: nn.Module, trained: Iterable[str]) -> Mapping[str, tuple[int, int]]:
-    """Count the trained and all parameters of each part (first word of the names), in the network's order."""
-    chosen, total, learning = set(trained), Counter[str](), Counter[str]()
+def count_by_part(network: nn.Module, trained: Mapping[str, int]) -> Mapping[str, tuple[int, int]]:
+    """Count what learns and all parameters of each part (first word of the names), in the network's order.
+
+    Args:
+        network: The network.
+        trained: The numbers by which parameters learn: as many as they have, or those of an adapter.
+    """
+    total, learning = Counter[str](), Counter[str]()
     for name, parameter in network.named_parameters():
         part = name.split(".")[0]
         total[part] += parameter.numel()
-        learning[part] += parameter.numel() * (name in chosen)
+        learning[part] += trained.get(name, 0)
     return {part: (learning[part], total[part]) for part in total}
 
 

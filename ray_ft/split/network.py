@@ -21,6 +21,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from ray_ft.files.memory import is_out_of_memory
+from ray_ft.split.adapters import Adapter, merge_weights, name_part
 from ray_ft.split.dropout import DropoutSite, draw_masks
 from ray_ft.split.graph import cut_network
 from ray_ft.split.program import Program
@@ -66,6 +67,7 @@ class SplitNetwork:
         draws: Whether training draws from torch's global generator: whole networks may, and tails with random
             operations other than dropout. Such members train one after the other.
         reason: Empty if the network is split, else one line on why it runs whole at each step.
+        adapted: The parts by which weights learn, which `state` has in their place, by the weights' names.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -79,6 +81,7 @@ class SplitNetwork:
     sites: tuple[DropoutSite, ...] = ()
     draws: bool = False
     reason: str = ""
+    adapted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +100,21 @@ class SplitNetwork:
             self.training.set_dropout(shares)
         sites = tuple(replace(site, share=shares.get(site.module, site.share)) for site in self.sites)
         return replace(self, sites=sites)
+
+    def adapt(self, adapter: Adapter) -> "SplitNetwork":
+        """Return the network with an adapter in the place of each trained weight that takes one."""
+        started = {name: adapter.start(self.state[name]) for name in self.trained_names}
+        adapted = {name: tuple(parts) for name, parts in started.items() if parts}
+        new = {name: {name_part(name, part): own for part, own in started[name].items()} for name in adapted}
+        trained = {name: new.get(name, {name: self.state[name]}) for name in self.trained_names}
+        state = {own: tensor for name in trained for own, tensor in trained[name].items()}
+        names, buffers = tuple(state), {name: own for name, own in self.state.items() if name not in trained}
+        tensors = {**self.tensors, **{name: self.state[name] for name in adapted}}
+        return replace(self, state=state | buffers, trained_names=names, tensors=tensors, adapted=adapted)
+
+    def merge(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Merge what weights learn by into them; the names are those of the network then."""
+        return merge_weights(self.adapted, state, self.tensors) if self.adapted else state
 
     def run_backbone(self, inputs: Shaped[Tensor, " sample *input"]) -> Features:
         """Compute the features of samples, all at a time."""
@@ -178,13 +196,13 @@ class SplitNetwork:
             The network's outputs, shape (sample, *target).
         """
         tail = self.training if training else self.evaluation
-        output: Tensor = tail.run((state, features, masks), self.tensors)
+        output: Tensor = tail.run((self.merge(state), features, masks), self.tensors)
         return output
 
     def hold(self, state: Mapping[str, Tensor], work: Callable[[], T]) -> T:
         """Do a member's pass and the pass back, where a whole network may compute parts of the first again."""
         if isinstance(self.training, WholeTail):
-            return hold(self.training.network, {**self.tensors, **state}, work)
+            return hold(self.training.network, {**self.tensors, **self.merge(state)}, work)
         return work()
 
 
