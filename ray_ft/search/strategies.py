@@ -25,6 +25,7 @@ class Stage:
     noisy: bool = False  # whether a candidate may train on noisy copies
     batch_size: int = 1  # the most samples of a member's step
     smoothing: float = 0.0  # the largest share of a class's target that all classes may get
+    replay: float = 0.0  # the largest share of replayed samples in the loss
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module) -> S
             (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
             int((stage.bounds("batch_size") or (1, 1))[1]),
             (stage.bounds("label_smoothing") or (0.0, 0.0))[1],
+            (stage.bounds("replay") or (0.0, 0.0))[1],
         )
         for stage in strategy.stages
     )
