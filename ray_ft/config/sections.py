@@ -120,7 +120,7 @@ class StrategyConfig(Section):
 
     def most(self, name: str) -> float:
         """The largest value that a hyperparameter may take in a stage; 0 where it has none."""
-        return max((stage.bounds(name) or (0, 0))[1] for stage in self.stages)
+        return max(float((stage.bounds(name) or (0, 0))[1]) for stage in self.stages)
 
     @model_validator(mode="before")
     @classmethod

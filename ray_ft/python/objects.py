@@ -189,8 +189,7 @@ def cross_validate_module(
         seeds: Number of trainings of each fold.
         groups: A label for each sample; samples of one stay in one fold.
         stratify: A class or number for each sample, which the folds share evenly.
-        replay: Samples of the pretraining, a share of which is in each step: `(x, y)`, or `(x, None)` where the network
-            is to say their targets.
+        replay: Samples of the pretraining, for a share of each step: `(x, y)`, or `(x, None)` for the network's answers.
         objective: `regression`, `classification`, `multilabel`, or a metric of `cv.metric`. Without it, numbers with a
             fraction are regressed, and text and booleans are classes; whole numbers may be either, so it is needed.
         loss: What training minimises, apart from the score: a name of `training.loss`, or a function of outputs and
@@ -214,11 +213,9 @@ def cross_validate_module(
     config = write_config(values, given, strategies, options or {})
     plain = False if Console().is_jupyter else None  # its output says that it is a terminal, and shows lines alone
     console = Console(highlight=False, quiet=not progress, force_jupyter=False, force_terminal=plain)
-    if out is None:
-        return run_temporarily(config, given, inline, console)
-    folder = Path(out).expanduser().absolute()  # which stays where it is when the process goes elsewhere
-    summary = cross_validation.cross_validate(config, folder, inline, console, True, given)
-    return CrossValidation(summary, folder, given.factory, given.collate)
+    return (
+        run_temporarily(config, given, inline, console) if out is None else run_in(out, config, given, inline, console)
+    )
 
 
 update_wrapper(cross_validate, cross_validate_module, ["__doc__"])  # its signature and text are what a notebook shows
@@ -231,6 +228,12 @@ def check_arguments(options: Any, collate: Any, out: Any) -> None:
         raise ConfigError(f"collate must be a function of a list of samples, got {show_value(collate)}")
     if out is not None and (is_uri(out) or not isinstance(out, str | Path)):
         raise ConfigError(f"out must be a folder, got {show_value(out)}; name one that all nodes share")
+
+
+def run_in(out: str | Path, config: Config, given: Given, inline: bool, console: Console) -> CrossValidation:
+    folder = Path(out).expanduser().absolute()  # which stays where it is when the process goes elsewhere
+    summary = cross_validation.cross_validate(config, folder, inline, console, True, given)
+    return CrossValidation(summary, folder, given.factory, given.collate)
 
 
 def run_temporarily(config: Config, given: Given, inline: bool, console: Console) -> CrossValidation:

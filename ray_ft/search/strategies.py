@@ -92,7 +92,7 @@ def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module) -> S
             (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
             int((stage.bounds("batch_size") or (1, 1))[1]),
             (stage.bounds("label_smoothing") or (0.0, 0.0))[1],
-            (stage.bounds("replay") or (0.0, 0.0))[1],
+            float((stage.bounds("replay") or (0, 0))[1]),
         )
         for stage in strategy.stages
     )
