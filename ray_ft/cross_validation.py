@@ -265,7 +265,7 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     head = renew_head(model.new_head, network, samples, objective) if factory else None
     weights = copy_state(network)
     config = propose(config, network, samples.inputs, splits=given.collate is None)
-    strategies = match_strategies(config.selected, network)
+    strategies = match_strategies(config.selected, network, samples.inputs)
     outputs = predict_all(network, samples.inputs)
     samples = know_classes(samples, objective, outputs)
     found, wanted = tuple(outputs.shape[1:]), samples.targets.shape[1:]

@@ -2,7 +2,7 @@
 
 from ray_ft.models.calling import Collate, call_as_one
 from ray_ft.models.checkpoints import read_weights
-from ray_ft.models.depth import propose_strategies
+from ray_ft.models.depth import order_layers, propose_strategies
 from ray_ft.models.diffraction_net import DiffractionNet
 from ray_ft.models.factory import Factory, seed_all
 from ray_ft.models.last_layer import find_last_layer, renew_head
@@ -37,6 +37,7 @@ __all__ = [
     "give_head",
     "load_network",
     "load_pretrained",
+    "order_layers",
     "predict_all",
     "propose_strategies",
     "read_weights",

@@ -189,7 +189,7 @@ def cross_validate_module(
         seeds: Number of trainings of each fold.
         groups: A label for each sample; samples of one stay in one fold.
         stratify: A class or number for each sample, which the folds share evenly.
-        replay: Samples of the pretraining, for a share of each step: `(x, y)`, or `(x, None)` for the network's answers.
+        replay: Samples of the pretraining for a share of each step: `(x, y)`, or `(x, None)` for the network's answers.
         objective: `regression`, `classification`, `multilabel`, or a metric of `cv.metric`. Without it, numbers with a
             fraction are regressed, and text and booleans are classes; whole numbers may be either, so it is needed.
         loss: What training minimises, apart from the score: a name of `training.loss`, or a function of outputs and

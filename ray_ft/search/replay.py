@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import nn
 
 from ray_ft.config import Config
@@ -59,41 +59,53 @@ def read_replayed(
     named = config.data.replay
     if named is None:
         return None
-    inputs_name, targets_name = shorten(named.inputs), shorten(named.targets or "")
-    arrays = given or read_files(named.inputs, named.targets, samples.keys)
-    x = prepare_inputs(arrays.inputs, samples.domain, inputs_name)
-    check_alike("inputs", x.shape[1:], samples.inputs.shape[1:], inputs_name)
-    check_alike("inputs", arrays.layout, samples.layout, inputs_name)
-    if arrays.targets is None:
-        if new_head:
-            raise DataError(
-                "what is replayed with a new head needs targets, got none, and the pretrained network's own answers "
-                "went with its head; name data.replay.targets, or leave data.replay out"
-            )
-        y = np.asarray(objective.respond(predict_all(network, x)).numpy(), np.float32)
-        said = "with what the pretrained network says of them"
+    arrays, source = given or read_files(named.inputs, named.targets, samples.keys), shorten(named.inputs)
+    x = prepare_inputs(arrays.inputs, samples.domain, source)
+    check_alike("inputs", x.shape[1:], samples.inputs.shape[1:], source)
+    check_alike("inputs", arrays.layout, samples.layout, source)
+    if arrays.targets is not None:
+        x, y = take_labelled(x, arrays.targets, samples, objective, source, targets := shorten(named.targets or ""))
+        said = f"the targets of {targets}"
+    elif new_head:
+        raise DataError(
+            "what is replayed with a new head needs targets, got none, and the pretrained network's own answers went "
+            "with its head; name data.replay.targets, or leave data.replay out"
+        )
     else:
-        encode = partial(objective.encode_targets, classes=samples.classes)
-        y, kept, _, _ = prepare_targets(arrays.targets, samples.domain, targets_name, encode)
-        if len(arrays.targets) != len(x):
-            told = f"got {len(x)} in {inputs_name} and {len(arrays.targets)} in {targets_name}"
-            raise DataError(f"replayed inputs and targets must have equally many samples, {told}")
-        x, wanted = x[kept], samples.targets.shape[1:]
-        y = y.reshape(-1, *wanted) if have_same_values(y.shape[1:], wanted) else y
-        check_alike("targets", y.shape[1:], wanted, targets_name)
-        if n_gaps := int(np.isnan(y).reshape(len(y), -1).any(1).sum()):
-            raise DataError(
-                f"replayed targets must be complete, got NaN in {n_gaps} of {len(y)} samples of {targets_name}; leave "
-                "these out, or data.replay.targets"
-            )
-        said = f"with the targets of {targets_name}"
-    notes = [f"{len(x):,} samples of {inputs_name} are replayed {said}; nothing is scored on them"]
-    if ridge := [name for name, own in strategies.items() if own.stages[-1].fit != "gradient"]:
-        notes.append(f"{', '.join(ridge)}: fitted in closed form to the samples alone, so nothing is replayed there")
+        y = objective.respond(predict_all(network, x)).numpy().astype(np.float32)
+        said = "what the pretrained network says of them"
+    notes = [f"{len(x):,} samples of {source} are replayed with {said}; nothing is scored on them"]
+    if closed := [name for name, own in strategies.items() if own.stages[-1].fit != "gradient"]:
+        notes.append(f"{', '.join(closed)}: fitted in closed form to the samples alone, so nothing is replayed there")
     return replace(
         samples, inputs=x, targets=y, groups=np.arange(len(x)), strata=None, notes=tuple(notes),
         answered=arrays.targets is None,
     )  # fmt: skip
+
+
+def take_labelled(
+    inputs: Float[np.ndarray, "replayed *input"],
+    targets: Shaped[np.ndarray, "..."],
+    samples: Samples,
+    objective: Objective,
+    source: str,
+    targets_source: str,
+) -> tuple[Float[np.ndarray, "kept *input"], Float[np.ndarray, "kept *target"]]:
+    """Take the replayed samples that have targets, in the form of the samples' own."""
+    encode = partial(objective.encode_targets, classes=samples.classes)
+    y, kept, _, _ = prepare_targets(targets, samples.domain, targets_source, encode)
+    if len(targets) != len(inputs):
+        told = f"got {len(inputs)} in {source} and {len(targets)} in {targets_source}"
+        raise DataError(f"replayed inputs and targets must have equally many samples, {told}")
+    wanted = samples.targets.shape[1:]
+    y = y.reshape(-1, *wanted) if have_same_values(y.shape[1:], wanted) else y
+    check_alike("targets", y.shape[1:], wanted, targets_source)
+    if n_gaps := int(np.isnan(y).reshape(len(y), -1).any(1).sum()):
+        raise DataError(
+            f"replayed targets must be complete, got NaN in {n_gaps} of {len(y)} samples of {targets_source}; leave "
+            "these out, or data.replay.targets"
+        )
+    return inputs[kept], y
 
 
 def read_files(inputs: str, targets: str | None, keys: tuple[str, str]) -> ReplayArrays:

@@ -1,9 +1,10 @@
 """Strategies meet a network: which of its parameters learn, by name patterns."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import takewhile
 
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +12,7 @@ from torch import nn
 
 from ray_ft.config import Config, RidgeHyperparameters, StageConfig, StrategyConfig, fill_strategies
 from ray_ft.errors import StrategyError, first_few, suggest
-from ray_ft.models import propose_strategies
+from ray_ft.models import order_layers, propose_strategies
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Strategy:
     name: str
     stages: tuple[Stage, ...]  # in their order
     parts: Mapping[str, tuple[int, int]]  # trained and all parameters of each part of the network, in its order
+    layers: tuple[int, int] | None = None  # how many of the last layers learn, and no others, and of how many
 
     @property
     def n_trained(self) -> int:
@@ -67,17 +69,20 @@ def propose(config: Config, network: nn.Module, inputs: Float[np.ndarray, "sampl
     return fill_strategies(config, {name: own for name, own in proposed.items() if splits or "fit" not in own})
 
 
-def match_strategies(strategies: Mapping[str, StrategyConfig], network: nn.Module) -> dict[str, Strategy]:
-    """Match all strategies of a run with its network.
+def match_strategies(
+    strategies: Mapping[str, StrategyConfig], network: nn.Module, inputs: Float[np.ndarray, "sample *input"]
+) -> dict[str, Strategy]:
+    """Match all strategies of a run with its network, which takes the inputs.
 
     Raises:
         StrategyError: One does not fit.
     """
-    return {name: match_strategy(name, strategy, network) for name, strategy in strategies.items()}
+    layers = order_layers(network, inputs) if len(strategies) > 1 else []  # one alone is compared with none
+    return {name: match_strategy(name, strategy, network, layers) for name, strategy in strategies.items()}
 
 
-def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module) -> Strategy:
-    """Match a strategy's patterns with a network.
+def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module, layers: Sequence[str]) -> Strategy:
+    """Match a strategy's patterns with a network, whose layers are in the order of a pass.
 
     Raises:
         StrategyError: A pattern matches nothing, nothing is left to learn, or a dropout is to be set and there is none.
@@ -97,7 +102,7 @@ def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module) -> S
         for stage in strategy.stages
     )
     learning = {own for stage in stages if stage.fit != RidgeHyperparameters.fit for own in stage.trained}
-    return Strategy(name, stages, count_by_part(network, learning))
+    return Strategy(name, stages, count_by_part(network, learning), count_last(layers, names, learning))
 
 
 def select_trained(strategy: str, stage: StageConfig, names: Sequence[str]) -> tuple[str, ...]:
@@ -138,6 +143,13 @@ def count_by_part(network: nn.Module, trained: Iterable[str]) -> Mapping[str, tu
         total[part] += parameter.numel()
         learning[part] += parameter.numel() * (name in chosen)
     return {part: (learning[part], total[part]) for part in total}
+
+
+def count_last(layers: Sequence[str], names: Sequence[str], learning: Container[str]) -> tuple[int, int] | None:
+    """Count the last layers that learn, of how many; None where none does, or where others learn, or one in part."""
+    own = [[name in learning for name in names if name.startswith(f"{layer}.")] for layer in reversed(layers)]
+    n = sum(1 for _ in takewhile(all, own))
+    return (n, len(own)) if n and not any(map(any, own[n:])) else None
 
 
 def find_head_dropouts(network: nn.Module) -> tuple[str, ...]:
