@@ -224,8 +224,8 @@ def say_fall(pair: Comparison, unit: Unit) -> str:
     """By how much the first is below the second."""
     if pair.ratio is None or pair.ratio_interval is None:
         return f"{unit.write(-pair.difference)} {unit.interval((-pair.interval[1], -pair.interval[0]))}"
-    low, high = (1 - end for end in pair.ratio_interval[::-1])
-    return f"{1 - pair.ratio:.0%} [{low:.0%}, {high:.0%}]"
+    fall, low, high = (f"{100 * (1 - ratio):.0f} %" for ratio in (pair.ratio, *pair.ratio_interval[::-1]))
+    return f"{fall} [{low}, {high}]"
 
 
 def say_changes(summary: Summary, unit: Unit) -> list[str]:
