@@ -290,3 +290,11 @@ def test_answers_of_a_head_that_is_new_are_none(old: Path) -> None:
 def test_from_python_it_is_a_pair(replay: Any) -> None:
     with pytest.raises(DataError, match=r"what is replayed must be \(x, y\), or \(x, None\)"):
         ray_ft.cross_validate(nn.Linear(2, 1), (np.ones((4, 2)), np.ones(4)), replay=replay, objective="mse")
+
+
+@pytest.mark.ray
+def test_workers_of_ray_replay_what_this_process_does(old: Path) -> None:
+    own = {"data.replay.inputs": "old.npz::x", "cv.strategies": ["last"], "cv.candidates": 1}
+    config = load_config("toy.yaml", own | {"compute.workers_per_candidate": 2, "compute.cpus_per_candidate": 2})
+    found = cross_validate(config, "on_ray")
+    assert table(found) == table(cross_validate(load_config("toy.yaml", own), "here", inline=True))
