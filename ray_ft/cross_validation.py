@@ -85,6 +85,7 @@ from ray_ft.search.problem import (
     read_samples,
 )
 from ray_ft.search.proposer import Proposer, RandomProposer, is_random
+from ray_ft.search.replay import ReplayArrays, read_replayed
 from ray_ft.search.strategies import Strategy, match_strategies, propose
 from ray_ft.statistics.comparison import mark_unsettled
 from ray_ft.statistics.intervals import check_level, count_most, note_lacks
@@ -100,6 +101,7 @@ class Given:
     arrays: Arrays | None = None
     loss: OwnLoss | None = None
     collate: Collate = None
+    replayed: ReplayArrays | None = None
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,9 @@ class Prepared:
     @property
     def identity(self) -> Identity:
         """What the run's folder must hold."""
-        splits, samples = self.problem.splits, self.problem.samples
-        hashes = hash_arrays(samples.inputs, samples.targets), self.pretrained.hash
-        return Identity(self.config.identity(), self.config_text, splits, *hashes, self.first_losses, samples.classes)
+        problem, text = self.problem, self.config_text
+        hashes, classes = (problem.data_hash, self.pretrained.hash), problem.samples.classes
+        return Identity(self.config.identity(), text, problem.splits, *hashes, self.first_losses, classes)
 
     @property
     def origin(self) -> Origin:
@@ -273,21 +275,19 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     check_outputs(zero_shot, samples, objective)
     objective = settle_objective(objective, samples.targets, outputs, given.loss, **config.training.objective)
     check_strategies(samples, objective, strategies, dict(config.training)["label_smoothing"])
+    network = answer_in_shape(network, shape)
+    more = given.replayed, head is not None
+    replayed = read_replayed(config, samples, objective, network, strategies, *more)
     how = head, samples.layout, model.output, given.collate
     pretrained = Pretrained(factory, model.params, weights, shape, *how)
     if factory:
-        pretrained = rehearse(answer_in_shape(network, shape), pretrained, strategies.values(), samples.inputs)
-    problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
-    if head is not None:
-        said = f"{head.name} is a new layer of {head.n_outputs} outputs in place of the pretrained one"
-        notes.append(f"{said}: it starts at zero, so zero-shot knows nothing")
-    if shape is not None and found != shape:
-        told = f"the network answers {(len(samples), *found)}, the targets are {samples.targets.shape}"
-        notes.append(f"{told}: the same values, laid out as the targets are")
+        pretrained = rehearse(network, pretrained, strategies.values(), samples.inputs)
+    problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed, replayed)
+    notes += pretrained.describe_answers(found, samples.targets.shape)
     if objective.answers.leveled:
         notes += note_lacks(1 - config.ensemble.level, samples.targets)
     first = find_first_losses(objective, outputs, samples.targets)
-    return Prepared(config, problem, pretrained, strategies, zero_shot, first, (*samples.notes, *notes))
+    return Prepared(config, problem, pretrained, strategies, zero_shot, first, (*problem.notes, *notes))
 
 
 def search(

@@ -8,10 +8,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from ray_ft.config import load_config
+from ray_ft.config import build_config, load_config
 from ray_ft.cross_validation import cross_validate, prepare
 from ray_ft.models import DiffractionNet, measure_depths, propose_strategies
-from ray_ft.search.strategies import match_any
+from ray_ft.search.strategies import count_last, match_any, match_strategies
 
 
 class ResidualBlock(nn.Module):
@@ -112,6 +112,32 @@ def test_strategies_go_from_the_last_layer_to_everything(name: str) -> None:
     depth = [set(match_any(names, patterns)) for patterns in by_depth if patterns]
     assert all(one < other for one, other in zip(depth, [*depth[1:], set(names)], strict=True))
     assert found["ridge"] == {"description": found["ridge"]["description"], "fit": "ridge", "train": expected[0]}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_strategy_that_trains_the_last_layers_alone_says_how_many(name: str) -> None:
+    network, inputs, *_ = CASES[name]
+    proposed = propose_strategies(network.eval(), inputs)
+    config = build_config({"model.factory": "own:own", "data": {"inputs": "x", "targets": "y"}, "strategies": proposed})
+    matched = match_strategies(config.strategies, network, inputs)
+    depth = [matched[own].layers for own in ("last_layer", "last_block", "last_half", "everything") if own in matched]
+    counts, (n_layers,) = [own[0] for own in depth if own], {own[1] for own in depth if own}
+    assert len(counts) == len(depth)
+    assert counts == sorted(set(counts))
+    assert (counts[0], counts[-1]) == (1, n_layers)
+    assert matched["norms_and_biases"].layers is None
+    assert matched["ridge"].layers is None
+
+
+@pytest.mark.parametrize(
+    ("learning", "expected"),
+    [("c", (1, 3)), ("bc", (2, 3)), ("abc", (3, 3)), ("ac", None), ("b", None), ("", None)],
+)
+def test_the_last_layers_count_where_no_other_learns(learning: str, expected: object) -> None:
+    names = [f"{layer}.{kind}" for layer in "abc" for kind in ("weight", "bias")]
+    own = {name for name in names if name[0] in learning}
+    assert count_last("abc", names, own) == expected
+    assert count_last("abc", names, own - {"c.bias"}) is None, "a layer in part"
 
 
 @pytest.mark.parametrize("name", CASES)

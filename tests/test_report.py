@@ -8,9 +8,11 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 from conftest import make_once
 from matplotlib.figure import Figure
@@ -22,12 +24,13 @@ from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate, rebuild_ensemble
 from ray_ft.drawing import use_log
 from ray_ft.errors import RunFolderError, UserError
-from ray_ft.report.figures import draw_search, style_candidate
+from ray_ft.report.figures import draw_depth, draw_search, style_candidate
 from ray_ft.report.page import Findings, draw_plates, load_findings, write_report
 from ray_ft.report.terminal import render_summary
-from ray_ft.report.words import Unit, choose_unit, describe_shape, say_changes, say_winner, unit_of
+from ray_ft.report.words import Unit, choose_unit, describe_shape, say_changes, say_depth, say_winner, unit_of
 from ray_ft.results.records import Verdict, load_judged
 from ray_ft.runs.folder import RunFolder
+from ray_ft.statistics.comparison import Comparison
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,69 @@ def test_what_is_said_of_a_choice_needs_one(findings: Findings) -> None:
     assert "so this ranks recipes" in changes
     for name, row in summary.strategies.items():
         assert (f"{name} is not settled: {'; '.join(row.unsettled_because)}" in changes) == (not row.settled)
+
+
+def pair(first: str, second: str, ratio: float, *unsettled: str) -> Comparison:
+    """A comparison of which the test is sure; a ratio of 2 or a half is a verdict, one near 1 is none but that."""
+    sure = {True: (1.0, 0.0, 0.0), False: (0.0, 0.0, 1.0)}[ratio < 1]
+    told = (0.0, 1.0, 0.0) if ratio == 1.0 else (0.5, 0.0, 0.5) if 0.6 < ratio < 1.6 else sure
+    return Comparison(
+        first=first, second=second, difference=ratio - 1, interval=(0.9 * ratio - 1, 1.1 * ratio - 1), ratio=ratio,
+        ratio_interval=(0.9 * ratio, 1.1 * ratio), p_value=1e-3, p_adjusted=1e-3 if max(told[0], told[2]) == 1 else 0.5,
+        rope=0.01, probabilities=told, n_repeats=None, unsettled=unsettled,
+    )  # fmt: skip
+
+
+FALL = "falls from last to {} by 50 % [44 %, 55 %]"
+DEPTHS = (  # scores; ratios of last to half, of last to all, and of half to all
+    ((2, 2, 2), (1.0, 1.0, 1.0), "late layers pay: last is as good as all"),
+    ((1, 2, 2), (0.5, 0.5, 1.0), "late layers pay: last is better than all"),
+    ((2, 2, 1), (1.0, 2.0, 2.0), f"early layers pay: the mse {FALL.format('all')}"),
+    ((2, 1, 1), (2.0, 2.0, 1.0), f"later layers pay: the mse {FALL.format('half')}, and all is no better"),
+    ((2, 1, 2), (2.0, 1.0, 0.5), f"later layers pay: the mse {FALL.format('half')}, and all is worse"),
+    (
+        (2, 1.2, 1), (2.0, 2.0, 1.2), f"the mse {FALL.format('all')}, but how early the layers are that pay is open: "
+        "no evidence of a difference between all and half",
+    ),
+    ((1.2, 1.2, 1), (1.0, 1.2, 1.2), "no verdict on early layers: no evidence of a difference between all and last"),
+    ((1, 1.2, 1.2), (0.8, 0.8, 1.0), "no verdict on early layers: no evidence of a difference between last and all"),
+)  # fmt: skip
+
+
+def test_early_or_late_layers_pay_where_that_is_known(findings: Findings) -> None:
+    row, chain = findings.summary.strategies["last"], ("last", "half", "all")
+    for scores, ratios, said in DEPTHS:
+        rows = {
+            name: row.model_copy(update={"score_mean": float(score), "layers": (n, 9)})
+            for name, score, n in zip(chain, scores, (1, 4, 9), strict=True)
+        }
+        rows["norms"] = row.model_copy(update={"score_mean": 0.1, "layers": None})
+        made = tuple(pair(*names, ratio) for names, ratio in zip(combinations(chain, 2), ratios, strict=True))
+        summary = findings.summary.model_copy(update={"strategies": rows, "comparisons": made})
+        assert summary.by_depth == chain
+        assert list(say_depth(summary, Unit(0))) == [said]
+        figure = draw_depth(summary, Unit(0))
+        assert figure is not None
+        names = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+        assert names == ["last\n1 of 9", "half\n4 of 9", "all\n9 of 9"]
+        np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), scores)
+
+
+def test_what_is_not_settled_or_of_one_depth_says_nothing_of_depth(findings: Findings) -> None:
+    summary, text = findings.summary, io.StringIO()
+    assert [summary.strategies[name].layers for name in ("last", "top")] == [(1, 4), (2, 4)]
+    unsure = summary.model_copy(update={"comparisons": (pair("last", "top", 2.0, "last"),)})
+    lower = {"score_mean": 0.5 * (unsure.strategies["last"].score_mean or 0.0)}
+    top = unsure.strategies["top"].model_copy(update=lower)
+    unsure = unsure.model_copy(update={"strategies": unsure.strategies | {"top": top}})
+    (said,) = say_depth(unsure, Unit(0))
+    assert said == "no verdict on early layers: no verdict between top and last, as last is not settled"
+    Console(file=text, width=200).print(render_summary(summary, findings.run))
+    assert f"depth     {next(say_depth(summary, findings.unit))}" in text.getvalue()
+    assert "depth" in {name for name, *_ in draw_plates(findings)}
+    single = summary.model_copy(update={"strategies": {"last": summary.strategies["last"]}})
+    assert not list(say_depth(single, Unit(0)))
+    assert draw_depth(single, Unit(0)) is None
 
 
 def test_baselines_and_limits_of_the_training_parts_are_what_they_say(findings: Findings) -> None:

@@ -1,10 +1,12 @@
 """A run's config: frozen sections that refuse unknown keys, from YAML, overrides and the shipped strategies."""
 
+from ray_ft.config.data_section import ReplaySection as ReplaySection
 from ray_ft.config.hyperparameters import Declaration as Declaration
 from ray_ft.config.hyperparameters import GradientHyperparameters as GradientHyperparameters
 from ray_ft.config.hyperparameters import Hyperparameters as Hyperparameters
 from ray_ft.config.hyperparameters import Range as Range
 from ray_ft.config.hyperparameters import RidgeHyperparameters as RidgeHyperparameters
+from ray_ft.config.hyperparameters import count_replayed as count_replayed
 from ray_ft.config.hyperparameters import list_declared as list_declared
 from ray_ft.config.hyperparameters import scale_lr as scale_lr
 from ray_ft.config.loading import build_config as build_config

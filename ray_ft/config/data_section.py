@@ -29,6 +29,15 @@ def join_columns(names: object, info: Any) -> object:
 DataSource = Annotated[str, BeforeValidator(join_columns, json_schema_input_type=str | list[str])]
 
 
+class ReplaySection(Section):
+    """Samples of the kind that the network was pretrained on, which training sees again and nothing is scored on."""
+
+    inputs: str
+    """File of their inputs, such as old.npz::structure, in the form of data.inputs."""
+    targets: str | None = None
+    """File of their targets. Without it, what the pretrained network says of them."""
+
+
 class DataSection(Section):
     """Where the samples are; docs/data.md has the kinds of files."""
 
@@ -55,6 +64,8 @@ class DataSection(Section):
     """File or column with a group for each sample; groups stay in one fold. Without it, images of a sample do."""
     stratify: DataSource | None = None
     """File or column with a class or number for each sample, which folds share evenly. Without it, chance deals."""
+    replay: ReplaySection | None = None
+    """Samples of the pretraining, a share of which is in each step, so that what was learned of them is kept."""
 
     @field_validator("inputs", "targets")
     @classmethod

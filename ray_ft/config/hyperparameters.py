@@ -162,6 +162,10 @@ class GradientHyperparameters:
         "Factor on the learning rate for each block between a parameter and the answer.", ".3f",
         absent=1.0, default=(1.0, 1.0), wide=(1.0, 1.0),
     )  # fmt: skip
+    replay: Share | None = declare(
+        "share of replay", "replay", "Share of replayed samples in the loss; 0.25 where data.replay is given.", ".2f",
+        absent=None, default=None,
+    )  # fmt: skip
 
     @property
     def n_epochs(self) -> int:
@@ -178,6 +182,11 @@ def scale_lr(step: int, n_steps: int, n_warmup: int) -> float:
     if step < n_warmup:
         return (step + 1) / n_warmup
     return 0.5 * (1 + math.cos(math.pi * (step - n_warmup) / max(1, n_steps - n_warmup)))
+
+
+def count_replayed(batch_size: int, share: float | None) -> int:
+    """Replayed samples of a step, so many that each weighs in the loss about as one of the batch does."""
+    return max(1, round(batch_size * share / (1 - share))) if share else 0
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ray_ft.objectives import METRICS, list_baselines
 
 AUTO = "auto"  # in place of strategies: those that the network itself says
 AS_WRITTEN = "as_written"  # the strategy that `training.freeze_encoder` and `freeze_decoder` describe
+REPLAYED = Range(0.25, 0.25, fixed=True)  # share of replayed samples where there are some, unless a strategy says so
 N_CANDIDATES = {"best": 6, "guide": 2}  # of a strategy, unless the config says so
 SMALLEST_SHARE = 0.0001  # of a GPU, that Ray gives out
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of the names of folders
@@ -138,6 +139,10 @@ class StrategyConfig(Section):
 
     description: str = ""
     stages: tuple[AnyStage, ...] = Field(min_length=1, max_length=1)
+
+    def most(self, name: str) -> float:
+        """The largest value that a hyperparameter may take in a stage; 0 where it has none."""
+        return max(float((stage.bounds(name) or (0, 0))[1]) for stage in self.stages)
 
     @model_validator(mode="before")
     @classmethod
@@ -327,6 +332,12 @@ class Config(Section):
         for key in ("table", "inputs", "targets", "groups", "stratify"):
             if data.factory and (given := getattr(data, key)):
                 yield f"data.{key}: data.factory takes its place, got {given} and {data.factory}; keep one"
+        if data.replay and data.collate:
+            yield f"data.replay: samples of unequal shapes are not replayed, got data.collate: {data.collate}; keep one"
+        shares = {f"strategies.{name}.replay": own.most("replay") for name, own in self.strategies.items()}
+        for key, share in {**shares, "training.replay": dict(self.training)["replay"]}.items():
+            if share and not data.replay:
+                yield f"{key}: it needs data.replay, got none; name samples there, or leave it out"
 
     def find_search_conflicts(self) -> Iterator[str]:
         given, same = self.cv.candidates, self.search.candidates
@@ -380,7 +391,8 @@ class Config(Section):
     def selected(self) -> dict[str, StrategyConfig]:
         """The strategies of this run in order, with the values that `training` fixes for all of them."""
         names = self.cv.strategies or ((AS_WRITTEN,) if AS_WRITTEN in self.strategies else tuple(self.strategies))
-        return {name: fix_values(self.strategies[name], self.training) for name in names}
+        default = {"replay": REPLAYED} if self.data.replay else {}
+        return {name: fix_values(self.strategies[name], self.training, default) for name in names}
 
     def identity(self) -> dict[str, Any]:
         """What decides the members: all but where they are computed and logged, how many, and what is built of them."""
@@ -388,8 +400,10 @@ class Config(Section):
         return self.model_dump(mode="json", exclude=budget | dict.fromkeys(("compute", "ensemble", "loggers"), True))
 
 
-def fix_values(strategy: StrategyConfig, training: TrainingSection) -> StrategyConfig:
+def fix_values(strategy: StrategyConfig, training: TrainingSection, default: Mapping[str, Range]) -> StrategyConfig:
+    """Fill in the values that hold for all strategies, and by default what a stage leaves open."""
     fixed = {key: value for key, value in training if value is not None}
     dumped = [stage.model_dump() for stage in strategy.stages]
+    dumped = [{key: default.get(key) if own is None else own for key, own in stage.items()} for stage in dumped]
     stages = [stage | {key: fixed[key] for key in stage.keys() & fixed.keys()} for stage in dumped]
     return StrategyConfig.model_validate({"description": strategy.description, "stages": stages})

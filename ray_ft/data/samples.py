@@ -31,6 +31,7 @@ class Samples:
     classes: tuple[str, ...] = ()  # names of the targets' columns, where these are classes or labels
     keys: tuple[str, str] = ("", "")  # under which inputs and targets stand in their files: arrays, or names of columns
     layout: Layout = ()  # of the inputs, where several are packed
+    answered: bool = False  # whether the targets are what the pretrained network says
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -107,31 +108,27 @@ def build_samples(arrays: Arrays, sources: Sources, domain: Domain, n_folds: int
     """
     inputs, targets = shorten(sources.inputs), shorten(sources.targets)
     x = prepare_inputs(arrays.inputs, domain, inputs)
-    y, classes = encode(arrays.targets, targets)
-    check_numbers(y, targets, n_axes=1, with_gaps=True)
-    if len(x) != len(y):
+    y, kept, classes, notes = prepare_targets(arrays.targets, domain, targets, encode)
+    n = len(arrays.targets)
+    if len(x) != n:
         raise DataError(
-            f"inputs and targets must have equally many samples, got {len(x)} in {inputs} and {len(y)} in {targets}"
+            f"inputs and targets must have equally many samples, got {len(x)} in {inputs} and {n} in {targets}"
         )
     group_column, strata = (
-        None if column is None else check_column(column, key, source or key, len(x))
+        None if column is None else check_column(column, key, source or key, n)
         for key, column, source in (
             ("data.groups", arrays.groups, sources.groups),
             ("data.stratify", arrays.stratify, sources.stratify),
         )
     )
-    kept, notes = np.arange(len(y)), tuple[str, ...]()
-    if not classes:
-        y, kept, notes = domain.convert_targets(y, targets)
-    kept, gaps = find_labelled(y, kept, targets)
-    x, y = x[kept], y[kept].astype(np.float32)
+    x = x[kept]
     group_column, strata = (None if column is None else column[kept] for column in (group_column, strata))
     orbits = label_orbits(x, domain.list_views(domain.operations))
     joined = join_groups([orbits] if group_column is None else [orbits, group_column])
     binned = None if strata is None else bin_strata(strata, n_folds)
     if binned is None and classes and np.allclose(y.sum(1), 1):
         binned = y.argmax(1)
-    notes = (*notes, *gaps, *describe_images(orbits), *describe_targets(y))
+    notes = (*notes, *describe_images(orbits), *describe_targets(y))
     return Samples(x, y, joined, binned, notes, domain, classes, arrays.keys, arrays.layout)
 
 
@@ -202,6 +199,24 @@ def prepare_inputs(array: Shaped[np.ndarray, "..."], domain: Domain, source: str
     """Check inputs and bring them into the network's form."""
     check_numbers(array, source)
     return domain.convert_inputs(array, source)
+
+
+def prepare_targets(
+    array: Shaped[np.ndarray, "..."], domain: Domain, source: str, encode: Encode
+) -> tuple[Float[np.ndarray, "kept *target"], Int[np.ndarray, " kept"], tuple[str, ...], tuple[str, ...]]:
+    """Check targets and bring them into the network's form.
+
+    Returns:
+        Those of the samples that are kept, which samples these are, names of their columns where these are classes, and
+        notes on what was done.
+    """
+    y, classes = encode(array, source)
+    check_numbers(y, source, n_axes=1, with_gaps=True)
+    kept, notes = np.arange(len(y)), tuple[str, ...]()
+    if not classes:
+        y, kept, notes = domain.convert_targets(y, source)
+    kept, gaps = find_labelled(y, kept, source)
+    return y[kept].astype(np.float32), kept, classes, (*notes, *gaps)
 
 
 def label_orbits(inputs: Float[np.ndarray, "sample *input"], views: Sequence[View]) -> Int[np.ndarray, " sample"]:

@@ -62,8 +62,9 @@ class GradientFitter:
         self.keys, self.n_threads, self.splits = tuple(keys), n_threads, problem.splits
         split = prepared.split.to(device).set_dropout(dict.fromkeys(prepared.stage.dropouts, hyper.head_dropout or 0.0))
         split = split.adapt(prepared.stage.adapter) if prepared.stage.adapter else split
-        inputs, targets = (torch.from_numpy(views).to(device) for views in problem.build_views())
-        clean = ViewBank(tuple(feature.to(device) for feature in prepared.features), targets)
+        inputs, targets = (torch.from_numpy(views).to(device) for views in problem.build_views(replayed=True))
+        features = tuple(feature.to(device) for feature in prepared.features)
+        clean = ViewBank(features, targets, n_replayed=len(problem.replayed or ()))
         noise = (hyper.noise_std, settings.n_noisy_views, problem.seed)
         bank = add_noisy_copies(clean, split, inputs, *noise, prepared.dtype, n_threads)
         objective = problem.objective.smooth(hyper.label_smoothing) if hyper.label_smoothing else problem.objective

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ray_ft.config import count_replayed
 from ray_ft.search.problem import Problem
 from ray_ft.search.strategies import Strategy
 
@@ -27,10 +28,9 @@ def estimate_bytes(problem: Problem, strategy: Strategy, n_noisy_views: int, n_s
     each sample. What a step of training takes in passing depends on the network and comes on top, as do features that
     are larger than the inputs from which they are computed.
     """
-    inputs, targets = problem.samples.inputs, problem.samples.targets
-    n_copies = 1 + n_noisy_views * any(stage.noisy for stage in strategy.stages)
+    n_copies, targets = 1 + n_noisy_views * any(stage.noisy for stage in strategy.stages), problem.samples.targets
     of_member = BYTES_PER_MEMBER + strategy.n_trained * BYTES_PER_WEIGHT
-    views = problem.n_views * (inputs.nbytes * n_copies + targets.nbytes)
+    views = problem.n_views * sum(part.inputs.nbytes * n_copies + part.targets.nbytes for part in problem.parts)
     n_members = problem.splits.n_repeats * problem.splits.n_folds * n_seeds
     return n_members * of_member + views + problem.splits.n_repeats * n_seeds * targets.nbytes
 
@@ -43,12 +43,14 @@ def estimate_gpu_bytes(
     They are those of CUDA, of the network, of every view of the samples with its noisy copies as features, of the
     members, and of a step of all of them. The network's parameters are left with or without gradients by this.
     """
-    inputs, targets, stage = problem.samples.inputs, problem.samples.targets, strategy.stages[-1]
-    kept, features = measure_step(network, stage.trained, torch.from_numpy(inputs[:N_PROBED]))
+    stage, parts = strategy.stages[-1], problem.parts
+    kept, features = measure_step(network, stage.trained, torch.from_numpy(problem.samples.inputs[:N_PROBED]))
     n_copies = 1 + n_noisy_views * stage.noisy
-    views = problem.n_views * (len(problem.samples) * features * n_copies + inputs.nbytes + targets.nbytes)
+    of_parts = (len(part) * features * n_copies + part.inputs.nbytes + part.targets.nbytes for part in parts)
+    views = problem.n_views * sum(of_parts)
     weights = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-    of_member = strategy.n_trained * BYTES_PER_WEIGHT + STEP_SLACK * kept * stage.batch_size
+    n_in_step = stage.batch_size + count_replayed(stage.batch_size, stage.replay)
+    of_member = strategy.n_trained * BYTES_PER_WEIGHT + STEP_SLACK * kept * n_in_step
     return CONTEXT_BYTES + weights + views + n_members * of_member
 
 

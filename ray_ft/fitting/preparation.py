@@ -39,7 +39,8 @@ def prepare_strategy(
 ) -> PreparedStrategy:
     """Split the network and run its backbone over all views, once for all candidates of a strategy."""
     stage = strategy.stages[-1]
-    inputs = torch.from_numpy(problem.build_views()[0]).flatten(0, 1).to(device)
+    views, _ = problem.build_views(replayed=stage.fit == "gradient")  # a closed form is fitted to the samples alone
+    inputs = torch.from_numpy(views).flatten(0, 1).to(device)
     split = split_at(pretrained, stage, inputs)
     dtype = choose_dtype(precision, split, inputs) if stage.fit == "gradient" else torch.float32
     features = split.compute_features(inputs, dtype=dtype, n_threads=n_threads)

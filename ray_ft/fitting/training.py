@@ -8,7 +8,7 @@ candidates alike. So neither its neighbours, nor its pack, nor an interruption c
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.adamw import adamw
 
-from ray_ft.config import GradientHyperparameters, scale_lr
+from ray_ft.config import GradientHyperparameters, count_replayed, scale_lr
 from ray_ft.errors import DivergedError
 from ray_ft.objectives import Objective
 from ray_ft.search.problem import MemberKey
@@ -31,11 +31,13 @@ class ViewBank:
     """Features and targets of every view of every sample, and features of noisy copies of them.
 
     The row of a sample is `(copy * n_views + view) * n_samples + sample`; copy 0 is clean, view 0 is the sample itself.
+    The last samples are those that are replayed.
     """
 
     features: tuple[Tensor, ...]
     targets: Float[Tensor, "view sample *target"]
     n_noisy: int = 0
+    n_replayed: int = 0
 
     @property
     def n_views(self) -> int:
@@ -61,6 +63,11 @@ class Recipe:
     def autocast(self) -> torch.autocast:
         device = self.bank.targets.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.dtype != torch.float32)
+
+    @property
+    def n_replayed(self) -> int:
+        """Replayed samples of a step, the last of its batch."""
+        return count_replayed(self.hyper.batch_size, self.hyper.replay)
 
     def side_by_side(self) -> AbstractContextManager[None]:
         """Let `torch.vmap` run attention on a GPU, whose fused kernels refuse members that lie side by side."""
@@ -102,7 +109,7 @@ class Batch:
     """A member's next step."""
 
     lr: float
-    rows: Int[Tensor, " sample"]  # of the bank's features
+    rows: Int[Tensor, " sample"]  # of the bank's features; the replayed ones are last
     targets: Float[Tensor, "sample *target"]
     masks: tuple[Tensor, ...]
 
@@ -129,7 +136,7 @@ def add_noisy_copies(
         parts[0] if axis is None else torch.cat(parts, axis)
         for parts, axis in zip(zip(*copies, strict=True), split.batch_axes, strict=True)
     )
-    return ViewBank(features, bank.targets, n_noisy)
+    return replace(bank, features=features, n_noisy=n_noisy)
 
 
 def create_pack(
@@ -212,20 +219,23 @@ def draw_batches(member: Member, recipe: Recipe, epoch: int) -> Iterator[Batch]:
     if split.draws:
         torch.manual_seed(seed)
     targets = bank.targets.flatten(0, 1)
-    clean = rng.permutation(draw_views(bank, member.samples, hyper.views, rng))
+    shuffled = rng.permutation(draw_views(bank, member.samples, hyper.views, rng))
+    bounds = list(range(0, len(shuffled), hyper.batch_size))
+    has_buffers = len(split.state) > len(split.trained_names)
+    if has_buffers and len(bounds) > 1 and len(shuffled) - bounds[-1] == 1:
+        bounds.pop()  # batch norm has no variance of one sample, which joins the batch before it
+    parts, n_batches = np.split(shuffled, bounds[1:]), len(bounds)
+    if recipe.n_replayed:
+        parts = [np.concatenate([part, draw_replayed(bank, recipe.n_replayed, rng)]) for part in parts]
+    clean = np.concatenate(parts)
     copies = rng.integers(1, bank.n_noisy + 1, len(clean)) if bank.n_noisy else np.zeros(len(clean), int)
     places = np.stack([clean + copies * (bank.n_views * bank.n_samples), clean])
+    sizes = [len(part) for part in parts]
     rows, clean_rows = torch.from_numpy(places).to(device)  # at once, as each copy to a GPU waits for it
-    bounds = list(range(0, len(rows), hyper.batch_size))
-    has_buffers = len(split.state) > len(split.trained_names)
-    if has_buffers and len(bounds) > 1 and len(rows) - bounds[-1] == 1:
-        bounds.pop()  # batch norm has no variance of one sample, which joins the batch before it
-    n_batches = len(bounds)
-    for i, part in enumerate(map(slice, bounds, [*bounds[1:], len(rows)])):
+    for i, (own, clean_own) in enumerate(zip(rows.split(sizes), clean_rows.split(sizes), strict=True)):
         lr = hyper.lr * scale_lr(epoch * n_batches + i, hyper.epochs * n_batches, hyper.warmup_epochs * n_batches)
-        own = rows[part]
         masks = split.draw_masks(len(own), generator) if generator else ()
-        yield Batch(lr, own, targets[clean_rows[part]], masks)
+        yield Batch(lr, own, targets[clean_own], masks)
 
 
 def draw_views(
@@ -236,6 +246,13 @@ def draw_views(
     if n_drawn is not None and n_drawn < bank.n_views:
         views = rng.permuted(views, axis=0)[:n_drawn]
     return np.asarray((views * bank.n_samples + samples).ravel())
+
+
+def draw_replayed(bank: ViewBank, n_drawn: int, rng: np.random.Generator) -> Int[np.ndarray, " row"]:
+    """Rows of so many replayed samples, different ones where there are as many, each in one of its views."""
+    samples = rng.choice(bank.n_replayed, n_drawn, replace=n_drawn > bank.n_replayed)
+    views = rng.integers(bank.n_views, size=n_drawn)
+    return np.asarray((views + 1) * bank.n_samples - bank.n_replayed + samples)
 
 
 def step_pack(pack: Pack, recipe: Recipe, batches: Sequence[Batch | None]) -> Float[Tensor, " member"]:
@@ -336,7 +353,11 @@ def compute_loss(
 ) -> Tensor:
     with recipe.autocast():
         predicted = recipe.split.apply_tail(state, features, training=True, masks=masks)
-    return recipe.objective.losses(predicted.float(), targets).mean()
+    losses, n_replayed = recipe.objective.losses(predicted.float(), targets), recipe.n_replayed
+    if not n_replayed:
+        return losses.mean()
+    share = recipe.hyper.replay or 0.0
+    return (1 - share) * losses[:-n_replayed].mean() + share * losses[-n_replayed:].mean()
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from ray_ft.models.calling import Collate, call_as_one
 from ray_ft.models.checkpoints import read_weights
-from ray_ft.models.depth import measure_depths, propose_strategies
+from ray_ft.models.depth import measure_depths, order_layers, propose_strategies
 from ray_ft.models.diffraction_net import DiffractionNet
 from ray_ft.models.factory import Factory, seed_all
 from ray_ft.models.last_layer import find_last_layer, renew_head
@@ -38,6 +38,7 @@ __all__ = [
     "load_network",
     "load_pretrained",
     "measure_depths",
+    "order_layers",
     "predict_all",
     "propose_strategies",
     "read_weights",

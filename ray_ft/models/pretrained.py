@@ -1,6 +1,6 @@
 """The pretrained network as what it is built from: a factory, its arguments, and weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,6 +72,16 @@ class Pretrained:
     def hash(self) -> str:
         """What names its weights."""
         return hash_tensors(self.weights)
+
+    def describe_answers(self, found: tuple[int, ...], targets: tuple[int, ...]) -> Iterator[str]:
+        """Say where it does not answer as it was pretrained to: `found` of a sample, for targets of this shape."""
+        if self.new_head is not None:
+            name, n_outputs = self.new_head.name, self.new_head.n_outputs
+            said = f"{name} is a new layer of {n_outputs} outputs in place of the pretrained one"
+            yield f"{said}: it starts at zero, so zero-shot knows nothing"
+        if self.answer_shape not in (None, found):
+            told = f"the network answers {(targets[0], *found)}, the targets are {targets}"
+            yield f"{told}: the same values, laid out as the targets are"
 
 
 def finish_lazy(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> None:

@@ -11,13 +11,15 @@ from jaxtyping import Shaped
 from torch import nn
 from torch.utils.data import Dataset
 
-from ray_ft.config import read_shipped
+from ray_ft.config import ReplaySection, read_shipped
 from ray_ft.data.objects import as_array, check_order, name_columns
 from ray_ft.data.ragged import take_inputs
 from ray_ft.data.samples import Arrays
+from ray_ft.data.sources import HERE
 from ray_ft.errors import ConfigError, DataError, NetworkError, first_few, first_line, show_value, suggest
 from ray_ft.models.factory import check_kind, unwrap
 from ray_ft.objectives import METRICS
+from ray_ft.search.replay import ReplayArrays
 from ray_ft.split.whole import copy_network
 
 OBJECTIVES = {"regression": "mse", "classification": "log_loss", "multilabel": "multilabel_log_loss"}
@@ -73,6 +75,25 @@ def read_data(data: Any, groups: Any = None, stratify: Any = None, by_sample: bo
     inputs, layout = take_inputs(x, "inputs", by_sample)
     named = ",".join(part.name for part in layout) or name_columns(x)  # as a file of new samples has them
     return Arrays(inputs, as_array(y, "targets"), groups, stratify, (named, name_columns(y)), layout)
+
+
+def read_replay(replay: Any) -> ReplayArrays:
+    """Turn samples that are replayed into arrays; without y, the network says their targets.
+
+    Raises:
+        DataError: They are no such pair.
+    """
+    if not (isinstance(replay, tuple | list) and len(replay) == 2):
+        raise DataError(f"what is replayed must be (x, y), or (x, None), got {type(replay).__name__}")
+    x, y = replay
+    inputs, layout = take_inputs(x, "replayed inputs")
+    return ReplayArrays(inputs, None if y is None else as_array(y, "replayed targets"), layout)
+
+
+def name_replay(given: ReplayArrays) -> ReplaySection:
+    """What a config says of it."""
+    targets = None if given.targets is None else f"replayed targets {HERE}"
+    return ReplaySection(inputs=f"replayed inputs {HERE}", targets=targets)
 
 
 def stack_dataset(data: Dataset[Any], by_sample: bool = False) -> tuple[Any, Any]:

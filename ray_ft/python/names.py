@@ -17,6 +17,8 @@ ARGUMENTS = {
     "data.collate": "collate",
     "data.groups": "groups",
     "data.stratify": "stratify",
+    "data.replay": "replay",
+    "data.replay.targets": "the y of replay",
     "model.checkpoint": "model",
     "model.factory": "model",
     "--strategies (cv.strategies)": "strategies",

@@ -30,7 +30,7 @@ from ray_ft.errors import (
 )
 from ray_ft.models import Collate, Factory
 from ray_ft.models.factory import GIVEN_MODEL
-from ray_ft.python.given import as_factory, find_metric, read_data, read_strategies
+from ray_ft.python.given import as_factory, find_metric, name_replay, read_data, read_replay, read_strategies
 from ray_ft.python.names import name_arguments
 from ray_ft.report.page import write_report
 from ray_ft.report.terminal import render_findings
@@ -44,7 +44,7 @@ GIVEN = {  # what a config says of what it does not name
     "data.targets": f"targets {HERE}",
 }
 COLLATE = {"data.collate": "given_in_python:collate"}
-TAKEN = (*GIVEN, *COLLATE, "data.groups", "data.stratify")  # whose place arguments take
+TAKEN = (*GIVEN, *COLLATE, "data.groups", "data.stratify", "data.replay")  # whose place arguments take
 WIDTH = 130  # characters
 PAGE = '<pre style="line-height: 1.3; overflow-x: auto">{code}</pre>'
 Strategies = Mapping[str, str | Sequence[str] | Mapping[str, Any]]
@@ -138,6 +138,7 @@ def cross_validate(
     seeds: int = ...,
     groups: Any = ...,
     stratify: Any = ...,
+    replay: Any = ...,
     objective: str | None = ...,
     loss: str | Callable[..., Any] | None = ...,
     collate: Callable[[list[Any]], Any] | None = ...,
@@ -164,6 +165,7 @@ def cross_validate_module(
     seeds: int = 3,
     groups: Any = None,
     stratify: Any = None,
+    replay: Any = None,
     objective: str | None = None,
     loss: Any = None,
     collate: Any = None,
@@ -187,6 +189,7 @@ def cross_validate_module(
         seeds: Number of trainings of each fold.
         groups: A label for each sample; samples of one stay in one fold.
         stratify: A class or number for each sample, which the folds share evenly.
+        replay: Samples of the pretraining for a share of each step: `(x, y)`, or `(x, None)` for the network's answers.
         objective: `regression`, `classification`, `multilabel`, or a metric of `cv.metric`. Without it, numbers with a
             fraction are regressed, and text and booleans are classes; whole numbers may be either, so it is needed.
         loss: What training minimises, apart from the score: a name of `training.loss`, or a function of outputs and
@@ -204,17 +207,15 @@ def cross_validate_module(
     """
     check_arguments(options, collate, out)
     arrays, own = read_data(data, groups, stratify, collate is not None), loss if callable(loss) else None
-    given = Given(as_factory(model), arrays, own, collate)
+    given = Given(as_factory(model), arrays, own, collate, replay if replay is None else read_replay(replay))
     values = {"cv.folds": folds, "cv.seeds": seeds, "cv.metric": find_metric(objective, arrays.targets)}
     values["training.loss"] = None if own else loss
     config = write_config(values, given, strategies, options or {})
     plain = False if Console().is_jupyter else None  # its output says that it is a terminal, and shows lines alone
     console = Console(highlight=False, quiet=not progress, force_jupyter=False, force_terminal=plain)
-    if out is None:
-        return run_temporarily(config, given, inline, console)
-    folder = Path(out).expanduser().absolute()  # which stays where it is when the process goes elsewhere
-    summary = cross_validation.cross_validate(config, folder, inline, console, True, given)
-    return CrossValidation(summary, folder, given.factory, given.collate)
+    return (
+        run_temporarily(config, given, inline, console) if out is None else run_in(out, config, given, inline, console)
+    )
 
 
 update_wrapper(cross_validate, cross_validate_module, ["__doc__"])  # its signature and text are what a notebook shows
@@ -227,6 +228,12 @@ def check_arguments(options: Any, collate: Any, out: Any) -> None:
         raise ConfigError(f"collate must be a function of a list of samples, got {show_value(collate)}")
     if out is not None and (is_uri(out) or not isinstance(out, str | Path)):
         raise ConfigError(f"out must be a folder, got {show_value(out)}; name one that all nodes share")
+
+
+def run_in(out: str | Path, config: Config, given: Given, inline: bool, console: Console) -> CrossValidation:
+    folder = Path(out).expanduser().absolute()  # which stays where it is when the process goes elsewhere
+    summary = cross_validation.cross_validate(config, folder, inline, console, True, given)
+    return CrossValidation(summary, folder, given.factory, given.collate)
 
 
 def run_temporarily(config: Config, given: Given, inline: bool, console: Console) -> CrossValidation:
@@ -253,6 +260,7 @@ def write_config(values: Mapping[str, Any], given: Given, strategies: Any, optio
         **GIVEN,
         **(COLLATE if given.collate else {}),
         **{f"data.{key}": f"{key} {HERE}" for key in columns},
+        **({"data.replay": name_replay(given.replayed)} if given.replayed else {}),
         "strategies": own,
         "cv.strategies": list(own) or None,
     }

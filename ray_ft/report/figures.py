@@ -74,6 +74,26 @@ def draw_differences(comparisons: Sequence[Comparison], unit: Unit) -> Figure:
     return figure
 
 
+def draw_depth(summary: Summary, unit: Unit) -> Figure | None:
+    """Scores of the strategies by how many of the last layers learn; None where there are no two to compare."""
+    names = summary.by_depth
+    if len(names) < 2:
+        return None
+    rows = [summary.strategies[name] for name in names]
+    means, stds = ([unit.scale(getattr(row, key)) for row in rows] for key in ("score_mean", "score_std"))
+    figure, (axes,) = draw_grid(1, 2.6)
+    axes.plot(means, color=MUTED, linewidth=0.8)
+    for x, (name, mean, std) in enumerate(zip(names, means, stds, strict=True)):
+        axes.errorbar(x, mean, yerr=std, fmt="D", color=color_of(summary)[name], markersize=4.5, capsize=3)
+    shares = [f"{n} of {n_all}" for n, n_all in (row.layers or (0, 0) for row in rows)]
+    axes.set_xticks(range(len(names)), [f"{name}\n{share}" for name, share in zip(names, shares, strict=True)])
+    axes.set_xlim(-0.4, len(names) - 0.6)
+    axes.set_xlabel("layers that learn, from the last on")
+    axes.set_ylabel(f"held-out {summary.metric}{unit.suffix}")
+    axes.grid(axis="y", alpha=0.25)
+    return figure
+
+
 def draw_folds(summary: Summary, unit: Unit) -> Figure:
     """The score of each fold and seed, a map for each strategy."""
     scored = {name: np.array(s.scores) for name, s in summary.strategies.items() if s.scores}

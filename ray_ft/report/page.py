@@ -44,6 +44,12 @@ CAPTIONS = {
         "the corrected resampled t-test; of ratios, where fold means are positive, at the same sum of both scores. "
         "Both are green or red where one is better. Within the grey band two are practically equal.",
     ),
+    "depth": (
+        "Error by depth",
+        "A diamond is the mean score of a strategy that trains so many of the last layers, and no others; the bar is "
+        "one standard deviation over folds × seeds. Early layers tend to pay where inputs have changed since the "
+        "pretraining, late ones where targets have.",
+    ),
     "folds": (
         "Folds and seeds",
         "A cell is the score of one member; each map has a scale of its own. A row that stands out is a hard fold, a "
@@ -136,6 +142,7 @@ def draw_plates(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
     drawn = {
         "members": figures.draw_members(summary, unit),
         "differences": figures.draw_differences(summary.comparisons, unit),
+        "depth": figures.draw_depth(summary, unit),
         "folds": figures.draw_folds(summary, unit),
         "curves": figures.draw_curves(summary, plan, curves, unit),
         "search": figures.draw_search(summary, plan, verdicts, curves, unit),

@@ -125,6 +125,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         f"winner    {words.say_crown(summary)}",
         *(f"          {say_pair(pair, unit)}" for pair in pairs),
         *(f"          corrected for having been picked: {said}" for said in words.say_corrected(summary, unit)),
+        *(f"depth     {line}" for line in words.say_depth(summary, unit)),
         f"spread    {words.describe_spread(summary.strategies[summary.lowest], unit)}",
         *head_lines("ensemble", words.say_ensemble(summary.ensemble, unit)),
         *([f"report    {run.place.rstrip('/')}/{run.report.name}"] if run.report.exists() else []),

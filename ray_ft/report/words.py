@@ -11,6 +11,7 @@ from ray_ft.results.summary import EnsembleSummary, StrategySummary, Summary
 from ray_ft.statistics.comparison import Comparison
 
 ANOTHER_RUN = "it is another run (--out)"
+EQUAL = "practically equal"
 NOTHING = 1e-3  # of a score, below which an optimism is none
 
 
@@ -86,20 +87,21 @@ def describe_trained(row: StrategySummary) -> str:
 
 def say_pair(pair: Comparison, unit: Unit) -> str:
     """One sentence on a comparison, seen from its first."""
+    chances = ", ".join(map(write_chance, pair.probabilities))
+    numbers = f"{unit.write(pair.difference, '+')} {unit.interval(pair.interval, '+')}{say_ratio(pair)}"
+    said = f"{say_verdict(pair)}: {numbers}, p {pair.p_adjusted:.2g}; better, equal, worse with {chances}"
+    return said + (f"; {say_remedy(pair)}" if pair.verdict == "no evidence of a difference" else "")
+
+
+def say_verdict(pair: Comparison) -> str:
     first, second = label(pair.first), label(pair.second)
-    opening = {
+    return {
         "better": f"{first} is better than {second}",
         "worse": f"{first} is worse than {second}",
         "practically equal": f"{first} and {second} are practically equal",
         "no evidence of a difference": f"no evidence of a difference between {first} and {second}",
         "not settled": f"no verdict between {first} and {second}, as {say_which(pair)} not settled",
     }[pair.verdict]
-    chances = ", ".join(map(write_chance, pair.probabilities))
-    return (
-        f"{opening}: {unit.write(pair.difference, '+')} {unit.interval(pair.interval, '+')}{say_ratio(pair)}, "
-        f"p {pair.p_adjusted:.2g}; better, equal, worse with {chances}"
-        + (f"; {say_remedy(pair)}" if pair.verdict == "no evidence of a difference" else "")
-    )
 
 
 def say_which(pair: Comparison) -> str:
@@ -200,6 +202,47 @@ def say_ensemble(ensemble: EnsembleSummary, unit: Unit) -> Iterator[str]:
         yield f"mixes, before any averaging over views: {mixes}; the winner's members alone {own}"
     if ensemble.cost is not None:
         yield f"a prediction costs {ensemble.cost:.3g} times that of the pretrained network"
+
+
+def say_depth(summary: Summary, unit: Unit) -> Iterator[str]:
+    """Whether early layers pay or late ones suffice, where strategies differ in that and are told apart.
+
+    The layers that suffice are the fewest that are practically as good as those of the lowest score.
+    """
+    chain = summary.by_depth
+    if len(chain) < 2:
+        return
+    first, last = chain[0], chain[-1]
+    best = min(chain, key=lambda name: summary.strategies[name].score_mean or 0.0)
+    enough = next(name for name in chain if name == best or compare(summary, name, best).verdict == EQUAL)
+    gains = [compare(summary, enough, other) for other in chain[: chain.index(enough)]]
+    rest = [compare(summary, enough, last)] if enough != last else []
+    fall = f"the {summary.metric} falls from {first} to {enough} by {say_fall(gains[0], unit)}" if gains else ""
+    unknown = [pair for pair in (*gains, *rest) if pair.verdict not in ("better", EQUAL)]
+    if unknown:
+        known = gains and gains[0].verdict == "better"
+        opening = f"{fall}, but how early the layers are that pay is open" if known else "no verdict on early layers"
+        yield f"{opening}: {say_verdict(unknown[0])}"
+    elif enough == first:
+        yield f"late layers pay: {first} is {'as good as' if rest[0].verdict == EQUAL else 'better than'} {last}"
+    elif enough == last:
+        yield f"early layers pay: {fall}"
+    else:
+        yield f"later layers pay: {fall}, and {last} is {'no better' if rest[0].verdict == EQUAL else 'worse'}"
+
+
+def compare(summary: Summary, first: str, second: str) -> Comparison:
+    """The comparison of two strategies, seen from the first."""
+    (found,) = (pair for pair in summary.of(first) if pair.second == second)
+    return found
+
+
+def say_fall(pair: Comparison, unit: Unit) -> str:
+    """By how much the first is below the second."""
+    if pair.ratio is None or pair.ratio_interval is None:
+        return f"{unit.write(-pair.difference)} {unit.interval((-pair.interval[1], -pair.interval[0]))}"
+    fall, low, high = (f"{100 * (1 - ratio):.0f} %" for ratio in (pair.ratio, *pair.ratio_interval[::-1]))
+    return f"{fall} [{low}, {high}]"
 
 
 def say_changes(summary: Summary, unit: Unit) -> list[str]:

@@ -73,6 +73,7 @@ def summarize_strategy(
         n_trained_params=n_trained,
         trained_share=n_trained / n_params,
         parts=dict(strategy.parts),
+        layers=strategy.layers,
         candidates={state: states[state] for state in ("completed", "stopped", "failed")},
         verdicts=own,
         seconds=sum(verdict.seconds for verdict in own.values()),

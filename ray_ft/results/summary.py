@@ -35,6 +35,7 @@ class StrategySummary(BaseModel, frozen=True):
         scores: By repeat, fold and seed.
         stop_epochs: By repeat and fold; epoch 0 is the pretrained network. As the candidates that were chosen.
         parts: Trained and all parameters by part of the network.
+        layers: How many of the last layers learn, and no others, and of how many; None where it is not so, or unknown.
         candidates: How many completed, were stopped, failed.
         seconds: That its candidates took while they were searched, over all calls.
         optimism: By how much the best-epoch value is below the score, of the seeds that were searched.
@@ -76,6 +77,7 @@ class StrategySummary(BaseModel, frozen=True):
     second_half_share: float | None
     guide_score: float | None
     beside: dict[str, float] = {}
+    layers: tuple[int, int] | None = None
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's way
     @property
@@ -272,6 +274,15 @@ class Summary(BaseModel, frozen=True):
     def of(self, name: str) -> list[Comparison]:
         """The comparisons of one strategy or baseline, seen from it."""
         return [pair.seen_from(name) for pair in self.comparisons if name in (pair.first, pair.second)]
+
+    @property
+    def by_depth(self) -> tuple[str, ...]:
+        """Strategies of which each trains the layers of the one before it and earlier ones, the fewest first."""
+        found: dict[int, str] = {}
+        for name, row in self.strategies.items():
+            if row.layers and row.score_mean is not None:
+                found.setdefault(row.layers[0], name)
+        return tuple(found[n] for n in sorted(found))
 
     def leaderboard(self) -> Any:
         """One row a strategy and baseline, best first, as a `pandas.DataFrame`."""

@@ -14,6 +14,7 @@ from ray_ft.data.ragged import is_ragged
 from ray_ft.data.samples import Arrays, Samples, Sources, build_samples
 from ray_ft.domains import find_domain
 from ray_ft.errors import DataError, StrategyError, WeightsError
+from ray_ft.files.hashes import hash_arrays
 from ray_ft.models.data_factory import KEY, call_data_factory
 from ray_ft.objectives import Objective
 from ray_ft.search.strategies import Strategy
@@ -57,6 +58,7 @@ class Problem:
     symmetry: tuple[str, ...]  # operations that generate the views of a sample
     n_seeds: int  # members for each repeat and fold
     seed: int  # of all random numbers of the run
+    replayed: Samples | None = None  # what training sees again beside the samples; nothing is scored on it
 
     @cached_property
     def keys(self) -> tuple[MemberKey, ...]:
@@ -73,11 +75,32 @@ class Problem:
         """Views of a sample."""
         return len(self.samples.domain.list_views(self.symmetry))
 
+    @property
+    def parts(self) -> tuple[Samples, ...]:
+        """The samples, then those that are replayed."""
+        return (self.samples,) if self.replayed is None else (self.samples, self.replayed)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the data."""
+        return tuple(note for part in self.parts for note in part.notes)
+
+    @property
+    def data_hash(self) -> str:
+        """Name of all that is learned from; answers of the pretrained network differ by rounding, and are left out."""
+        arrays = ((part.inputs,) if part.answered else (part.inputs, part.targets) for part in self.parts)
+        return hash_arrays(*(array for own in arrays for array in own))
+
     def build_views(
-        self,
+        self, replayed: bool = False
     ) -> tuple[Float[np.ndarray, "view sample *input"], Float[np.ndarray, "view sample *target"]]:
-        """Move all samples by each operation of the symmetry; the first view is the sample itself."""
-        return self.samples.build_views(self.symmetry)
+        """Move all samples by each operation of the symmetry; the first view is the sample itself.
+
+        Where it is asked for, the samples that are replayed follow.
+        """
+        views = [part.build_views(self.symmetry) for part in (self.parts if replayed else self.parts[:1])]
+        inputs, targets = (own[0] if len(own) == 1 else np.concatenate(own, 1) for own in zip(*views, strict=True))
+        return inputs, targets
 
 
 def read_samples(config: Config, objective: Objective, given: Arrays | None) -> Samples:

@@ -1,9 +1,10 @@
 """Strategies meet a network: which of its parameters learn, by name patterns."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import takewhile
 
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +12,7 @@ from torch import nn
 
 from ray_ft.config import Config, RidgeHyperparameters, StageConfig, StrategyConfig, fill_strategies
 from ray_ft.errors import StrategyError, first_few, suggest
-from ray_ft.models import measure_depths, propose_strategies
+from ray_ft.models import measure_depths, order_layers, propose_strategies
 from ray_ft.search.rates import Rates, match_scales
 from ray_ft.split.adapters import Adapter
 
@@ -30,6 +31,7 @@ class Stage:
     noisy: bool = False  # whether a candidate may train on noisy copies
     batch_size: int = 1  # the most samples of a member's step
     smoothing: float = 0.0  # the largest share of a class's target that all classes may get
+    replay: float = 0.0  # the largest share of replayed samples in the loss
     rates: Rates = field(default_factory=Rates)  # factors on the learning rate of single parameters
     adapter: Adapter | None = None  # by which weights learn; without one they learn as they are
 
@@ -41,6 +43,7 @@ class Strategy:
     name: str
     stages: tuple[Stage, ...]  # in their order
     parts: Mapping[str, tuple[int, int]]  # trained and all parameters of each part of the network, in its order
+    layers: tuple[int, int] | None = None  # how many of the last layers learn, and no others, and of how many
 
     @property
     def n_trained(self) -> int:
@@ -84,11 +87,14 @@ def match_strategies(
     stages = (stage for strategy in strategies.values() for stage in strategy.stages)
     by_depth = any((stage.bounds("lr_decay") or NO_DECAY) != NO_DECAY for stage in stages)
     depths = measure_depths(network, inputs) if by_depth else {}
-    return {name: match_strategy(name, strategy, network, depths) for name, strategy in strategies.items()}
+    layers = order_layers(network, inputs) if len(strategies) > 1 else []  # one alone is compared with none
+    return {name: match_strategy(name, strategy, network, depths, layers) for name, strategy in strategies.items()}
 
 
-def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module, depths: Mapping[str, int]) -> Strategy:
-    """Match a strategy's patterns with a network, whose parameters have these depths.
+def match_strategy(
+    name: str, strategy: StrategyConfig, network: nn.Module, depths: Mapping[str, int], layers: Sequence[str]
+) -> Strategy:
+    """Match a strategy's patterns with a network, whose parameters have these depths, and its layers this order.
 
     Raises:
         StrategyError: A pattern matches nothing, nothing is left to learn, or a dropout is to be set and there is none.
@@ -104,6 +110,7 @@ def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module, dept
             (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
             int((stage.bounds("batch_size") or (1, 1))[1]),
             (stage.bounds("label_smoothing") or (0.0, 0.0))[1],
+            float((stage.bounds("replay") or (0, 0))[1]),
             Rates(match_scales(name, getattr(stage, "lr_scale", {}), own), depths),
             choose_adapter(name, stage, network, own),
         )
@@ -114,7 +121,7 @@ def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module, dept
         for own in stage.trained:
             shape = network.get_parameter(own).shape
             learning[own] = stage.adapter.count(shape) if stage.adapter else shape.numel()
-    return Strategy(name, stages, count_by_part(network, learning))
+    return Strategy(name, stages, count_by_part(network, learning), count_last(layers, names, learning))
 
 
 def choose_adapter(strategy: str, stage: StageConfig, network: nn.Module, trained: Sequence[str]) -> Adapter | None:
@@ -179,6 +186,13 @@ def count_by_part(network: nn.Module, trained: Mapping[str, int]) -> Mapping[str
         total[part] += parameter.numel()
         learning[part] += trained.get(name, 0)
     return {part: (learning[part], total[part]) for part in total}
+
+
+def count_last(layers: Sequence[str], names: Sequence[str], learning: Container[str]) -> tuple[int, int] | None:
+    """Count the last layers that learn, of how many; None where none does, or where others learn, or one in part."""
+    own = [[name in learning for name in names if name.startswith(f"{layer}.")] for layer in reversed(layers)]
+    n = sum(1 for _ in takewhile(all, own))
+    return (n, len(own)) if n and not any(map(any, own[n:])) else None
 
 
 def find_head_dropouts(network: nn.Module) -> tuple[str, ...]:
