@@ -115,7 +115,7 @@ class StrategyConfig(Section):
     """A strategy: a tuple of stages; a mapping without `stages` is the one stage itself."""
 
     description: str = ""
-    stages: tuple[AnyStage, ...] = Field(min_length=1, max_length=1)
+    stages: tuple[AnyStage, ...] = Field(min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -124,6 +124,16 @@ class StrategyConfig(Section):
             stage = {key: part for key, part in value.items() if key != "description"}
             return {"description": value.get("description", ""), "stages": (stage,)}
         return value
+
+    @model_validator(mode="after")
+    def check_order(self) -> Self:
+        for number, stage in enumerate(self.stages[1:], start=2):
+            if stage.fit == RidgeHyperparameters.fit:
+                raise ValueError(
+                    "fit: ridge must be the first stage, as it is solved on features that all members share, got it as "
+                    f"stage {number} of {len(self.stages)}; move it to the front, or fit this stage by gradient"
+                )
+        return self
 
 
 class ModelSection(Section):

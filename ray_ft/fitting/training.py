@@ -203,7 +203,7 @@ def draw_batches(member: Member, recipe: Recipe, epoch: int) -> Iterator[Batch]:
     places = np.stack([clean + copies * (bank.n_views * bank.n_samples), clean])
     rows, clean_rows = torch.from_numpy(places).to(device)  # at once, as each copy to a GPU waits for it
     bounds = list(range(0, len(rows), hyper.batch_size))
-    has_buffers = len(split.state) > len(split.trained_names)
+    has_buffers = len(split.state) > len(split.trained_names) + len(split.moved)
     if has_buffers and len(bounds) > 1 and len(rows) - bounds[-1] == 1:
         bounds.pop()  # batch norm has no variance of one sample, which joins the batch before it
     n_batches = len(bounds)

@@ -27,6 +27,11 @@ class CandidateSpec:
         return sum(stage.n_epochs for stage in self.stages)
 
     @property
+    def n_before(self) -> int:
+        """Epochs of the stages before the last one."""
+        return sum(stage.n_epochs for stage in self.stages[:-1])
+
+    @property
     def patience(self) -> int:
         """Epochs without a better mean after which it ends, in its last stage."""
         return self.stages[-1].patience

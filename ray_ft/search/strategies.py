@@ -9,7 +9,14 @@ import numpy as np
 from jaxtyping import Float
 from torch import nn
 
-from ray_ft.config import Config, RidgeHyperparameters, StageConfig, StrategyConfig, fill_strategies
+from ray_ft.config import (
+    Config,
+    RidgeHyperparameters,
+    StageConfig,
+    StrategyConfig,
+    fill_strategies,
+    list_declared,
+)
 from ray_ft.errors import StrategyError, first_few, suggest
 from ray_ft.models import propose_strategies
 
@@ -25,6 +32,7 @@ class Stage:
     noisy: bool = False  # whether a candidate may train on noisy copies
     batch_size: int = 1  # the most samples of a member's step
     smoothing: float = 0.0  # the largest share of a class's target that all classes may get
+    closed: RidgeHyperparameters | None = None  # of a closed form, which has nothing to draw
 
 
 @dataclass(frozen=True)
@@ -81,28 +89,36 @@ def match_strategy(name: str, strategy: StrategyConfig, network: nn.Module) -> S
     Raises:
         StrategyError: A pattern matches nothing, nothing is left to learn, or a dropout is to be set and there is none.
     """
-    names = [own for own, _ in network.named_parameters()]
-    stages = tuple(
-        Stage(
-            stage.fit,
-            select_trained(name, stage, names),
-            find_head_dropouts(network) if stage.bounds("head_dropout") is not None else (),
-            stage.longest,
-            (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
-            int((stage.bounds("batch_size") or (1, 1))[1]),
-            (stage.bounds("label_smoothing") or (0.0, 0.0))[1],
-        )
-        for stage in strategy.stages
-    )
-    learning = {own for stage in stages if stage.fit != RidgeHyperparameters.fit for own in stage.trained}
+    places = name_stages(name, len(strategy.stages))
+    stages = tuple(match_stage(place, stage, network) for place, stage in zip(places, strategy.stages, strict=True))
+    learning = {own for stage in stages if not stage.closed for own in stage.trained}
     return Strategy(name, stages, count_by_part(network, learning))
+
+
+def name_stages(strategy: str, n_stages: int) -> list[str]:
+    """Name the stages of a strategy for messages; one that is alone has the strategy's name."""
+    return [strategy] if n_stages == 1 else [f"{strategy}, stage {i}" for i in range(1, 1 + n_stages)]
+
+
+def match_stage(place: str, stage: StageConfig, network: nn.Module) -> Stage:
+    fixed = {name: getattr(stage, name, None) for name, _ in list_declared(RidgeHyperparameters)}
+    return Stage(
+        stage.fit,
+        select_trained(place, stage, [own for own, _ in network.named_parameters()]),
+        find_head_dropouts(network) if stage.bounds("head_dropout") is not None else (),
+        stage.longest,
+        (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
+        int((stage.bounds("batch_size") or (1, 1))[1]),
+        (stage.bounds("label_smoothing") or (0.0, 0.0))[1],
+        RidgeHyperparameters(**fixed) if stage.fit == RidgeHyperparameters.fit else None,  # type: ignore[arg-type]
+    )
 
 
 def select_trained(strategy: str, stage: StageConfig, names: Sequence[str]) -> tuple[str, ...]:
     """Name the parameters that learn.
 
     Args:
-        strategy: Name of the strategy, for messages.
+        strategy: Name of the strategy, and of the stage where there are several, for messages.
         stage: Patterns of what learns and of what is taken out again.
         names: The network's parameters.
 
