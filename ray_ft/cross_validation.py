@@ -170,7 +170,7 @@ class Prepared:
             spec
             for proposer in self.proposers.values()
             for spec in proposer.ask()
-            if proposer.range_test is None or spec.origin == RECIPE
+            if not proposer.range_tests or spec.origin == RECIPE
         )
 
     @property

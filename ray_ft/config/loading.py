@@ -72,7 +72,7 @@ def validate(raw: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        problems = list(dict.fromkeys(shorten(line, MAX_LINE) for line in describe_problems(error)))
+        problems = list(dict.fromkeys(shorten(line, MAX_LINE) for line in describe_problems(error, Config, raw)))
         if len(problems) > MAX_PROBLEMS:
             problems[MAX_PROBLEMS:] = [f"and {len(problems) - MAX_PROBLEMS} more"]
         lines = "\n".join(f"  {line}" for line in problems)
@@ -141,14 +141,14 @@ KINDS = {
 }
 
 
-def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -> Iterator[str]:
-    """Say what is wrong with each key that a model refused."""
+def describe_problems(error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any]) -> Iterator[str]:
+    """Say what is wrong with each key of `raw` that a model refused."""
     places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors():
         own = problem["loc"]
         if problem["type"] == "too_short" and any(place[: len(own)] == own != place for place in places):
             continue  # the stage is missing only because of what is said of its keys
-        place = name_place(own)
+        place = name_place(own, raw)
         key = ".".join(map(str, place))
         if problem["type"] == "extra_forbidden":
             yield f"{key}: unknown key{suggest(str(place[-1]), list_keys(model, place[:-1]))}"
@@ -164,13 +164,17 @@ def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -
             yield f"{key}: {message}, got {given}"
 
 
-def name_place(location: tuple[Any, ...]) -> list[Any]:
-    """Name a key as the file has it, without what the sections put between: a stage's number and its way to fit."""
-    return [
-        part
-        for before, part in pairwise((None, *location))
-        if part != "stages" and not isinstance(part, int) and not (isinstance(before, int) and part in FITS)
-    ]
+def name_place(location: tuple[Any, ...], raw: Mapping[str, Any]) -> list[Any]:
+    """Name a key as the file has it, without what the sections put between; of several stages, by number from 1."""
+    place: list[Any] = []
+    content: Any = raw
+    for before, part in pairwise((None, *location)):
+        if before == "stages" and isinstance(part, int):
+            place += [f"stage {part + 1}"] if isinstance(content, Mapping) and "stages" in content else []
+        elif part != "stages" and not isinstance(part, int) and not (isinstance(before, int) and part in FITS):
+            place.append(part)
+            content = content.get(part) if isinstance(content, Mapping) else None
+    return place
 
 
 def list_keys(model: type[BaseModel], place: Sequence[Any]) -> list[str]:

@@ -66,6 +66,11 @@ class StageConfig(Section):
             return own and own.bounds
         return min(own.low, declared.wide[0]), max(own.high, declared.wide[1])
 
+    def is_single(self, name: str) -> bool:
+        """Whether a hyperparameter is fixed to one value."""
+        own = self.range_of(name)
+        return own is not None and own.fixed and own.low == own.high
+
     @property
     def longest(self) -> int:
         """The most epochs that a candidate may take."""
@@ -126,9 +131,9 @@ class StrategyConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def check_order(self) -> Self:
+    def check_order(self) -> "StrategyConfig":
         for number, stage in enumerate(self.stages[1:], start=2):
-            if stage.fit == RidgeHyperparameters.fit:
+            if stage.fit == FITS["ridge"].fit:
                 raise ValueError(
                     "fit: ridge must be the first stage, as it is solved on features that all members share, got it as "
                     f"stage {number} of {len(self.stages)}; move it to the front, or fit this stage by gradient"

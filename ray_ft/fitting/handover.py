@@ -49,6 +49,11 @@ class Carry:
     term: SplitNetwork | None  # it answers with what the ridge regression adds
     names: dict[str, str]  # of its tensors in the state of a member
 
+    def to(self, device: str) -> "Carry":
+        """Return it on a device, where it stands but to be read."""
+        layer = self.layer and replace(self.layer, rows=self.layer.rows.to(device))
+        return replace(self, layer=layer, term=self.term and self.term.to(device))
+
     @property
     def is_term(self) -> bool:
         return self.term is not None

@@ -43,12 +43,15 @@ def estimate_gpu_bytes(
     They are those of CUDA, of the network, of every view of the samples with its noisy copies as features, of the
     members, and of a step of all of them. The network's parameters are left with or without gradients by this.
     """
-    inputs, targets, stage = problem.samples.inputs, problem.samples.targets, strategy.stages[-1]
-    kept, features = measure_step(network, stage.trained, torch.from_numpy(inputs[:N_PROBED]))
-    n_copies = 1 + n_noisy_views * stage.noisy
-    views = problem.n_views * (len(problem.samples) * features * n_copies + inputs.nbytes + targets.nbytes)
+    inputs, targets = problem.samples.inputs, problem.samples.targets
+    of_step, of_features = 0, 0
+    for stage in strategy.stages:  # which train one after the other; the features of all of them are there
+        kept, features = measure_step(network, stage.trained, torch.from_numpy(inputs[:N_PROBED]))
+        of_step = max(of_step, kept * stage.batch_size)
+        of_features += len(problem.samples) * features * (1 + n_noisy_views * stage.noisy)
+    views = problem.n_views * (of_features + inputs.nbytes + targets.nbytes)
     weights = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-    of_member = strategy.n_trained * BYTES_PER_WEIGHT + STEP_SLACK * kept * stage.batch_size
+    of_member = strategy.n_trained * BYTES_PER_WEIGHT + STEP_SLACK * of_step
     return CONTEXT_BYTES + weights + views + n_members * of_member
 
 

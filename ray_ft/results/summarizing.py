@@ -82,7 +82,7 @@ def summarize_strategy(
         n_candidates=len(specs),
         guide_score=score_recipe(run, specs, verdicts, strategy.name, splits),
         beside=beside,
-        **describe_search(load_attempts(run, plan, verdicts, strategy.name, splits), rope),
+        **describe_search(load_attempts(run, plan, verdicts, strategy.name, splits), rope, strategy.searched_before),
     )
 
 
@@ -92,14 +92,14 @@ def stops_early(score: Choice, strategy: str, verdicts: Verdicts) -> bool:
     return bool((score.epoch.ravel() < last).any())
 
 
-def describe_search(attempts: Sequence[Attempt], rope: float) -> dict[str, Any]:
+def describe_search(attempts: Sequence[Attempt], rope: float, searched: Sequence[int]) -> dict[str, Any]:
     """Say what was tried of a strategy, and whether that was its best chance."""
-    standing, rates = assess(attempts, rope), [own.spec.lr for own in attempts if own.spec.lr is not None]
+    standing, rates = assess(attempts, rope, searched), [own.spec.lr for own in attempts if own.spec.lr is not None]
     return {
         "settled": standing.settled,
         "unsettled_because": list(standing.because),
         "lr_tried": (min(rates), max(rates)) if rates else None,
-        "best": asdict(standing.best.spec.stages[-1]) if standing.best else {},
+        "best": asdict(standing.best.last) if standing.best else {},
         "second_half_share": standing.second_half_share,
     }
 

@@ -82,7 +82,9 @@ class Assignment:
 
 
 def assign_range_test(spec: CandidateSpec) -> Assignment:
-    return Assignment(spec, f"{spec.strategy}-range")
+    """That of the last stage of `spec`, which may lack the stages after it."""
+    number = f"-{len(spec.stages)}" if len(spec.stages) > 1 else ""
+    return Assignment(spec, f"{spec.strategy}-range{number}")
 
 
 def assign_search(spec: CandidateSpec, problem: Problem, n_seeds: int) -> Assignment:

@@ -33,6 +33,7 @@ class Stage:
     batch_size: int = 1  # the most samples of a member's step
     smoothing: float = 0.0  # the largest share of a class's target that all classes may get
     closed: RidgeHyperparameters | None = None  # of a closed form, which has nothing to draw
+    lr_is_open: bool = False  # whether there is a learning rate, and the config fixes it to no value
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Strategy:
     @property
     def n_params(self) -> int:
         return sum(total for _, total in self.parts.values())
+
+    @property
+    def searched_before(self) -> tuple[int, ...]:
+        """Places of the stages before the last one whose learning rate the config leaves open."""
+        return tuple(i for i, stage in enumerate(self.stages[:-1]) if stage.lr_is_open)
 
     @property
     def longest(self) -> int:
@@ -111,6 +117,7 @@ def match_stage(place: str, stage: StageConfig, network: nn.Module) -> Stage:
         int((stage.bounds("batch_size") or (1, 1))[1]),
         (stage.bounds("label_smoothing") or (0.0, 0.0))[1],
         RidgeHyperparameters(**fixed) if stage.fit == RidgeHyperparameters.fit else None,  # type: ignore[arg-type]
+        stage.fit != RidgeHyperparameters.fit and not stage.is_single("lr"),
     )
 
 
