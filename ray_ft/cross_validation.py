@@ -31,6 +31,7 @@ from ray_ft.files.cpus import count_cpus
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.preparation import check_stages
 from ray_ft.fitting.rehearsal import rehearse
 from ray_ft.models import (
     Collate,
@@ -277,6 +278,7 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     pretrained = Pretrained(factory, model.params, weights, shape, *how)
     if factory:
         pretrained = rehearse(answer_in_shape(network, shape), pretrained, strategies.values(), samples.inputs)
+    check_stages(pretrained, strategies.values(), samples.inputs)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed)
     if head is not None:
         said = f"{head.name} is a new layer of {head.n_outputs} outputs in place of the pretrained one"

@@ -137,18 +137,21 @@ KINDS = {
     "tuple_type": "it should be a list",
     "list_type": "it should be a list",
     "string_type": "it should be text",
+    "too_short": "it should have one entry or more",
     "int_type": "it should be a whole number",
 }
 
 
-def describe_problems(error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any]) -> Iterator[str]:
-    """Say what is wrong with each key of `raw` that a model refused."""
+def describe_problems(
+    error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any] | None = None
+) -> Iterator[str]:
+    """Say what is wrong with each key that a model refused, of what `raw` has of it."""
     places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors():
         own = problem["loc"]
         if problem["type"] == "too_short" and any(place[: len(own)] == own != place for place in places):
             continue  # the stage is missing only because of what is said of its keys
-        place = name_place(own, raw)
+        place = name_place(own, raw or {})
         key = ".".join(map(str, place))
         if problem["type"] == "extra_forbidden":
             yield f"{key}: unknown key{suggest(str(place[-1]), list_keys(model, place[:-1]))}"

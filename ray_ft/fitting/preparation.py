@@ -1,14 +1,17 @@
 """What the candidates of a strategy share: the network split where it begins to learn, and its features."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ray_ft.errors import StrategyError
 from ray_ft.fitting.handover import Carry, carry_ridge
 from ray_ft.fitting.ridge import attach_ridge
 from ray_ft.models import Pretrained
@@ -80,6 +83,22 @@ def split_stages(
     ridge = attach_ridge(first, features := first.compute_features(inputs, n_threads=n_threads), closed)
     carry = carry_ridge(first, ridge, features, closed)
     return [first, *(carry.attach(split, inputs[:4]) for split in later)], carry
+
+
+def check_stages(
+    pretrained: Pretrained, strategies: Iterable[Strategy], inputs: Float[np.ndarray, "sample *input"]
+) -> None:
+    """Try on a few samples whether what closed forms solve can be carried over to the stages after them.
+
+    Raises:
+        StrategyError: One cannot.
+    """
+    for strategy in strategies:
+        if strategy.stages[0].closed and len(strategy.stages) > 1:
+            try:
+                split_stages(pretrained, strategy, torch.from_numpy(inputs[:N_PROBED]))
+            except StrategyError as error:
+                raise StrategyError(f"strategy {strategy.name}: {error}") from error
 
 
 def split_at(pretrained: Pretrained, stage: Stage, inputs: Tensor, moved: Collection[str] = ()) -> SplitNetwork:
