@@ -173,7 +173,11 @@ def find_notes(run: RunFolder, plan: Plan, scores: Scores, strategies: Mapping[s
     notes = []
     for name, score in scores.items():
         notes += [f"{name}: {note}" for note in collect(run, [s for s in plan if s.strategy == name], "note")]
-        random = strategies[name].n_trained > 0  # a closed form gives each seed the same
+        stages = strategies[name].stages
+        if len(stages) > 1:
+            notes.append(f"{name}: lr and epochs as tried and best are those of the last of its {len(stages)} stages")
+        closed_form = score is not None and stages[0].closed and score.epoch.max() <= 1
+        random = strategies[name].n_trained > 0 and not closed_form  # which gives each seed the same
         if score is not None and not score.epoch.any():
             notes.append(f"{name}: every fold chose the pretrained network, epoch 0: training did it no good")
             continue
