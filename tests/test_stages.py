@@ -201,15 +201,14 @@ def test_an_interruption_in_any_stage_changes_no_bit(toy_folder: Path, name: str
 
 
 def test_patience_ends_no_candidate_before_its_last_stage(toy_folder: Path) -> None:
-    """A first stage that does nothing but harm goes to its end; what is kept is from before it."""
-    harmful = {**LAST, "lr": 3.0, "patience": 1, "epochs": 4}
-    config = load(harmed=[harmful, {**HEAD, "patience": 2}])
-    summary = cross_validate(config, "run", inline=True)
-    losses = np.load("run/candidates/harmed-000/history.npz")["losses"]
-    means = losses.mean((1, 2, 3))
-    assert means[1:5].min() > means[0]
-    assert len(losses) - 1 >= 4 + 1
-    assert summary.strategies["harmed"].stop_epochs == [[0, 0, 0]] or len(losses) == 8
+    """A first stage whose first epoch is its best goes to its end, and then the last stage may be impatient."""
+    first = {**LAST, "lr": 3.0, "patience": 1, "epochs": 4}
+    cross_validate(load(harmed=[first, {**HEAD, "lr": 3.0, "epochs": 40, "patience": 2}]), "run", inline=True)
+    means = np.load("run/candidates/harmed-000/history.npz")["losses"].mean((1, 2, 3))
+    assert means[1] > means[0]
+    assert 4 + 2 <= len(means) - 1 < 44
+    best = max(4, 1 + int(means[1:].argmin()))
+    assert len(means) - 1 == best + 2
 
 
 MEMBERS = {
@@ -229,11 +228,11 @@ def test_an_ensemble_says_what_its_members_said(toy_folder: Path) -> None:
     assert not any("differs" in note for note in summary.ensemble.notes)
     ensemble, x = Ensemble.load("run"), np.load("x.npy")
     fold_of = ensemble.calibration.fold_of[0]
-    members = ensemble.predict_members(x, symmetric=False)
+    members = ensemble.predict_members(x, symmetric=False)[0]
     for name, own in zip(names, members, strict=True):
         blind = load_predictions(RunFolder(Path("run")), f"{name}-000")[0]
         for seed in range(2):
-            np.testing.assert_allclose(own[0, fold_of, seed, np.arange(30)], blind[seed], atol=1e-5)
+            np.testing.assert_allclose(own[0, fold_of, seed, np.arange(30)], blind[seed], atol=5e-5)
     exported = torch.export.export(EnsembleModule(ensemble), (torch.from_numpy(x),)).module()(torch.from_numpy(x))
     np.testing.assert_allclose(exported[0], ensemble.predict(x).mean, atol=1e-5)
     stopped = {epoch for name in MEMBERS for epoch in summary.strategies[name].stop_epochs[0]}
@@ -259,11 +258,12 @@ def test_a_run_on_ray_with_two_workers_a_candidate_is_that_of_one_process(toy_fo
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([LAST, {"train": ["hed.*"]}], "strategy s, stage 2: each pattern must match a parameter, got hed.*"),
-        ([{"train": ["head.*"], "freeze": ["*"]}, ALL], "strategy s, stage 1: some parameter must learn"),
+        ([LAST, {**LAST, "train": ["hed.*"]}], "strategy s, stage 2: each pattern must match a parameter, got hed.*"),
+        ([{**LAST, "freeze": ["*"]}, ALL], "strategy s, stage 1: some parameter must learn"),
         ([LAST, {"trian": ["*"]}], "strategies.s.stage 2.train: missing"),
         ([LAST, {**ALL, "epochs": 0}], "strategies.s.stage 2.epochs: it should be greater than or equal to 1, got 0"),
-        ([LAST, {"train": []}], "strategies.s.stage 2.train: it should have one entry or more, got []"),
+        ([LAST, {**LAST, "train": []}], r"strategies.s.stage 2.train: it should have one entry or more, got \[\]"),
+        ([LAST, {"train": ["*"]}], "strategies.s.stage 2.lr: missing; search.method: guide draws from it"),
         ([ALL, RIDGE_LAST], "strategies.s: fit: ridge must be the first stage, .* got it as stage 2 of 2; move it"),
         ([{**RIDGE_HEAD, "onto": "targets"}, ALL], "strategy s: fit: ridge with onto: targets .* say onto: residual"),
     ],
@@ -276,7 +276,7 @@ def test_a_stage_that_cannot_be_is_refused_by_its_number(toy_folder: Path, stage
 def test_check_and_plan_show_the_stages(toy_folder: Path, ray_ft_here: Any) -> None:
     words = ["-c", "toy.yaml", "--set", f"strategies.probe.stages={json.dumps([RIDGE_LAST, ALL])}"]
     said = ray_ft_here("check", *words).stdout
-    assert "stage 1 ridge on head.3.weight and head.3.bias; stage 2 gradient on" in said, said
+    assert "stage 1 ridge on head.3.weight, head.3.bias; stage 2 gradient on" in said, said
     said = ray_ft_here("plan", *words).stdout
     assert "probe-000, stage 1" in said
     assert "probe-000, stage 2" in said
@@ -316,9 +316,8 @@ def test_the_learning_rate_of_an_earlier_stage_is_bracketed_after_that_of_the_la
 
 def test_an_earlier_learning_rate_that_was_never_varied_is_named_unless_the_config_fixes_it() -> None:
     proposer = search(3)
-    assert assess(proposer.attempts, ROPE, [0]).because[-1] == (
-        "best at 0.009 in stage 1, and no higher learning rate near it was tried there"
-    )
+    reason = "best at 0.009 in stage 1, and no higher learning rate near it was tried there"
+    assert reason in assess(proposer.attempts, ROPE, [0]).because
     fixed = search(8, lr=1e-2, epochs=4)
     assert {attempt.spec.stages[0].lr for attempt in fixed.attempts} == {1e-2}
     assert [len(spec.stages) for spec in fixed.range_tests] == [2]

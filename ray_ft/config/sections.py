@@ -325,9 +325,12 @@ class Config(Section):
         if self.search.method == "guide":
             for name in self.cv.strategies or self.strategies:
                 stages = self.strategies[name].stages if name in self.strategies else ()
-                for key in ("lr", "epochs"):
-                    if any(hasattr(stage, key) and stage.range_of(key) is None for stage in stages):
-                        yield f"strategies.{name}.{key}: missing; search.method: guide draws from it, best looks for it"
+                for i, stage in enumerate(stages, start=1):
+                    place = f"{name}.stage {i}" if len(stages) > 1 else name
+                    for key in ("lr", "epochs"):
+                        if hasattr(stage, key) and stage.range_of(key) is None:
+                            rule = "search.method: guide draws from it, best looks for it"
+                            yield f"strategies.{place}.{key}: missing; {rule}"
 
     def find_ensemble_conflicts(self) -> Iterator[str]:
         known = self.cv.strategies or tuple(self.strategies)
