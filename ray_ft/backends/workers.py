@@ -14,6 +14,8 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ray_ft.backends.placement import Allocation, find_device
 from ray_ft.backends.rounds import Shared
@@ -108,7 +110,10 @@ def start_actor(kind: type, options: dict[str, Any], *args: Any) -> Any:
 
 def ship(prepared: PreparedStrategy) -> Shipped:
     arrays = [[feature.cpu().numpy() for feature in own.features] for own in prepared.stages]
-    *earlier, last = [replace(own, split=own.split.to("cpu"), features=()) for own in prepared.stages]
+    *earlier, last = [
+        replace(own, split=own.split.to("cpu"), features=(), solved=tree_map(Tensor.cpu, own.solved))
+        for own in prepared.stages
+    ]
     carry = prepared.carry and prepared.carry.to("cpu")
     return replace(last, earlier=tuple(earlier), carry=carry), arrays
 

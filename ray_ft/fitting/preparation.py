@@ -1,7 +1,7 @@
 """What the candidates of a strategy share: the network split where it begins to learn, and its features."""
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ray_ft.errors import StrategyError
 from ray_ft.fitting.handover import Carry, carry_ridge
-from ray_ft.fitting.ridge import attach_ridge
+from ray_ft.fitting.ridge import attach_ridge, start_ridge
 from ray_ft.models import Pretrained
-from ray_ft.search.problem import Problem
+from ray_ft.search.problem import Place, Problem
 from ray_ft.search.strategies import Stage, Strategy
 from ray_ft.split.network import Features, SplitNetwork, split_network
 
@@ -35,6 +35,7 @@ class PreparedStrategy:
     note: str = ""  # on what went wrong before it was prepared
     earlier: tuple["PreparedStrategy", ...] = ()  # the stages before the last one, which this is
     carry: Carry | None = None  # what a closed form in the first stage leaves to the others
+    solved: Mapping[Place, dict[str, Tensor]] = field(default_factory=dict)  # its solutions by fold, if others follow
 
     @property
     def stages(self) -> tuple["PreparedStrategy", ...]:
@@ -60,6 +61,11 @@ def prepare_strategy(
         features = split.compute_features(inputs, dtype=dtype, n_threads=n_threads)
         widened = tuple(feature.float() if feature.dtype == torch.bfloat16 else feature for feature in features)
         prepared.append(PreparedStrategy(stage, split, widened, dtype))
+    if carry is not None and (closed := strategy.stages[0].closed):
+        first = prepared[0]
+        ridge = start_ridge(problem, first.split, first.features, closed, problem.keys, {})
+        ridge.run_epoch(0)
+        prepared[0] = replace(first, solved=ridge.solved)
     return replace(prepared.pop(), earlier=tuple(prepared), carry=carry)
 
 

@@ -3,23 +3,19 @@
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 import torch
-from jaxtyping import Float
 
 from ray_ft.config import GradientHyperparameters, Hyperparameters
 from ray_ft.fitting.fitter import FitSettings, Fitter
 from ray_ft.fitting.gradient import GradientFitter
 from ray_ft.fitting.preparation import PreparedStrategy, split_stages
-from ray_ft.fitting.ridge import RidgeFitter, attach_ridge
+from ray_ft.fitting.ridge import attach_ridge, start_ridge
 from ray_ft.fitting.stages import StagedFitter, keep_state
 from ray_ft.models import Pretrained
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.search.strategies import Strategy
 from ray_ft.split.network import SplitNetwork
-
-BATCH_SIZE = 32  # samples at a time
 
 
 def start_fitter(
@@ -62,23 +58,10 @@ def start_stage(
     if isinstance(hyper, GradientHyperparameters):
         return GradientFitter(problem, prepared, name, hyper, keys, settings, device, n_threads)
     split, features = prepared.split.to(device), tuple(feature.to(device) for feature in prepared.features)
-    zero_shot = predict_rows(split, features, problem.n_views * len(problem.samples))
-    completed = attach_ridge(split, features, hyper)
-    return RidgeFitter(problem, completed, features, zero_shot, hyper, keys)
+    return start_ridge(problem, split, features, hyper, keys, prepared.solved)
 
 
 def split_members(pretrained: Pretrained, strategy: Strategy, inputs: torch.Tensor) -> SplitNetwork:
     """Return the network as the members of a strategy compute with it, for an ensemble."""
     split, closed = split_stages(pretrained, strategy, inputs)[0][-1], strategy.stages[-1].closed
     return attach_ridge(split, split.compute_features(inputs), closed) if closed else split
-
-
-@torch.no_grad()
-def predict_rows(
-    split: SplitNetwork, features: tuple[torch.Tensor, ...], n_rows: int
-) -> Float[np.ndarray, "row *target"]:
-    """What the pretrained network says of each view of each sample."""
-    parts = torch.split(torch.arange(n_rows), BATCH_SIZE)
-    predicted = [split.apply_tail(split.state, split.take(features, part)) for part in parts]
-    found: np.ndarray = torch.cat(predicted).cpu().numpy()
-    return found
