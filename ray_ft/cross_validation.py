@@ -31,6 +31,7 @@ from ray_ft.files.cpus import count_cpus
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_text
 from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.preparation import check_stages
 from ray_ft.fitting.rehearsal import rehearse
 from ray_ft.models import (
     Collate,
@@ -172,7 +173,7 @@ class Prepared:
             spec
             for proposer in self.proposers.values()
             for spec in proposer.ask()
-            if proposer.range_test is None or spec.origin == RECIPE
+            if not proposer.range_tests or spec.origin == RECIPE
         )
 
     @property
@@ -282,6 +283,7 @@ def prepare(config: Config, given: Given | None = None) -> Prepared:
     pretrained = Pretrained(factory, model.params, weights, shape, *how)
     if factory:
         pretrained = rehearse(network, pretrained, strategies.values(), samples.inputs)
+    check_stages(pretrained, strategies.values(), samples.inputs)
     problem = Problem(samples, splits, objective, zero_shot.shape[1:], config.symmetry, cv.seeds, cv.seed, replayed)
     notes += pretrained.describe_answers(found, samples.targets.shape)
     if objective.answers.leveled:

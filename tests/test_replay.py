@@ -259,7 +259,10 @@ def test_samples_of_another_form_are_refused(replay: dict[str, str], said: str, 
         ({"training.replay": 1.0}, "training.replay: it should be less than 1"),
         ({"training.replay": 0.2}, "training.replay: it needs data.replay, got none; name samples there, or leave it"),
         ({"strategies.top.replay": [0, 0.2]}, "strategies.top.replay: it needs data.replay, got none"),
-        ({"strategies.closed": {"fit": "ridge", "train": "*", "replay": 0.2}}, "strategies.closed.replay: it is no key of fit: ridge"),
+        (
+            {"strategies.closed": {"fit": "ridge", "train": "*", "replay": 0.2}},
+            "closed.replay: it is no key of fit: ridge",
+        ),
         ({"data.replay": {"inputs": "x.npy"}, "data.collate": "own:collate"}, "unequal shapes are not replayed"),
     ],
 )

@@ -160,7 +160,7 @@ def test_large_features_are_averages_of_neighbours() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"lr": 0.1}, r"strategies\.closed\.lr: unknown key"),
+        ({"lr": 0.1}, r"strategies\.closed\.lr: it is no key of fit: ridge"),
         ({"kernel": "cubic"}, r"strategies\.closed\.kernel: it should be 'linear' or 'rbf', got 'cubic'"),
         ({"fit": "lasso"}, r"strategies\.closed\.fit: it should be gradient or ridge, got 'lasso'"),
     ],

@@ -50,7 +50,7 @@ def search(learner: Learner, n_candidates: int, range_lr: float, work: float = 0
     proposer = BestProposer(
         "s", StrategyConfig.model_validate({"train": ["*"]} | keys), n_candidates, seed=0, rope=ROPE
     )
-    if proposer.range_test:
+    if proposer.range_tests:
         proposer.tell_range(range_lr, work)
     while asked := proposer.ask():
         for spec in asked:
@@ -117,7 +117,7 @@ def test_a_larger_budget_goes_on_as_if_it_had_been_so_large_from_the_start(small
 
 def test_a_closed_form_is_one_candidate_and_settled() -> None:
     proposer = BestProposer("s", StrategyConfig.model_validate({"train": ["*"], "fit": "ridge"}), 8, 0, ROPE)
-    assert proposer.range_test is None
+    assert proposer.range_tests == ()
     (spec,) = proposer.ask()
     proposer.tell(Attempt(spec, "completed", np.array([1.0, 0.5])[:, None, None] * np.ones((1, 1, 3))))
     assert proposer.ask() == ()

@@ -6,7 +6,7 @@ from torch import nn
 
 from ray_ft import DiffractionNet
 from ray_ft.config import StrategyConfig, load_config
-from ray_ft.config.sections import GradientStage
+from ray_ft.config.strategies import GradientStage
 from ray_ft.errors import StrategyError
 from ray_ft.search.rates import Rates, match_scales
 from ray_ft.search.strategies import count_by_part, find_head_dropouts, match_strategies, select_trained

@@ -175,7 +175,10 @@ class CandidateLogger(tune.Callback):
 
     def describe(self, own: Assignment) -> Entry:
         name, spec, root = own.name, own.spec, self.run.root.absolute()
-        drawn = {key: value for hyper in spec.stages for key, value in asdict(hyper).items() if value is not None}
+        prefixes = [*(f"stage{i}_" for i in range(1, len(spec.stages))), ""]  # none for the last stage
+        pairs = zip(prefixes, spec.stages, strict=True)
+        values = ((prefix + key, value) for prefix, own in pairs for key, value in asdict(own).items())
+        drawn = {key: value for key, value in values if value is not None}
         folder = root / "tensorboard" / name if self.key == "tensorboard" else root
         config = {"strategy": spec.strategy, "candidate": spec.index, **drawn}
         return Entry(f"{name_run(self.run)}-{name}", name, config, str(folder), self.name)

@@ -99,5 +99,6 @@ class Display:
 def describe(own: Assignment) -> str:
     """Name what is trained in words."""
     if own.is_range_test:
-        return f"{own.spec.strategy}: range test"
+        stage = f", stage {len(own.spec.stages)}" if len(own.spec.stages) > 1 else ""
+        return f"{own.spec.strategy}{stage}: range test"
     return own.name if own.is_search else f"{own.spec.name}: further seeds of fold {own.keys[0].fold}"

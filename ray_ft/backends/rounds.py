@@ -182,11 +182,12 @@ class Rounds:
     def go_on(self, name: str) -> Iterator[Batch]:
         """Yield the batches of a strategy, one after the other."""
         shared, proposer = self.shared, self.proposers[name]
-        if spec := proposer.range_test:
-            yield [own := assign_range_test(spec)]
-            result = load_result(shared.run, own.name) or {}
-            if result.get("state") == "completed":
-                proposer.tell_range(result["lr"], result["work"])
+        if tests := [assign_range_test(spec) for spec in proposer.range_tests]:
+            yield tests
+            for own in tests:
+                result = load_result(shared.run, own.name) or {}
+                if result.get("state") == "completed":
+                    proposer.tell_range(result["lr"], result["work"], len(own.spec.stages) - 1)
         n_begun = self.count_begun(name)
         proposer.n_candidates = max(proposer.n_candidates, n_begun)
         while (len(self.plan[name]) < n_begun or not self.is_out_of_time(name)) and (asked := proposer.ask()):

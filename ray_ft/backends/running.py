@@ -45,7 +45,7 @@ def start_halving(
     By the guide these are all of a strategy. Else they are those of schedules of one length, as a longer one learns
     later; the recipe is compared with none, so that it can be shown beside what was found. What is to bracket the best
     is not stopped in the first half of its schedule, and what Optuna proposes not in the first quarter: a learning rate
-    that is right in the end may look worse at first.
+    that is right in the end may look worse at first. Nothing is stopped before its last stage.
     """
     set_up_ray(address)
     from ray_ft.backends.successive_halving import Group, SuccessiveHalving  # after the settings, which Ray reads
@@ -53,11 +53,12 @@ def start_halving(
     def find_group(spec: CandidateSpec) -> Group | None:
         if search.method == "guide":
             own = strategies[spec.strategy]
-            return spec.strategy, search.grace_epochs or max(1, -(-own.longest // 4)), own.longest, 0
+            return spec.strategy, search.grace_epochs or max(1, -(-own.longest // 4)), own.longest, spec.n_before
         if spec.origin == RECIPE:
             return None
-        protected = math.ceil(spec.n_epochs * (0.25 if spec.origin == OPTUNA else 0.5))
-        return f"{spec.strategy}/{spec.n_epochs}", search.grace_epochs or 1, spec.n_epochs, protected
+        protected = spec.n_before + math.ceil(spec.stages[-1].n_epochs * (0.25 if spec.origin == OPTUNA else 0.5))
+        schedule = "+".join(str(stage.n_epochs) for stage in spec.stages)
+        return f"{spec.strategy}/{schedule}", search.grace_epochs or 1, spec.n_epochs, protected
 
     return SuccessiveHalving(find_group, search.reduction_factor, by_lowest=search.method != "guide")
 

@@ -14,6 +14,8 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ray_ft.backends.placement import Allocation, find_device
 from ray_ft.backends.rounds import Shared
@@ -28,7 +30,8 @@ from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.search.strategies import Strategy
 
 Keys = Sequence[MemberKey]
-Shipped = tuple[PreparedStrategy, list[np.ndarray]]  # without features, and those as arrays, which are shared
+# Without features, and those of each stage as arrays, which are shared.
+Shipped = tuple[PreparedStrategy, list[list[np.ndarray]]]
 
 
 class Preparer:
@@ -67,8 +70,9 @@ class Preparation:
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that the shared arrays cannot be written to; they are not
-                features = tuple(torch.from_numpy(array) for array in arrays)
-            received: PreparedStrategy = replace(shipped, features=features)
+                features = [tuple(map(torch.from_numpy, of_stage)) for of_stage in arrays]
+            *earlier, last = [replace(own, features=f) for own, f in zip(shipped.stages, features, strict=True)]
+            received: PreparedStrategy = replace(last, earlier=tuple(earlier))
             return received
         given = problem, fetch(self.pretrained), self.strategy, self.settings.precision
         note = f"what its candidates share was lost ({lost}) and made again where it was missing"
@@ -105,8 +109,13 @@ def start_actor(kind: type, options: dict[str, Any], *args: Any) -> Any:
 
 
 def ship(prepared: PreparedStrategy) -> Shipped:
-    on_cpu = replace(prepared, split=prepared.split.to("cpu"), features=())
-    return on_cpu, [feature.cpu().numpy() for feature in prepared.features]
+    arrays = [[feature.cpu().numpy() for feature in own.features] for own in prepared.stages]
+    *earlier, last = [
+        replace(own, split=own.split.to("cpu"), features=(), solved=tree_map(Tensor.cpu, own.solved))
+        for own in prepared.stages
+    ]
+    carry = prepared.carry and prepared.carry.to("cpu")
+    return replace(last, earlier=tuple(earlier), carry=carry), arrays
 
 
 @contextlib.contextmanager

@@ -186,7 +186,7 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
         typer.echo(f"note        {note}")
     typer.echo(f"checkpoint  {loaded.checkpoint or 'none: the weights of the factory'}: fits the network")
     for name, strategy in prepared.strategies.items():
-        typer.echo(f"strategy    {name}: {strategy.n_trained:,} trained parameters")
+        typer.echo(f"strategy    {name}: {strategy.n_trained:,} trained parameters{strategy.describe_stages()}")
 
 
 def say_starting() -> None:

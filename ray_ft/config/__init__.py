@@ -22,8 +22,8 @@ from ray_ft.config.sections import EnsembleSection as EnsembleSection
 from ray_ft.config.sections import LoggersSection as LoggersSection
 from ray_ft.config.sections import ModelSection as ModelSection
 from ray_ft.config.sections import SearchSection as SearchSection
-from ray_ft.config.sections import StageConfig as StageConfig
-from ray_ft.config.sections import StrategyConfig as StrategyConfig
+from ray_ft.config.strategies import StageConfig as StageConfig
+from ray_ft.config.strategies import StrategyConfig as StrategyConfig
 from ray_ft.config.training import TrainingSection as TrainingSection
 from ray_ft.config.yaml_text import parse_yaml as parse_yaml
 from ray_ft.config.yaml_text import read_yaml as read_yaml

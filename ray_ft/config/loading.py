@@ -9,7 +9,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ray_ft.config.hyperparameters import FITS
-from ray_ft.config.sections import AS_WRITTEN, AUTO, Config, GradientStage, RidgeStage, StrategyConfig
+from ray_ft.config.sections import AS_WRITTEN, AUTO, Config
+from ray_ft.config.strategies import GradientStage, RidgeStage, StrategyConfig
 from ray_ft.config.yaml_text import read_yaml
 from ray_ft.domains.diffraction import DECODER_PATTERNS, ENCODER_PATTERNS, STRATEGIES_FILE
 from ray_ft.errors import ConfigError, first_line, shorten, show_value, suggest
@@ -72,7 +73,7 @@ def validate(raw: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        problems = list(dict.fromkeys(shorten(line, MAX_LINE) for line in describe_problems(error)))
+        problems = list(dict.fromkeys(shorten(line, MAX_LINE) for line in describe_problems(error, Config, raw)))
         if len(problems) > MAX_PROBLEMS:
             problems[MAX_PROBLEMS:] = [f"and {len(problems) - MAX_PROBLEMS} more"]
         lines = "\n".join(f"  {line}" for line in problems)
@@ -137,18 +138,21 @@ KINDS = {
     "tuple_type": "it should be a list",
     "list_type": "it should be a list",
     "string_type": "it should be text",
+    "too_short": "it should have one entry or more",
     "int_type": "it should be a whole number",
 }
 
 
-def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -> Iterator[str]:
-    """Say what is wrong with each key that a model refused."""
+def describe_problems(
+    error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any] | None = None
+) -> Iterator[str]:
+    """Say what is wrong with each key that a model refused, of what `raw` has of it."""
     places = [problem["loc"] for problem in error.errors()]
     for problem in error.errors():
         own = problem["loc"]
         if problem["type"] == "too_short" and any(place[: len(own)] == own != place for place in places):
             continue  # the stage is missing only because of what is said of its keys
-        place = name_place(own)
+        place = name_place(own, raw or {})
         key = ".".join(map(str, place))
         if problem["type"] == "extra_forbidden":
             name, known = str(place[-1]), list_keys(model, place[:-1])
@@ -167,13 +171,17 @@ def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -
             yield f"{key}: {message}, got {given}"
 
 
-def name_place(location: tuple[Any, ...]) -> list[Any]:
-    """Name a key as the file has it, without what the sections put between: a stage's number and its way to fit."""
-    return [
-        part
-        for before, part in pairwise((None, *location))
-        if part != "stages" and not isinstance(part, int) and not (isinstance(before, int) and part in FITS)
-    ]
+def name_place(location: tuple[Any, ...], raw: Mapping[str, Any]) -> list[Any]:
+    """Name a key as the file has it, without what the sections put between; of several stages, by number from 1."""
+    place: list[Any] = []
+    content: Any = raw
+    for before, part in pairwise((None, *location)):
+        if before == "stages" and isinstance(part, int):
+            place += [f"stage {part + 1}"] if isinstance(content, Mapping) and "stages" in content else []
+        elif part != "stages" and not isinstance(part, int) and not (isinstance(before, int) and part in FITS):
+            place.append(part)
+            content = content.get(part) if isinstance(content, Mapping) else None
+    return place
 
 
 def list_keys(model: type[BaseModel], place: Sequence[Any]) -> list[str]:

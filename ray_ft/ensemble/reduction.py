@@ -25,8 +25,7 @@ from ray_ft.ensemble.weights import METHODS, Blind, OutOfFold, Weights, blend
 from ray_ft.errors import EnsembleError, NetworkError
 from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_arrays
-from ray_ft.fitting.preparation import split_at
-from ray_ft.fitting.starting import complete_split
+from ray_ft.fitting.starting import split_members
 from ray_ft.models import Pretrained, predict_all
 from ray_ft.objectives import Responses, Targets
 from ray_ft.results.records import gather_columns, list_folders, load_members
@@ -152,11 +151,9 @@ def split_networks(reduction: Reduction, members: Mapping[str, State]) -> dict[s
     Where one of them cannot be split, or an artefact may not hold its operations, all run the whole network.
     """
     inputs = torch.from_numpy(reduction.problem.build_views()[0]).flatten(0, 1)
-    splits = {}
-    for name in reduction.chosen:
-        stage = reduction.strategies[name].stages[-1]
-        hyper = next(spec.stages[-1] for spec in reduction.plan if spec.strategy == name)
-        splits[name] = complete_split(split_at(reduction.pretrained, stage, inputs), inputs, hyper)
+    splits = {
+        name: split_members(reduction.pretrained, reduction.strategies[name], inputs) for name in reduction.chosen
+    }
     if reason := describe_obstacle(splits, inputs[:2]):
         network = reduction.pretrained.build()
         names = [name for name, _ in network.named_parameters()]

@@ -87,7 +87,10 @@ def run_members(
             mean = record_epoch(problem, own, fitter.predict(), history, fitter)
             with keep_files(folder.root):
                 write_arrays(folder.history, **history.stack())
-            impatient = own.until is None and epoch + 1 - history.best_epoch >= own.spec.patience
+            waited = (
+                epoch + 1 - max(history.best_epoch, own.spec.n_before)
+            )  # a stage ends by its schedule, but the last
+            impatient = own.until is None and waited >= own.spec.patience
             if epoch + 1 == own.n_epochs or impatient:
                 conclude(problem, run, own, history, fitter)
                 report(epoch + 1, mean, True)

@@ -43,14 +43,15 @@ def estimate_gpu_bytes(
     They are those of CUDA, of the network, of every view of the samples with its noisy copies as features, of the
     members, and of a step of all of them. The network's parameters are left with or without gradients by this.
     """
-    stage, parts = strategy.stages[-1], problem.parts
-    kept, features = measure_step(network, stage.trained, torch.from_numpy(problem.samples.inputs[:N_PROBED]))
-    n_copies = 1 + n_noisy_views * stage.noisy
-    of_parts = (len(part) * features * n_copies + part.inputs.nbytes + part.targets.nbytes for part in parts)
-    views = problem.n_views * sum(of_parts)
+    of_step, views = 0, sum(part.inputs.nbytes + part.targets.nbytes for part in problem.parts)
+    for stage in strategy.stages:  # which train one after the other; the features of all of them are there
+        kept, features = measure_step(network, stage.trained, torch.from_numpy(problem.samples.inputs[:N_PROBED]))
+        n_in_step = stage.batch_size + count_replayed(stage.batch_size, stage.replay)
+        of_step = max(of_step, kept * n_in_step)
+        views += sum(len(part) for part in problem.parts) * features * (1 + n_noisy_views * stage.noisy)
     weights = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-    n_in_step = stage.batch_size + count_replayed(stage.batch_size, stage.replay)
-    of_member = strategy.n_trained * BYTES_PER_WEIGHT + STEP_SLACK * kept * n_in_step
+    of_member = strategy.n_trained * BYTES_PER_WEIGHT + STEP_SLACK * of_step
+    views *= problem.n_views
     return CONTEXT_BYTES + weights + views + n_members * of_member
 
 

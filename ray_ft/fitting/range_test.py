@@ -45,8 +45,12 @@ def run_range_test(
     settings: FitSettings,
     device: torch.device,
 ) -> RangeTest:
-    """Raise the learning rate until the training loss of one member grows out of hand."""
+    """Raise the learning rate until the training loss of one member grows out of hand.
+
+    It is that of the last stage of `spec`, which may lack the stages after it, from the pretrained weights.
+    """
     hyper, key = spec.stages[-1], MemberKey(0, 0, 0)
+    prepared = prepared.stages[len(spec.stages) - 1]
     assert isinstance(hyper, GradientHyperparameters)
     fitter = GradientFitter(problem, prepared, spec.name, hyper, [key], replace(settings, packing="looped"), device)
     member, recipe = fitter.whole.members[0], fitter.recipe

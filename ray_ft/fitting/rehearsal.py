@@ -19,7 +19,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from ray_ft.errors import NetworkError, StrategyError, first_few
 from ray_ft.models import SAME, Pretrained, agree, predict_all, seed_all
-from ray_ft.search.strategies import Strategy
+from ray_ft.search.strategies import Strategy, name_stages
 from ray_ft.split.network import keep_whole, order_names
 from ray_ft.split.whole import blame_network, find_written, hold, pull_back, set_training_modes
 
@@ -66,7 +66,8 @@ def rehearse(
             "state dict: make it a parameter or a persistent buffer"
         )
     for strategy in strategies:
-        rehearse_training(again, strategy, torch.from_numpy(inputs), answers)
+        for place, stage in zip(name_stages(strategy.name, len(strategy.stages)), strategy.stages, strict=True):
+            rehearse_training(again, place, stage.trained, torch.from_numpy(inputs), answers)
     return replace(pretrained, witness=(inputs, answers))
 
 
@@ -82,11 +83,16 @@ def choose_unlike(inputs: Float[np.ndarray, "sample *input"]) -> Float[np.ndarra
     return chosen
 
 
-def rehearse_training(network: nn.Module, strategy: Strategy, inputs: Tensor, answers: Tensor) -> None:
-    """Train and answer by turns: nothing but tensors may carry over from one pass to the next."""
-    trained, known, passes = strategy.stages[-1].trained, list_held(network), []
+def rehearse_training(
+    network: nn.Module, place: str, trained: tuple[str, ...], inputs: Tensor, answers: Tensor
+) -> None:
+    """Train and answer by turns: nothing but tensors may carry over from one pass to the next.
+
+    `place` is the strategy's name, with the stage where there are several.
+    """
+    known, passes = list_held(network), []
     for seed in range(2):
-        passes.append(pass_once(network, strategy, inputs, seed))
+        passes.append(pass_once(network, place, trained, inputs, seed))
         network.eval()
         if not agree(predict_all(network, inputs.numpy()), answers):
             raise NetworkError(
@@ -106,13 +112,15 @@ def rehearse_training(network: nn.Module, strategy: Strategy, inputs: Tensor, an
     check_outside(network, trained, inputs, answers, told, gradient)
 
 
-def pass_once(network: nn.Module, strategy: Strategy, inputs: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def pass_once(
+    network: nn.Module, place: str, trained: tuple[str, ...], inputs: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
     """Pass once in training and back on copies of its tensors, by one seed of torch and another of NumPy and Python.
 
     Returns:
         What it answers, and the gradients of what is trained, as one vector.
     """
-    names = order_names(network, strategy.stages[-1].trained)
+    names = order_names(network, trained)
     set_training_modes(network, names)
     named = (*network.named_parameters(), *network.named_buffers())
     given = {name: tensor.detach().clone().requires_grad_(name in names) for name, tensor in named}
@@ -134,11 +142,9 @@ def pass_once(network: nn.Module, strategy: Strategy, inputs: Tensor, seed: int)
     idle = [name for name in names if given[name].grad is None]
     if idle and any("requires_grad=True. Gradients will be None" in str(each.message) for each in said):
         rule = "torch.utils.checkpoint passes no gradient where nothing before it is trained"
-        raise StrategyError(
-            f"strategy {strategy.name}: {rule}, got none for {first_few(idle)}; say use_reentrant=False"
-        )
+        raise StrategyError(f"strategy {place}: {rule}, got none for {first_few(idle)}; say use_reentrant=False")
     if not gradients:
-        raise StrategyError(f"strategy {strategy.name}: what it trains must reach the answer, got {first_few(names)}")
+        raise StrategyError(f"strategy {place}: what it trains must reach the answer, got {first_few(names)}")
     return outputs, flatten(gradients)
 
 

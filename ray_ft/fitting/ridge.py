@@ -27,11 +27,12 @@ from ray_ft.errors import StrategyError
 from ray_ft.files.hashes import hash_tensors
 from ray_ft.fitting.fitter import FitterDescription, Predictions, States
 from ray_ft.fitting.kernel_descent import descend
-from ray_ft.search.problem import MemberKey, Problem
+from ray_ft.search.problem import MemberKey, Place, Problem
 from ray_ft.split.graph import trace_tail
 from ray_ft.split.network import Features, SplitNetwork, as_numbers
 from ray_ft.split.silence import silence
 
+BATCH_SIZE = 32  # samples at a time
 MAX_VALUES = 2**15  # of a sample's features; larger ones are averaged over neighbours
 PENALTIES = np.logspace(-6, 2, 33)  # in units of the kernel's mean eigenvalue
 WIDTHS = (0.3, 1.0, 3.0)  # of a Gaussian kernel, in units of the median distance of two rows
@@ -143,6 +144,15 @@ class Solution:
     sharpness: float = 1.0
 
 
+@torch.no_grad()
+def predict_rows(split: SplitNetwork, features: Features, n_rows: int) -> Float[np.ndarray, "row *target"]:
+    """What the pretrained network says of each view of each sample."""
+    parts = torch.split(torch.arange(n_rows), BATCH_SIZE)
+    predicted = [split.apply_tail(split.state, split.take(features, part)) for part in parts]
+    found: np.ndarray = torch.cat(predicted).cpu().numpy()
+    return found
+
+
 class RidgeFitter:
     """Members in closed form; their seeds differ in nothing."""
 
@@ -154,8 +164,10 @@ class RidgeFitter:
         zero_shot: Float[np.ndarray, "row *target"],
         hyper: RidgeHyperparameters,
         keys: Sequence[MemberKey],
+        solved: Mapping[Place, dict[str, Tensor]],
     ) -> None:
         self.problem, self.split, self.features, self.hyper, self.keys = problem, split, features, hyper, tuple(keys)
+        self.solved = dict(solved)
         targets = problem.build_views()[1]
         self.sample_of = np.tile(np.arange(targets.shape[1]), targets.shape[0])  # of the rows
         base = zero_shot if hyper.onto == "residual" else np.zeros_like(zero_shot)
@@ -167,13 +179,11 @@ class RidgeFitter:
         self.kept = dict(self.states)
 
     def run_epoch(self, epoch: int) -> None:
-        """Fit every fold, once for all seeds."""
-        by_fold: dict[tuple[int, int], dict[str, Tensor]] = {}
+        """Fit every fold, once for all seeds, that is not solved already."""
         for key in self.keys:
-            place = key.repeat, key.fold
-            if place not in by_fold:
-                by_fold[place] = self.fit(self.problem.splits.training(*place))
-            self.states[key] = by_fold[place]
+            if key.place not in self.solved:
+                self.solved[key.place] = self.fit(self.problem.splits.training(*key.place))
+            self.states[key] = {name: own.to(self.split.device) for name, own in self.solved[key.place].items()}
 
     def fit(self, samples: Int[np.ndarray, " training"]) -> dict[str, Tensor]:
         own = np.flatnonzero(np.isin(self.sample_of, samples))
@@ -223,6 +233,23 @@ class RidgeFitter:
 
     def describe(self) -> FitterDescription:
         return FitterDescription("", f"in closed form, {self.hyper.kernel} kernel, fitted to the {self.hyper.onto}")
+
+
+def start_ridge(
+    problem: Problem,
+    split: SplitNetwork,
+    features: Features,
+    hyper: RidgeHyperparameters,
+    keys: Sequence[MemberKey],
+    solved: Mapping[Place, dict[str, Tensor]],
+) -> RidgeFitter:
+    """Start members from the pretrained network.
+
+    Raises:
+        StrategyError: The network runs whole, so there are no features.
+    """
+    zero_shot = predict_rows(split, features, problem.n_views * len(problem.samples))
+    return RidgeFitter(problem, attach_ridge(split, features, hyper), features, zero_shot, hyper, keys, solved)
 
 
 def fit_rows(

@@ -221,7 +221,7 @@ def draw_batches(member: Member, recipe: Recipe, epoch: int) -> Iterator[Batch]:
     targets = bank.targets.flatten(0, 1)
     shuffled = rng.permutation(draw_views(bank, member.samples, hyper.views, rng))
     bounds = list(range(0, len(shuffled), hyper.batch_size))
-    has_buffers = len(split.state) > len(split.trained_names)
+    has_buffers = len(split.state) > len(split.trained_names) + len(split.moved)
     if has_buffers and len(bounds) > 1 and len(shuffled) - bounds[-1] == 1:
         bounds.pop()  # batch norm has no variance of one sample, which joins the batch before it
     parts, n_batches = np.split(shuffled, bounds[1:]), len(bounds)

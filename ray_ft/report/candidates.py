@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ray_ft.config import Declaration, list_declared
 from ray_ft.search.plan import CandidateSpec
+from ray_ft.search.strategies import name_stages
 
 
 def list_columns(plan: Sequence[CandidateSpec]) -> dict[str, Declaration]:
@@ -13,5 +14,8 @@ def list_columns(plan: Sequence[CandidateSpec]) -> dict[str, Declaration]:
 
 
 def describe_candidate(spec: CandidateSpec, columns: dict[str, Declaration]) -> list[list[str]]:
-    """Write the values of a candidate, a row a stage; nothing where a stage has no such hyperparameter."""
-    return [[declared.show(getattr(stage, name, None)) for name, declared in columns.items()] for stage in spec.stages]
+    """Write the values of a candidate behind its name, a row a stage; nothing where a stage has no such one."""
+    return [
+        [name, *(declared.show(getattr(stage, key, None)) for key, declared in columns.items())]
+        for name, stage in zip(name_stages(spec.name, len(spec.stages)), spec.stages, strict=True)
+    ]

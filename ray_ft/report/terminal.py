@@ -225,5 +225,5 @@ def render_plan(
     candidates = start_table("candidate", *(declared.column for declared in columns.values()))
     for spec in plan:
         for row in describe_candidate(spec, columns):
-            candidates.add_row(spec.name, *row)
+            candidates.add_row(*row)
     return join_lines(Text(shape, style="bold"), "", by_part, "", candidates, "", budget)

@@ -83,7 +83,7 @@ def summarize_strategy(
         n_candidates=len(specs),
         guide_score=score_recipe(run, specs, verdicts, strategy.name, splits),
         beside=beside,
-        **describe_search(load_attempts(run, plan, verdicts, strategy.name, splits), rope),
+        **describe_search(load_attempts(run, plan, verdicts, strategy.name, splits), rope, strategy.searched_before),
     )
 
 
@@ -93,14 +93,14 @@ def stops_early(score: Choice, strategy: str, verdicts: Verdicts) -> bool:
     return bool((score.epoch.ravel() < last).any())
 
 
-def describe_search(attempts: Sequence[Attempt], rope: float) -> dict[str, Any]:
+def describe_search(attempts: Sequence[Attempt], rope: float, searched: Sequence[int]) -> dict[str, Any]:
     """Say what was tried of a strategy, and whether that was its best chance."""
-    standing, rates = assess(attempts, rope), [own.spec.lr for own in attempts if own.spec.lr is not None]
+    standing, rates = assess(attempts, rope, searched), [own.spec.lr for own in attempts if own.spec.lr is not None]
     return {
         "settled": standing.settled,
         "unsettled_because": list(standing.because),
         "lr_tried": (min(rates), max(rates)) if rates else None,
-        "best": asdict(standing.best.spec.stages[-1]) if standing.best else {},
+        "best": asdict(standing.best.last) if standing.best else {},
         "second_half_share": standing.second_half_share,
     }
 
@@ -174,7 +174,11 @@ def find_notes(run: RunFolder, plan: Plan, scores: Scores, strategies: Mapping[s
     notes = []
     for name, score in scores.items():
         notes += [f"{name}: {note}" for note in collect(run, [s for s in plan if s.strategy == name], "note")]
-        random = strategies[name].n_trained > 0  # a closed form gives each seed the same
+        stages = strategies[name].stages
+        if len(stages) > 1:
+            notes.append(f"{name}: lr and epochs as tried and best are those of the last of its {len(stages)} stages")
+        closed_form = score is not None and stages[0].closed and score.epoch.max() <= 1
+        random = strategies[name].n_trained > 0 and not closed_form  # which gives each seed the same
         if score is not None and not score.epoch.any():
             notes.append(f"{name}: every fold chose the pretrained network, epoch 0: training did it no good")
             continue

@@ -14,7 +14,7 @@ from ray_ft.errors import RunFolderError, StorageError, first_line, show_value
 from ray_ft.files.private import open_private_folder
 from ray_ft.runs.storage import Mirror, is_uri
 
-CANDIDATE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}-([0-9]{3}(-r[0-9]+-f[0-9]+-e[0-9]+)?|range)")
+CANDIDATE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}-([0-9]{3}(-r[0-9]+-f[0-9]+-e[0-9]+)?|range(-[0-9]+)?)")
 LEFT_BEHIND = ("tune", "checkpoint.pt", "members.safetensors")  # what a driver need not have of a run behind a URI
 
 

@@ -1,9 +1,9 @@
 """The search for a strategy's best: a ladder of learning rates, extended while its best is at an edge, then Optuna.
 
 The first round has the recipe, the middle of the ranges that the config gives, and three learning rates about that of
-the range test. While the best learning rate is the lowest or the highest that was tried, the next round goes beyond
-it; while its best is held back by its epochs, the next round has twice as many. What is left of the budget goes to
-points around the best that Optuna proposes.
+the range test, for the last stage. While the best learning rate is the lowest or the highest that was tried, the next
+round goes beyond it, then beyond those of earlier stages; while its best is held back by its epochs, the next round has
+twice as many. What is left of the budget goes to points around the best that Optuna proposes, in all stages together.
 
 References:
     Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, for the range test. We begin at a
@@ -22,7 +22,7 @@ from ray_ft.config import GradientHyperparameters, Hyperparameters, StageConfig,
 from ray_ft.data.randomness import name_stream
 from ray_ft.search.plan import RECIPE, CandidateSpec
 from ray_ft.search.proposer import build_hyperparameters, draw_stage, is_random
-from ray_ft.search.settling import Attempt, Standing, assess
+from ray_ft.search.settling import Attempt, Standing, assess, read_lr
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -41,7 +41,9 @@ EPOCHS = 8  # of the first schedules of a strategy whose step runs the whole net
 SMALLEST = 1e-300  # loss, as its logarithm is what Optuna is told
 WAITING = 4  # parts of a schedule, one of which patience lasts: much is learnt late, as the learning rate falls
 MOST_FIRST, MOST = 32, 1024  # epochs of the first schedules, and of any
-Point = tuple[str, Hyperparameters]  # with why it is proposed
+MIDDLE = 1e-3  # learning rate where the search begins without a range test
+Stages = tuple[Hyperparameters, ...]
+Point = tuple[str, Stages]  # with why it is proposed
 LR, LONGER, OPTUNA = "lr", "epochs", "optuna"  # why a candidate was proposed
 
 
@@ -49,9 +51,12 @@ LR, LONGER, OPTUNA = "lr", "epochs", "optuna"  # why a candidate was proposed
 class BestProposer:
     """Proposes candidates of a strategy so that its best has neighbours that are worse.
 
+    The first round varies the last stage. Once its learning rate is bracketed, those of earlier stages are, and what is
+    left of the budget varies all stages together.
+
     Args:
         name: Of the strategy.
-        strategy: Its config; only its last stage is searched.
+        strategy: Its config.
         n_candidates: In all.
         seed: Of the run.
         rope: Relative difference that is none.
@@ -63,36 +68,45 @@ class BestProposer:
     seed: int
     rope: float
     attempts: list[Attempt] = field(default_factory=list)
-    middle: float = 1e-3  # the learning rate where the search begins
-    n_epochs: int = EPOCHS  # of the first schedules
+    middles: dict[int, float] = field(default_factory=dict)  # by stage, the learning rate where the search begins
+    lengths: dict[int, int] = field(default_factory=dict)  # by stage, the epochs of the first schedules
 
     @property
     def width(self) -> int:
         return min(self.n_candidates, len(list(self.list_first())))
 
     @property
-    def stage(self) -> StageConfig:
-        return self.strategy.stages[-1]
+    def last(self) -> int:
+        """The place of the last stage."""
+        return len(self.strategy.stages) - 1
+
+    def list_open(self) -> list[int]:
+        """The places of the stages whose learning rate the config leaves open."""
+        return [i for i in range(self.last + 1) if self.is_gradient(i) and not self.stage(i).is_single("lr")]
+
+    def stage(self, place: int) -> StageConfig:
+        return self.strategy.stages[place]
+
+    def is_gradient(self, place: int) -> bool:
+        return self.stage(place).hyperparameters is GradientHyperparameters
 
     @property
-    def is_gradient(self) -> bool:
-        return self.stage.hyperparameters is GradientHyperparameters
-
-    @property
-    def range_test(self) -> CandidateSpec | None:
-        """A candidate to test the range of learning rates with, unless there is nothing to choose."""
-        if not self.is_gradient or self.is_single("lr") or not self.leaves_recipe:
-            return None
-        return CandidateSpec(self.name, 0, (self.build(self.middle, self.n_epochs),))
+    def range_tests(self) -> tuple[CandidateSpec, ...]:
+        """A candidate to test the range of learning rates of each stage with, unless there is nothing to choose."""
+        if not self.leaves_recipe:
+            return ()
+        stages = self.build_all([self.middle(i) for i in range(self.last + 1)])
+        return tuple(CandidateSpec(self.name, 0, stages[: i + 1]) for i in self.list_open())
 
     @property
     def leaves_recipe(self) -> bool:
         return self.n_candidates > 1 or self.recipe is None
 
-    def tell_range(self, lr: float, work: float) -> None:
-        """Take note of where the training loss was lowest, and of the share of the network that a step runs."""
-        self.middle = lr * BELOW
-        self.n_epochs = round(EPOCHS / math.sqrt(max(work, (EPOCHS / MOST_FIRST) ** 2)))
+    def tell_range(self, lr: float, work: float, stage: int = -1) -> None:
+        """Take note of where a stage's training loss was lowest, and of the share of the network that a step runs."""
+        place = stage % len(self.strategy.stages)
+        self.middles[place] = lr * BELOW
+        self.lengths[place] = round(EPOCHS / math.sqrt(max(work, (EPOCHS / MOST_FIRST) ** 2)))
 
     def ask(self) -> tuple[CandidateSpec, ...]:
         """Return the next round, or what a smaller budget has left of it: the plan does not depend on the budget.
@@ -104,30 +118,29 @@ class BestProposer:
         points = list(self.list_next(self.attempts[:begin])) if begin else first
         points = points[n - begin :] or (list(self.list_next(self.attempts)) if n else [])
         return tuple(
-            CandidateSpec(self.name, n + i, (*self.earlier_stages(), hyper), origin)
-            for i, (origin, hyper) in enumerate(points[: max(0, self.n_candidates - n)])
+            CandidateSpec(self.name, n + i, stages, origin)
+            for i, (origin, stages) in enumerate(points[: max(0, self.n_candidates - n)])
         )
 
     def tell(self, attempt: Attempt) -> None:
         self.attempts.append(attempt)
 
-    def earlier_stages(self) -> tuple[Hyperparameters, ...]:
-        return tuple(draw_stage(stage) for stage in self.strategy.stages[:-1])
-
     @property
-    def recipe(self) -> Hyperparameters | None:
+    def recipe(self) -> Stages | None:
         """The middle of the ranges that are given; None where that of a learning rate is not."""
-        if self.is_gradient and self.stage.bounds("lr") is None:
+        stages = self.strategy.stages
+        if any(self.is_gradient(i) and own.bounds("lr") is None for i, own in enumerate(stages)):
             return None
-        return draw_stage(self.stage, n_epochs=self.n_epochs)
+        return tuple(draw_stage(own, n_epochs=self.length(i)) for i, own in enumerate(stages))
 
     def list_first(self) -> Iterator[Point]:
         seen = set()
         if self.recipe is not None:
             seen.add(self.recipe)
             yield RECIPE, self.recipe
-        for factor in LADDER if self.is_gradient else ():
-            point = self.build(self.middle * factor, self.n_epochs)
+        for factor in LADDER if self.is_gradient(self.last) else ():
+            rates = [self.middle(i) for i in range(self.last + 1)]
+            point = self.build_all([*rates[:-1], rates[-1] * factor])
             if point not in seen:
                 seen.add(point)
                 yield LR, point
@@ -136,8 +149,11 @@ class BestProposer:
         """What the rules ask for, then what Optuna proposes, until a round is full; none where nothing can vary."""
         if not is_random(self.strategy):
             return
-        standing, tried = assess(known, self.rope), [attempt.spec.stages[-1] for attempt in known]
-        extensions = {hyper: (why, hyper) for why, hyper in self.list_extensions(known, standing) if hyper not in tried}
+        standing, tried = (
+            assess(known, self.rope, [i for i in self.list_open() if i < self.last]),
+            [attempt.spec.stages for attempt in known],
+        )
+        extensions = {point: (why, point) for why, point in self.list_extensions(known, standing) if point not in tried}
         wanted = list(extensions.values())[:ROUND]
         yield from wanted
         tried += extensions
@@ -153,60 +169,87 @@ class BestProposer:
     def list_extensions(self, known: Sequence[Attempt], standing: Standing) -> Iterator[Point]:
         rates = [attempt.spec.lr for attempt in known if attempt.spec.lr is not None]
         if standing.best is None:  # all failed: the learning rates were too high
-            yield from ((LR, self.build(min(rates) / STEP**i, self.n_epochs)) for i in (1, 2) if rates)
+            lowest = [min(read_lr(own, i) for own in known) for i in range(self.last + 1)]
+            yield from ((LR, self.build_all([lr / STEP**i for lr in lowest])) for i in (1, 2) if rates)
             return
-        best = standing.best.spec.stages[-1]
+        best = standing.best.spec.stages
         for edge in standing.edges:
-            yield LR, self.build(edge.lr * STEP if edge.side == "highest" else edge.lr / STEP, best.n_epochs, best)
+            place = edge.stage % len(best)
+            lr = edge.lr * STEP if edge.side == "highest" else edge.lr / STEP
+            yield LR, put(best, place, self.build(lr, best[place].n_epochs, best[place], place))
         longer = standing.held_back or (standing.at_end if len(known) >= ENOUGH else None)
-        hyper = longer.spec.stages[-1] if longer else None
-        if isinstance(hyper, GradientHyperparameters) and hyper.epochs < MOST:
-            yield LONGER, self.build(hyper.lr, 2 * hyper.epochs, hyper)
+        hyper = longer.last if longer else None
+        if longer and isinstance(hyper, GradientHyperparameters) and hyper.epochs < MOST:
+            yield LONGER, put(longer.spec.stages, self.last, self.build(hyper.lr, 2 * hyper.epochs, hyper))
 
-    def is_single(self, name: str) -> bool:
-        """Whether the config fixes a hyperparameter to one value."""
-        own = self.stage.range_of(name)
-        return own is not None and own.fixed and own.low == own.high
+    def middle(self, place: int) -> float:
+        return self.middles.get(place, MIDDLE)
 
-    def build(self, lr: float, n_epochs: int, like: Hyperparameters | None = None) -> Hyperparameters:
-        """Build a point within what the config fixes; the others are those of another point, or lowest."""
-        values: dict[str, Any] = {}
-        for name, _ in list_declared(self.stage.hyperparameters):
+    def length(self, place: int) -> int:
+        return self.lengths.get(place, EPOCHS)
+
+    def build_all(self, rates: Sequence[float]) -> Stages:
+        """Build all stages by their learning rates; a closed form has none."""
+        return tuple(
+            self.build(lr, self.length(i), place=i) if self.is_gradient(i) else draw_stage(self.stage(i))
+            for i, lr in enumerate(rates)
+        )
+
+    def build(self, lr: float, n_epochs: int, like: Hyperparameters | None = None, place: int = -1) -> Hyperparameters:
+        """Build a stage within what the config fixes; its other values are those of another point, or lowest."""
+        stage, values = self.stage(place), dict[str, Any]()
+        for name, _ in list_declared(stage.hyperparameters):
             wanted = {"lr": lr, "epochs": n_epochs}.get(name, getattr(like, name, None))
-            space, own = self.stage.space(name), self.stage.range_of(name)
+            space, own = stage.space(name), stage.range_of(name)
             if wanted is None:
-                values[name] = getattr(self.stage, name, None) if space is None else space[0]
+                values[name] = getattr(stage, name, None) if space is None else space[0]
             else:
                 values[name] = min(max(wanted, own.low), own.high) if own is not None and own.fixed else wanted
-        if self.is_gradient and not self.is_single("patience"):
+        if self.is_gradient(place) and not stage.is_single("patience"):
             values["patience"] = max(values["patience"], math.ceil(values["epochs"] / WAITING))
-        return build_hyperparameters(self.stage, values)
+        return build_hyperparameters(stage, values)
 
-    def ask_optuna(self, known: Sequence[Attempt], best: Attempt, *stream: int) -> Hyperparameters | None:
+    def ask_optuna(self, known: Sequence[Attempt], best: Attempt, *stream: int) -> Stages | None:
         """Ask Optuna for a point with the epochs of the best; None where nothing is left to vary."""
         space = self.list_space(best)
         if not space:
             return None
-        drawn = self.recall_study(known, space, stream).ask(dict(space)).params
-        hyper = best.spec.stages[-1]
-        values = {name: getattr(hyper, name) for name, _ in list_declared(self.stage.hyperparameters)} | drawn
-        return build_hyperparameters(self.stage, values)
+        values = self.list_values(best.spec) | self.recall_study(known, space, stream).ask(dict(space)).params
+        return tuple(
+            build_hyperparameters(
+                stage, {name: values[self.key(i, name)] for name, _ in list_declared(stage.hyperparameters)}
+            )
+            for i, stage in enumerate(self.strategy.stages)
+        )
+
+    def key(self, place: int, name: str) -> str:
+        """Name a hyperparameter for Optuna; those of the last stage as they are."""
+        return name if place == self.last else f"{place}.{name}"
+
+    def list_values(self, spec: CandidateSpec) -> dict[str, Any]:
+        return {
+            self.key(i, name): getattr(hyper, name)
+            for i, hyper in enumerate(spec.stages)
+            for name, _ in list_declared(type(hyper))
+        }
 
     def list_space(self, best: Attempt) -> "dict[str, Distribution]":
-        """Where Optuna looks: within what is fixed, and for the learning rate around the best."""
+        """Where Optuna looks: within what is fixed, and for a learning rate around that of the best."""
         from optuna.distributions import FloatDistribution, IntDistribution
 
         space: dict[str, Distribution] = {}
-        for name, declared in list_declared(self.stage.hyperparameters):
-            own, bounds = self.stage.range_of(name), self.stage.space(name)
-            if name == "lr" and not (own is not None and own.fixed):
-                bounds = (best.spec.lr or self.middle) / AROUND, (best.spec.lr or self.middle) * AROUND
-            if name in ("epochs", "patience") or bounds is None or bounds[0] == bounds[1]:
-                continue
-            if declared.form == "":
-                space[name] = IntDistribution(int(bounds[0]), int(bounds[1]))
-            else:
-                space[name] = FloatDistribution(*bounds, log=declared.log)
+        for i, stage in enumerate(self.strategy.stages):
+            for name, declared in list_declared(stage.hyperparameters):
+                own, bounds, key = stage.range_of(name), stage.space(name), self.key(i, name)
+                if name == "lr" and not (own is not None and own.fixed):
+                    lr = read_lr(best, i) or self.middle(i)
+                    bounds = lr / AROUND, lr * AROUND
+                if name in ("epochs", "patience") or bounds is None or bounds[0] == bounds[1]:
+                    continue
+                if declared.form == "":
+                    space[key] = IntDistribution(int(bounds[0]), int(bounds[1]))
+                else:
+                    space[key] = FloatDistribution(*bounds, log=declared.log)
         return space
 
     def recall_study(
@@ -226,7 +269,13 @@ class BestProposer:
         values = [math.log(max(own.lowest, SMALLEST)) for own in known if own.lowest is not None]
         for own in known:
             value = max(values) + 1 if own.lowest is None else math.log(max(own.lowest, SMALLEST))
-            params = {name: getattr(own.spec.stages[-1], name) for name in space}
+            values_of = self.list_values(own.spec)
+            params = {key: values_of[key] for key in space}
             if all(kind.low <= params[name] <= kind.high for name, kind in space.items()):
                 study.add_trial(optuna.create_trial(params=params, distributions=dict(space), value=value))
         return study
+
+
+def put(stages: Stages, place: int, hyper: Hyperparameters) -> Stages:
+    """Return stages with another one in a place."""
+    return tuple(hyper if i == place else own for i, own in enumerate(stages))

@@ -27,6 +27,11 @@ class CandidateSpec:
         return sum(stage.n_epochs for stage in self.stages)
 
     @property
+    def n_before(self) -> int:
+        """Epochs of the stages before the last one."""
+        return sum(stage.n_epochs for stage in self.stages[:-1])
+
+    @property
     def patience(self) -> int:
         """Epochs without a better mean after which it ends, in its last stage."""
         return self.stages[-1].patience
@@ -77,7 +82,9 @@ class Assignment:
 
 
 def assign_range_test(spec: CandidateSpec) -> Assignment:
-    return Assignment(spec, f"{spec.strategy}-range")
+    """That of the last stage of `spec`, which may lack the stages after it."""
+    number = f"-{len(spec.stages)}" if len(spec.stages) > 1 else ""
+    return Assignment(spec, f"{spec.strategy}-range{number}")
 
 
 def assign_search(spec: CandidateSpec, problem: Problem, n_seeds: int) -> Assignment:

@@ -27,12 +27,12 @@ class Proposer(Protocol):
         ...
 
     @property
-    def range_test(self) -> CandidateSpec | None:
-        """What to test the range of learning rates with, before the first round; None where none is wanted."""
+    def range_tests(self) -> tuple[CandidateSpec, ...]:
+        """What to test ranges of learning rates with, before the first round, each that of its last stage."""
         ...
 
-    def tell_range(self, lr: float, work: float) -> None:
-        """Take note of where the training loss was lowest, and of the share of the network that a step runs."""
+    def tell_range(self, lr: float, work: float, stage: int = -1) -> None:
+        """Take note of where a stage's training loss was lowest, and of the share of the network that a step runs."""
         ...
 
     def ask(self) -> tuple[CandidateSpec, ...]:
@@ -56,13 +56,13 @@ class RandomProposer:
     n_candidates: int
     seed: int
     attempts: list[Attempt] = field(default_factory=list)
-    range_test: CandidateSpec | None = None
+    range_tests: tuple[CandidateSpec, ...] = ()
 
     @property
     def width(self) -> int:
         return self.n_candidates
 
-    def tell_range(self, lr: float, work: float) -> None:
+    def tell_range(self, lr: float, work: float, stage: int = -1) -> None:
         """Never called, as there is no range test."""
 
     def ask(self) -> tuple[CandidateSpec, ...]:

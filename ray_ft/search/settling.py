@@ -3,11 +3,14 @@
 A strategy is *settled* when, fold by fold, the learning rate of its best candidate is bracketed, and its best is not
 held back by the number of epochs. A fold's best candidate is the one that its guide says, as in the scores. Progress is
 measured over the summed learning rate: by epochs a cosine schedule looks flat at its end whatever is left to learn.
+
+Of several stages this is said of the last one, which begins where those before it end. The learning rate of an earlier
+stage must be bracketed too, about that of the candidate of the lowest mean; its length is not judged.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -15,7 +18,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from ray_ft.config import GradientHyperparameters, scale_lr
+from ray_ft.config import GradientHyperparameters, Hyperparameters, scale_lr
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import Place
 
@@ -52,9 +55,19 @@ class Attempt:
         return None if self.state == "failed" or not len(self.guide) else float(self.mean.min())
 
     @property
+    def last(self) -> Hyperparameters:
+        return self.spec.stages[-1]
+
+    @property
     def counts(self) -> bool:
-        """Whether it shows what its learning rate is worth: it ran for half of its schedule, or it diverged."""
-        return self.diverged or (self.state != "failed" and 2 * (len(self.guide) - 1) >= self.spec.n_epochs)
+        """Whether it shows what the learning rate of its last stage is worth."""
+        return self.shows(len(self.spec.stages) - 1)
+
+    def shows(self, stage: int) -> bool:
+        """Whether it shows what a stage's learning rate is worth: it ran half of its schedule, or diverged there."""
+        before = sum(own.n_epochs for own in self.spec.stages[:stage])
+        done, n_epochs = max(len(self.guide) - 1, 0) - before, self.spec.stages[stage].n_epochs
+        return (self.diverged and 0 <= done <= n_epochs) or (self.state != "failed" and 2 * done >= n_epochs)
 
     @property
     def best_epochs(self) -> Int[np.ndarray, "repeat fold"]:
@@ -85,15 +98,22 @@ class OpenEdge:
     lr: float
     n_folds: int
     harms: bool = False  # whether these folds do best without training, and its learning rates bracket no harm
+    stage: int = -1  # whose learning rate it is
 
 
-def assess(attempts: Sequence[Attempt], rope: float) -> Standing:
-    """Judge what was tried of a strategy; `rope` is the relative difference that is none."""
+def assess(attempts: Sequence[Attempt], rope: float, searched: Collection[int] = ()) -> Standing:
+    """Judge what was tried of a strategy.
+
+    Args:
+        attempts: How its candidates have ended.
+        rope: Relative difference that is none.
+        searched: Earlier stages whose learning rate the config leaves open.
+    """
     complete = [attempt for attempt in attempts if attempt.state == "completed"]
     if not complete:
         return Standing(None, ("no candidate completed",))
     best = min(complete, key=lambda attempt: attempt.lowest or 0.0)
-    if not isinstance(best.spec.stages[-1], GradientHyperparameters):  # a closed form chooses its penalty itself
+    if not isinstance(best.last, GradientHyperparameters):  # a closed form chooses its penalty itself
         return Standing(best)
     chosen = np.stack([attempt.guide.min(0) for attempt in complete]).argmin(0)
     by_fold = {place: complete[index] for place, index in np.ndenumerate(chosen)}
@@ -102,8 +122,11 @@ def assess(attempts: Sequence[Attempt], rope: float) -> Standing:
         at: own for at, own in by_fold.items() if is_at_end(own, at) and not is_long_enough(own, at, attempts, rope)
     }
     held = {at: own for at, own in ends.items() if max(measure_second_half(own, at)) >= HALF_SHARE}
-    because = *say_edges(edges, len(by_fold), attempts), *say_ends(held, len(by_fold))
-    return Standing(best, because, edges, find_commonest(ends), find_commonest(held), measure_second_half(best)[0])
+    early = tuple(edge for stage in searched if (edge := find_early_edge(best, attempts, stage)))
+    because = *say_edges(edges, len(by_fold), attempts), *say_early(early), *say_ends(held, len(by_fold))
+    return Standing(
+        best, because, (*edges, *early), find_commonest(ends), find_commonest(held), measure_second_half(best)[0]
+    )
 
 
 def find_commonest(by_fold: Mapping[Place, Attempt]) -> Attempt | None:
@@ -115,7 +138,7 @@ def find_edges(by_fold: Mapping[Place, Attempt], attempts: Sequence[Attempt], ro
     """Find where the learning rates of the folds' best are not bracketed."""
     open_at: dict[tuple[Edge, bool], list[float]] = {}
     for place, own in by_fold.items():
-        harms = bool(own.best_epochs[place] == 0)
+        harms = bool(own.best_epochs[place] <= own.spec.n_before)
         edge, lr = find_harm(place, attempts, rope) if harms else (find_edge(own, attempts), own.spec.lr or 0.0)
         if edge:
             open_at.setdefault((edge, harms), []).append(lr)
@@ -124,10 +147,20 @@ def find_edges(by_fold: Mapping[Place, Attempt], attempts: Sequence[Attempt], ro
     return tuple(sorted(found, key=lambda own: -own.n_folds))
 
 
-def find_edge(own: Attempt, attempts: Sequence[Attempt]) -> Edge | None:
+def find_early_edge(best: Attempt, attempts: Sequence[Attempt], stage: int) -> OpenEdge | None:
+    edge = find_edge(best, attempts, stage)
+    return OpenEdge(edge, read_lr(best, stage), best.guide[0].size, stage=stage) if edge else None
+
+
+def read_lr(own: Attempt, stage: int) -> float:
+    return getattr(own.spec.stages[stage], "lr", None) or 0.0
+
+
+def find_edge(own: Attempt, attempts: Sequence[Attempt], stage: int = -1) -> Edge | None:
     """Whether no lower, or no higher, learning rate than this one, and not far from it, has shown what it is worth."""
-    lr = own.spec.lr or 0.0
-    tried = [(other.spec.lr or 0.0, other) for other in attempts if other.counts and not stopped_better(other, own)]
+    lr, place = read_lr(own, stage), stage % len(own.spec.stages)
+    shown = (other for other in attempts if other.shows(place) and not stopped_better(other, own))
+    tried = [(read_lr(other, stage), other) for other in shown]
     if not any(APART * lr <= it <= FAR * lr * (1 + 1e-9) for it, _ in tried):
         return "highest"
     if not any(lr / FAR / (1 + 1e-9) <= it <= lr / APART and not other.diverged for it, other in tried):
@@ -155,26 +188,28 @@ def find_harm(place: Place, attempts: Sequence[Attempt], rope: float) -> tuple[E
 
 
 def does_no_harm(own: Attempt, place: Place, rope: float) -> bool:
-    """Whether training by this learning rate leaves a fold as good as the pretrained network is, after some epoch."""
-    if not own.counts or len(own.guide) < 2:
+    """Whether training by this learning rate leaves a fold as good as before, pretrained or after earlier stages."""
+    begin = own.spec.n_before
+    if not own.counts or len(own.guide) < begin + 2:
         return False
-    start, *later = own.guide[(slice(None), *place)]
-    return bool(min(later) <= start + rope * abs(start))
+    curve = own.guide[(slice(None), *place)]
+    start = curve[: begin + 1].min()
+    return bool(curve[begin + 1 :].min() <= start + rope * abs(start))
 
 
 def is_at_end(own: Attempt, place: Place) -> bool:
-    return bool(own.best_epochs[place] > LATE * own.spec.n_epochs)
+    return bool(own.best_epochs[place] - own.spec.n_before > LATE * own.last.n_epochs)
 
 
 def is_long_enough(own: Attempt, place: Place, attempts: Sequence[Attempt], rope: float) -> bool:
     """Whether, at about its learning rate, twice the epochs are no better by more than the rope, or half of them."""
-    lr, n_epochs, lowest = own.spec.lr or 0.0, own.spec.n_epochs, find_lowest(own, place)
+    lr, n_epochs, lowest = own.spec.lr or 0.0, own.last.n_epochs, find_lowest(own, place)
     for other in attempts:
         if other.state == "completed" and lr / APART < (other.spec.lr or 0.0) < lr * APART:
             reached = find_lowest(other, place)
-            if other.spec.n_epochs >= 2 * n_epochs and reached >= lowest - rope * abs(lowest):
+            if other.last.n_epochs >= 2 * n_epochs and reached >= lowest - rope * abs(lowest):
                 return True
-            if 2 * other.spec.n_epochs <= n_epochs and lowest >= reached - rope * abs(reached):
+            if 2 * other.last.n_epochs <= n_epochs and lowest >= reached - rope * abs(reached):
                 return True
     return False
 
@@ -184,15 +219,15 @@ def find_lowest(own: Attempt, place: Place) -> float:
 
 
 def measure_second_half(own: Attempt, place: Place | None = None) -> tuple[float, float]:
-    """What fell in the second half of the summed learning rate, of a fold or of the mean.
+    """What fell in the second half of the last stage's summed learning rate, of a fold or of the mean.
 
     Returns:
         It as a share of all progress, and of the lowest loss, that is what is left: from a start that is far off, a
         small share of all progress may be most of what matters.
     """
-    hyper = own.spec.stages[-1]
+    hyper = own.last
     assert isinstance(hyper, GradientHyperparameters), "a closed form has no learning rate"
-    curve = own.mean if place is None else own.guide[(slice(None), *place)]
+    curve = (own.mean if place is None else own.guide[(slice(None), *place)])[own.spec.n_before :]
     summed = sum_schedule(hyper.epochs, hyper.warmup_epochs, len(curve) - 1)
     start, lowest = float(curve[0]), float(curve.min())
     half = min(float(np.interp(summed[-1] / 2, summed, curve)), float(curve[summed <= summed[-1] / 2].min()))
@@ -220,7 +255,8 @@ def say_edges(edges: Sequence[OpenEdge], n_folds: int, attempts: Sequence[Attemp
             missing = (
                 "so low that it does no harm" if edge.side == "lowest" else f"near {edge.lr:.2g} that does any harm"
             )
-            yield f"the pretrained network is best {folds}, and no learning rate was tried {missing}"
+            before = "what precedes the last stage" if attempts[0].spec.n_before else "the pretrained network"
+            yield f"{before} is best {folds}, and no learning rate was tried {missing}"
         elif edge.lr == (min if edge.side == "lowest" else max)(rates):
             yield f"best at the {edge.side} learning rate tried, {edge.lr:.2g}, {folds}"
         else:
@@ -228,12 +264,20 @@ def say_edges(edges: Sequence[OpenEdge], n_folds: int, attempts: Sequence[Attemp
             yield f"best at {edge.lr:.2g} {folds}, and no {side} learning rate near it has run half of its schedule"
 
 
+def say_early(edges: Sequence[OpenEdge]) -> Iterator[str]:
+    for edge in edges:
+        side = edge.side.replace("est", "er")
+        yield f"best at {edge.lr:.2g} in stage {edge.stage + 1}, and no {side} learning rate near it was tried there"
+
+
 def say_ends(held: Mapping[Place, Attempt], n_folds: int) -> Iterator[str]:
     for name in dict.fromkeys(own.spec.name for own in held.values()):
         own = {place: attempt for place, attempt in held.items() if attempt.spec.name == name}
         shares = np.mean([measure_second_half(attempt, place) for place, attempt in own.items()], axis=0)
-        n_epochs = next(iter(own.values())).spec.n_epochs
+        first = next(iter(own.values()))
+        of_last = " of the last stage" if first.spec.n_before else ""
         yield (
-            f"still improving after {n_epochs} epochs in {len(own)} of {n_folds} folds: {shares[0]:.0%} of the "
-            f"progress, {shares[1]:.0%} of the loss that is left, fell in the second half of the summed learning rate"
+            f"still improving after {first.last.n_epochs} epochs{of_last} in {len(own)} of {n_folds} folds: "
+            f"{shares[0]:.0%} of the progress, {shares[1]:.0%} of the loss that is left, fell in the second half of "
+            "the summed learning rate"
         )

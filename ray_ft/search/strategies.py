@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Float
 from torch import nn
 
-from ray_ft.config import Config, RidgeHyperparameters, StageConfig, StrategyConfig, fill_strategies
+from ray_ft.config import (
+    Config,
+    RidgeHyperparameters,
+    StageConfig,
+    StrategyConfig,
+    fill_strategies,
+    list_declared,
+)
 from ray_ft.errors import StrategyError, first_few, suggest
 from ray_ft.models import measure_depths, order_layers, propose_strategies
 from ray_ft.search.rates import Rates, match_scales
@@ -34,6 +41,8 @@ class Stage:
     replay: float = 0.0  # the largest share of replayed samples in the loss
     rates: Rates = field(default_factory=Rates)  # factors on the learning rate of single parameters
     adapter: Adapter | None = None  # by which weights learn; without one they learn as they are
+    closed: RidgeHyperparameters | None = None  # of a closed form, which has nothing to draw
+    lr_is_open: bool = False  # whether there is a learning rate, and the config fixes it to no value
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,16 @@ class Strategy:
     @property
     def n_params(self) -> int:
         return sum(total for _, total in self.parts.values())
+
+    @property
+    def searched_before(self) -> tuple[int, ...]:
+        """Places of the stages before the last one whose learning rate the config leaves open."""
+        return tuple(i for i, stage in enumerate(self.stages[:-1]) if stage.lr_is_open)
+
+    def describe_stages(self) -> str:
+        """Say what each stage trains, by what, where there are several."""
+        ways = (f"stage {i} {own.fit} on {first_few(own.trained)}" for i, own in enumerate(self.stages, start=1))
+        return f"; {'; '.join(ways)}" if len(self.stages) > 1 else ""
 
     @property
     def longest(self) -> int:
@@ -99,32 +118,18 @@ def match_strategy(
     Raises:
         StrategyError: A pattern matches nothing, nothing is left to learn, or a dropout is to be set and there is none.
     """
-    names = [own for own, _ in network.named_parameters()]
-    trained = [select_trained(name, stage, names) for stage in strategy.stages]
-    stages = tuple(
-        Stage(
-            stage.fit,
-            own,
-            find_head_dropouts(network) if stage.bounds("head_dropout") is not None else (),
-            stage.longest,
-            (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
-            int((stage.bounds("batch_size") or (1, 1))[1]),
-            (stage.bounds("label_smoothing") or (0.0, 0.0))[1],
-            float((stage.bounds("replay") or (0, 0))[1]),
-            Rates(match_scales(name, getattr(stage, "lr_scale", {}), own), depths),
-            choose_adapter(name, stage, network, own),
-        )
-        for stage, own in zip(strategy.stages, trained, strict=True)
-    )
+    places, names = name_stages(name, len(strategy.stages)), [own for own, _ in network.named_parameters()]
+    pairs = zip(places, strategy.stages, strict=True)
+    stages = tuple(match_stage(place, stage, network, depths, len(places)) for place, stage in pairs)
     learning: dict[str, int] = {}
-    for stage in (stage for stage in stages if stage.fit != RidgeHyperparameters.fit):
+    for stage in (stage for stage in stages if not stage.closed):
         for own in stage.trained:
             shape = network.get_parameter(own).shape
             learning[own] = stage.adapter.count(shape) if stage.adapter else shape.numel()
     return Strategy(name, stages, count_by_part(network, learning), count_last(layers, names, learning))
 
 
-def choose_adapter(strategy: str, stage: StageConfig, network: nn.Module, trained: Sequence[str]) -> Adapter | None:
+def choose_adapter(place: str, stage: StageConfig, network: nn.Module, trained: Sequence[str]) -> Adapter | None:
     """Take the adapter of a stage, if it has one.
 
     Raises:
@@ -139,15 +144,45 @@ def choose_adapter(strategy: str, stage: StageConfig, network: nn.Module, traine
         rank, lower = (f" of rank {adapter.rank}", ", lower the rank") if adapter.kind == "lora" else ("", "")
         got = f"{adapter.kind}{rank} for {first_few(trained)}"
         remedy = f"name such a weight in train{lower}, or leave adapter out"
-        raise StrategyError(f"strategy {strategy}: {law}, got {got}; {remedy}")
+        raise StrategyError(f"strategy {place}: {law}, got {got}; {remedy}")
     return adapter
+
+
+def name_stages(strategy: str, n_stages: int) -> list[str]:
+    """Name the stages of a strategy for messages; one that is alone has the strategy's name."""
+    return [strategy] if n_stages == 1 else [f"{strategy}, stage {i}" for i in range(1, 1 + n_stages)]
+
+
+def match_stage(place: str, stage: StageConfig, network: nn.Module, depths: Mapping[str, int], n_stages: int) -> Stage:
+    fixed = {name: getattr(stage, name, None) for name, _ in list_declared(RidgeHyperparameters)}
+    trained = select_trained(place, stage, [own for own, _ in network.named_parameters()])
+    is_closed, adapter = stage.fit == RidgeHyperparameters.fit, choose_adapter(place, stage, network, trained)
+    if adapter and n_stages > 1:
+        raise StrategyError(
+            f"strategy {place}: an adapter needs a strategy of one stage, got {n_stages}; leave adapter out, or the "
+            "other stages"
+        )
+    return Stage(
+        stage.fit,
+        trained,
+        find_head_dropouts(network) if stage.bounds("head_dropout") is not None else (),
+        stage.longest,
+        (stage.bounds("noise_std") or (0.0, 0.0))[1] > 0,
+        int((stage.bounds("batch_size") or (1, 1))[1]),
+        (stage.bounds("label_smoothing") or (0.0, 0.0))[1],
+        float((stage.bounds("replay") or (0, 0))[1]),
+        Rates(match_scales(place, getattr(stage, "lr_scale", {}), trained), depths),
+        adapter,
+        RidgeHyperparameters(**fixed) if is_closed else None,  # type: ignore[arg-type]
+        not is_closed and not stage.is_single("lr"),
+    )
 
 
 def select_trained(strategy: str, stage: StageConfig, names: Sequence[str]) -> tuple[str, ...]:
     """Name the parameters that learn.
 
     Args:
-        strategy: Name of the strategy, for messages.
+        strategy: Name of the strategy, and of the stage where there are several, for messages.
         stage: Patterns of what learns and of what is taken out again.
         names: The network's parameters.
 

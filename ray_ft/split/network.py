@@ -68,6 +68,7 @@ class SplitNetwork:
             operations other than dropout. Such members train one after the other.
         reason: Empty if the network is split, else one line on why it runs whole at each step.
         adapted: The parts by which weights learn, which `state` has in their place, by the weights' names.
+        moved: Names in `state` that an earlier stage may have changed, and that stay as they are in this one.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -82,6 +83,7 @@ class SplitNetwork:
     draws: bool = False
     reason: str = ""
     adapted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    moved: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -206,13 +208,16 @@ class SplitNetwork:
         return work()
 
 
-def split_network(network: nn.Module, trained: Collection[str], example: Tensor) -> SplitNetwork:
-    """Split a network of one tensor in and one tensor out where its trained parameters begin.
+def split_network(
+    network: nn.Module, trained: Collection[str], example: Tensor, moved: Collection[str] = ()
+) -> SplitNetwork:
+    """Split a network of one tensor in and one tensor out where its trained parameters begin, or what was trained.
 
     Args:
         network: It stays as it is; a copy is split.
         trained: Names of the trained parameters; of a tied one, any of its names.
         example: Two or more different samples, shape (sample, *input); four serve to check the split.
+        moved: Names in the state of earlier stages, of which each member has its own.
 
     Returns:
         The split, or the whole network as tail with the reason.
@@ -225,10 +230,10 @@ def split_network(network: nn.Module, trained: Collection[str], example: Tensor)
     names = order_names(network, trained)
     example = example[:N_CHECKED].to(next(network.parameters()).device)
     set_training_modes(network, names)
-    whole = keep_whole(network, names, written=find_written(network, example))
+    whole = keep_whole(network, names, written=find_written(network, example), moved=moved)
     try:
         with silence():
-            cut = cut_network(network, whole.state, set(names), example)
+            cut = cut_network(network, whole.state, {*names, *whole.moved}, example)
             split = replace(
                 whole,
                 tensors={name: tensor for name, tensor in cut.tensors.items() if name not in whole.state},
@@ -270,7 +275,11 @@ def order_names(network: nn.Module, trained: Collection[str]) -> tuple[str, ...]
 
 
 def keep_whole(
-    network: nn.Module, trained: tuple[str, ...], reason: str = "", written: Collection[str] = ()
+    network: nn.Module,
+    trained: tuple[str, ...],
+    reason: str = "",
+    written: Collection[str] = (),
+    moved: Collection[str] = (),
 ) -> SplitNetwork:
     """Make the whole network the tail: the fallback, and what a split is checked against.
 
@@ -279,10 +288,13 @@ def keep_whole(
         trained: Names of the trained parameters, each tied one once.
         reason: Why it is not split.
         written: Names of tensors that training was seen to write.
+        moved: Names of tensors that members have of their own besides.
     """
     set_training_modes(network, trained)
     named = {name: tensor.detach() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
-    state = {name: named[name].clone() for name in list_member_tensors(network, trained, written)}
+    learning = list_member_tensors(network, trained, written)
+    resting_names = tuple(name for name in moved if name not in learning)
+    state = {name: named[name].clone() for name in (*learning, *resting_names)}
     empty, resting = empty_copy(network), empty_copy(network)
     resting.eval()
     return SplitNetwork(
@@ -296,6 +308,7 @@ def keep_whole(
         training=WholeTail(empty, trained, training=True),
         draws=True,
         reason=reason,
+        moved=resting_names,
     )
 
 

@@ -92,6 +92,53 @@ def rename(argument: Any, numbers: Mapping[int, int]) -> Any:
     return argument
 
 
+def add_answers(added: SplitNetwork, split: SplitNetwork, names: Mapping[str, str], example: Tensor) -> SplitNetwork:
+    """Make a network that answers with the sum of two, of which the second learns as it did alone.
+
+    Args:
+        added: A network that rests; its tensors are the member's.
+        split: A network that trains; it must not run whole.
+        names: Of the tensors of the first, in the state of both.
+        example: Two or more different samples.
+    """
+    first, second = share_backbone({"added": added, "split": split}, example).values()
+    resting = {names[name]: tensor for name, tensor in first.state.items()}
+    evaluation, training = (
+        add_tails(tail_of(first), tail, names, (first.reads, second.reads))
+        for tail in (tail_of(second), second.training)
+        if isinstance(tail, Program)
+    )
+    return replace(
+        second,
+        state=second.state | resting,
+        tensors=first.tensors | second.tensors,
+        reads=tuple(range(len(second.batch_axes))),
+        evaluation=evaluation,
+        training=training,
+        moved=(*second.moved, *resting),
+    )
+
+
+def add_tails(
+    first: Program, second: Program, names: Mapping[str, str], reads: tuple[tuple[int, ...], tuple[int, ...]]
+) -> Program:
+    """Make one tail of two, that adds what they answer; the tensors of the first have other names in it."""
+    steps: list[Step] = []
+    answers = []
+    for program, renamed, own in ((first, names, reads[0]), (second, {}, reads[1])):
+        numbers = {i: i for i in range(program.n_inputs)}
+        for index, (name, arguments, keywords) in enumerate(program.steps, start=program.n_inputs):
+            if name == "getitem" and arguments[0] == {"value": 0}:
+                arguments = [arguments[0], renamed.get(arguments[1], arguments[1])]
+            elif name == "getitem" and arguments[0] == {"value": 1}:
+                arguments = [arguments[0], own[arguments[1]]]
+            steps.append((name, rename(arguments, numbers), {k: rename(v, numbers) for k, v in keywords.items()}))
+            numbers[index] = program.n_inputs + len(steps) - 1
+        answers.append(rename(program.output, numbers))
+    steps.append(("aten.add.Tensor", answers, {}))
+    return Program(first.n_inputs, tuple(steps), {"value": first.n_inputs + len(steps) - 1})
+
+
 @torch.no_grad()
 def agree(shared: SplitNetwork, alone: SplitNetwork, example: Tensor) -> bool:
     """Whether a shared backbone gives a strategy the features of its own, on batches of two sizes."""

@@ -1,0 +1,145 @@
+"""Strategies in a config: what learns in each of their stages, and by which hyperparameters."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
+
+from ray_ft.config.base import Section
+from ray_ft.config.hyperparameters import FITS, Bounds, Count, Hyperparameters, Positive, Range, Share, list_declared
+
+
+def as_list(patterns: object) -> object:
+    return [patterns] if isinstance(patterns, str) else patterns
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(as_list, json_schema_input_type=str | list[str])]
+
+
+class StageConfig(Section):
+    """What learns in a stage of a strategy; the hyperparameters of its way to fit are keys beside these."""
+
+    fit: str
+    train: Patterns = Field(min_length=1, description="name patterns of the parameters that learn")
+    freeze: Patterns = Field(default=(), description="name patterns taken out of `train`")
+
+    @property
+    def hyperparameters(self) -> type[Hyperparameters]:
+        return FITS[self.fit]
+
+    def range_of(self, name: str) -> Range | None:
+        """Range of a hyperparameter; None where it has none."""
+        found = getattr(self, name, None)
+        return found if isinstance(found, Range) else None
+
+    def bounds(self, name: str) -> Bounds | None:
+        """Ends of a hyperparameter's range; None where it has none."""
+        found = self.range_of(name)
+        return found and found.bounds
+
+    def space(self, name: str) -> Bounds | None:
+        """Where the search of a hyperparameter looks; None where the config says nothing of it."""
+        declared, own = dict(list_declared(self.hyperparameters))[name], self.range_of(name)
+        if own is None or own.fixed or declared.wide is None:
+            return own and own.bounds
+        return min(own.low, declared.wide[0]), max(own.high, declared.wide[1])
+
+    def is_single(self, name: str) -> bool:
+        """Whether a hyperparameter is fixed to one value."""
+        own = self.range_of(name)
+        return own is not None and own.fixed and own.low == own.high
+
+    @property
+    def longest(self) -> int:
+        """The most epochs that a candidate may take."""
+        return int((self.bounds("epochs") or (1, 1))[1])
+
+    @property
+    def varies(self) -> bool:
+        """Whether there is anything to draw."""
+        ranges = (self.bounds(name) for name, _ in list_declared(self.hyperparameters))
+        return any(bounds is not None and bounds[0] < bounds[1] for bounds in ranges)
+
+
+class AdapterSection(Section):
+    """What weights learn by in place of themselves: the form `lora` is short for `{kind: lora}`."""
+
+    kind: Literal["lora", "scale"]
+    rank: Count | None = Field(default=None, description="rank of what lora adds to a weight; without it, 4")
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_short_form(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def check_rank(self) -> "AdapterSection":
+        if self.kind != "lora" and self.rank is not None:
+            raise ValueError(f"rank is lora's alone, got {self.rank} for {self.kind}; leave it out")
+        return self
+
+
+class GradientBase(StageConfig):
+    fit: Literal["gradient"] = "gradient"
+    warmup_ratio: Share | None = Field(default=None, description="warm-up as a share of the epochs, instead")
+    adapter: AdapterSection | None = Field(default=None, description="what weights learn by in place of themselves")
+    lr_scale: dict[str, Positive] = Field(
+        default_factory=dict, description="factors on the learning rate, by name pattern of trained parameters"
+    )
+
+
+class RidgeBase(StageConfig):
+    fit: Literal["ridge"]
+
+
+def add_keys(base: type[StageConfig], hyperparameters: type) -> type[StageConfig]:
+    """Make a section whose keys are the declared hyperparameters."""
+    keys: dict[str, Any] = {
+        name: (declared.annotation, Field(default=declared.default, description=declared.help, validate_default=True))
+        for name, declared in list_declared(hyperparameters)
+    }
+    return create_model(base.__name__.replace("Base", "Stage"), __base__=base, __module__=__name__, **keys)
+
+
+GradientStage, RidgeStage = add_keys(GradientBase, FITS["gradient"]), add_keys(RidgeBase, FITS["ridge"])
+
+
+def pick_fit(stage: Any) -> str:
+    return str(stage.get("fit", "gradient") if isinstance(stage, Mapping) else getattr(stage, "fit", "gradient"))
+
+
+if TYPE_CHECKING:
+    AnyStage = StageConfig
+else:
+    AnyStage = Annotated[
+        Annotated[GradientStage, Tag("gradient")] | Annotated[RidgeStage, Tag("ridge")], Discriminator(pick_fit)
+    ]
+
+
+class StrategyConfig(Section):
+    """A strategy: a tuple of stages; a mapping without `stages` is the one stage itself."""
+
+    description: str = ""
+    stages: tuple[AnyStage, ...] = Field(min_length=1)
+
+    def most(self, name: str) -> float:
+        """The largest value that a hyperparameter may take in a stage; 0 where it has none."""
+        return max(float((stage.bounds(name) or (0, 0))[1]) for stage in self.stages)
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_flat_form(cls, value: object) -> object:
+        if isinstance(value, Mapping) and "stages" not in value:
+            stage = {key: part for key, part in value.items() if key != "description"}
+            return {"description": value.get("description", ""), "stages": (stage,)}
+        return value
+
+    @model_validator(mode="after")
+    def check_order(self) -> "StrategyConfig":
+        for number, stage in enumerate(self.stages[1:], start=2):
+            if stage.fit == FITS["ridge"].fit:
+                raise ValueError(
+                    "fit: ridge must be the first stage, as it is solved on features that all members share, got it as "
+                    f"stage {number} of {len(self.stages)}; move it to the front, or fit this stage by gradient"
+                )
+        return self
