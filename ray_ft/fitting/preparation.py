@@ -52,15 +52,14 @@ def prepare_strategy(
     n_threads: int = 1,
 ) -> PreparedStrategy:
     """Split the network and run its backbone over all views, once for all candidates of a strategy."""
-    own = every = torch.from_numpy(problem.build_views()[0]).flatten(0, 1).to(device)
-    if problem.replayed is not None:
-        every = torch.from_numpy(problem.build_views(replayed=True)[0]).flatten(0, 1).to(device)
+    views = problem.build_closed_views()[0], problem.build_views(replayed=True)[0]
+    own, every = (torch.from_numpy(each).flatten(0, 1).to(device) for each in views)
     splits, carry = split_stages(pretrained, strategy, own, n_threads)
     prepared: list[PreparedStrategy] = []
     for stage, split in zip(strategy.stages, splits, strict=True):
         in_full = stage.closed is not None or (carry is not None and carry.is_term)  # coefficients may cancel
         dtype = torch.float32 if in_full else choose_dtype(precision, split, own)
-        inputs = own if stage.closed else every  # a closed form is fitted to the samples alone
+        inputs = own if stage.closed else every
         features = split.compute_features(inputs, dtype=dtype, n_threads=n_threads)
         widened = tuple(feature.float() if feature.dtype == torch.bfloat16 else feature for feature in features)
         prepared.append(PreparedStrategy(stage, split, widened, dtype))

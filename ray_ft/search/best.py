@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,8 +35,7 @@ BELOW = 0.3  # of the learning rate of the range test, where the search begins; 
 STEP = 3.0  # factor between learning rates
 AROUND = 10.0  # factor either side of the best learning rate, within which Optuna looks
 LADDER = (1.0, STEP, 1 / STEP)
-ROUND = 1  # candidates of a round after the first: each knows of all before it
-N_ASKED = 8  # times that Optuna is asked for them, as it may repeat itself
+N_ASKED = 8  # times that Optuna is asked for a candidate, as it may repeat itself
 ENOUGH = 6  # candidates, from which on a best at its end is tried longer though little is expected of it
 EPOCHS = 8  # of the first schedules of a strategy whose step runs the whole network
 SMALLEST = 1e-300  # loss, as its logarithm is what Optuna is told
@@ -109,14 +109,13 @@ class BestProposer:
         self.lengths[place] = round(EPOCHS / math.sqrt(max(work, (EPOCHS / MOST_FIRST) ** 2)))
 
     def ask(self) -> tuple[CandidateSpec, ...]:
-        """Return the next round, or what a smaller budget has left of it: the plan does not depend on the budget.
+        """Return the first candidates together, then one at a time, each with all before it known.
 
-        But a recipe that is alone, by a budget of one, has no range test to take its epochs from.
+        The plan does not depend on the budget, but that a recipe that is alone, by a budget of one, has no range test
+        to take its epochs from.
         """
         n, first = len(self.attempts), list(self.list_first())
-        begin = 0 if n < len(first) else n - (n - len(first)) % ROUND
-        points = list(self.list_next(self.attempts[:begin])) if begin else first
-        points = points[n - begin :] or (list(self.list_next(self.attempts)) if n else [])
+        points = first[n:] or list(islice(self.list_next(self.attempts), 1 if n else 0))
         return tuple(
             CandidateSpec(self.name, n + i, stages, origin)
             for i, (origin, stages) in enumerate(points[: max(0, self.n_candidates - n)])
@@ -146,25 +145,18 @@ class BestProposer:
                 yield LR, point
 
     def list_next(self, known: Sequence[Attempt]) -> Iterator[Point]:
-        """What the rules ask for, then what Optuna proposes, until a round is full; none where nothing can vary."""
+        """List what the rules ask for, then what Optuna proposes; none where nothing can vary."""
         if not is_random(self.strategy):
             return
-        standing, tried = (
-            assess(known, self.rope, [i for i in self.list_open() if i < self.last]),
-            [attempt.spec.stages for attempt in known],
-        )
-        extensions = {point: (why, point) for why, point in self.list_extensions(known, standing) if point not in tried}
-        wanted = list(extensions.values())[:ROUND]
-        yield from wanted
-        tried += extensions
+        standing = assess(known, self.rope, [i for i in self.list_open() if i < self.last])
+        tried = [attempt.spec.stages for attempt in known]
+        yield from ((why, point) for why, point in self.list_extensions(known, standing) if point not in tried)
+        if standing.best is None:
+            return
         for stream in range(N_ASKED):
-            if standing.best is None or len(wanted) == ROUND:
-                return
             point = self.ask_optuna(known, standing.best, len(known), stream)
             if point is not None and point not in tried:
-                tried.append(point)
-                wanted.append((OPTUNA, point))
-                yield wanted[-1]
+                yield OPTUNA, point
 
     def list_extensions(self, known: Sequence[Attempt], standing: Standing) -> Iterator[Point]:
         rates = [attempt.spec.lr for attempt in known if attempt.spec.lr is not None]
