@@ -138,8 +138,8 @@ class EnsembleSection(Section):
     method: Literal["auto", "uniform", "greedy", "stacked"] = "auto"
     """How the members are weighed. `auto` is `uniform` unless another is better beyond noise."""
     symmetric: bool | None = None
-    """Whether predictions are averaged over the operations of data.symmetry. Without it, if that is better beyond
-    noise."""
+    """Whether predictions are averaged over the operations of data.symmetry. Without it, if that is likely to be
+    better."""
     pull_back: bool | None = None
     """Whether weights go part of the way back to the pretrained ones. Without it, if that is better beyond noise."""
     level: float = Field(default=0.9, gt=0.5, lt=1, description="Confidence level of the intervals, between 0.5 and 1.")

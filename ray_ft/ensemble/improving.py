@@ -1,7 +1,7 @@
 """What may be done to an ensemble without training: pull its weights back, and average it over the symmetry.
 
-Each is judged by blind members, and taken where it is better beyond noise; how far weights are pulled back is chosen on
-the other folds.
+Each is judged by blind members, and taken where it is better; how far weights are pulled back is chosen on the other
+folds.
 
 References:
     Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (WiSE-FT), for the interpolation between
@@ -23,6 +23,7 @@ from ray_ft.search.problem import Problem
 
 SHARES = (0.25, 0.5, 0.75)  # of the way from the pretrained weights to the fine-tuned ones
 PLAIN, PULLED, SYMMETRIC = "as trained", "pulled back to the pretrained weights", "averaged over the symmetry"
+LIKELY = 0.9  # chance of being better, from which on averages are taken
 ByFold = Float[np.ndarray, "repeat fold"]
 
 
@@ -89,7 +90,11 @@ def interpolate(ensemble: Ensemble, shares: ByFold) -> Ensemble:
 
 
 def average_symmetry(judge: Judge, before: Improved, asked: bool | None) -> Improved:
-    """Average predictions over the symmetry, if asked to, or where that is better beyond noise."""
+    """Average predictions over the symmetry, if asked to, or where that is better with a chance of 90 %.
+
+    Averages over a symmetry that holds make no convex loss worse in expectation (Jensen), so less is asked for than of
+    a strategy; a prediction costs as many times as much as there are views.
+    """
     ensemble, weights = before.ensemble, gather_weights(before.ensemble)
     if not ensemble.card.symmetry or asked is False:
         return before
@@ -97,7 +102,7 @@ def average_symmetry(judge: Judge, before: Improved, asked: bool | None) -> Impr
     blind = {name: blend(own, weights, judge.splits) for name, own in ((PLAIN, before.columns), (SYMMETRIC, columns))}
     (pair,) = judge.compare(blind)
     tried = before.tried | {"symmetric_pair": pair, "symmetric_score": judge.score(blind[SYMMETRIC])}
-    helps = pair.verdict == "better" if asked is None else asked
+    helps = pair.probabilities[0] >= LIKELY if asked is None else asked
     return Improved(symmetric, columns, tried) if helps else replace(before, tried=tried)
 
 

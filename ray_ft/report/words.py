@@ -195,7 +195,8 @@ def say_ensemble(ensemble: EnsembleSummary, unit: Unit) -> Iterator[str]:
         f"{members}: score {unit.write(ensemble.score)} by the {ensemble.n_blind} of them that never saw a sample, "
         f"in {ensemble.path}"
     )
-    yield from (say_pair(pair, unit) for pair in (ensemble.pulled_pair, ensemble.symmetric_pair) if pair)
+    tried = (pair for pair in (ensemble.pulled_pair, ensemble.symmetric_pair) if pair and pair.difference)
+    yield from (say_pair(pair, unit) for pair in tried)
     if ensemble.mixes:
         mixes = ", ".join(f"{name} {unit.write(score)}" for name, score in ensemble.mixes.items())
         own = unit.write(ensemble.options["uniform"])
