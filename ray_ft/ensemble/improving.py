@@ -22,7 +22,8 @@ from ray_ft.ensemble.weights import Blind, OutOfFold, Weights, blend
 from ray_ft.search.problem import Problem
 
 SHARES = (0.25, 0.5, 0.75)  # of the way from the pretrained weights to the fine-tuned ones
-PLAIN, PULLED, SYMMETRIC = "as trained", "pulled back to the pretrained weights", "averaged over the symmetry"
+TRAINED, PULLED = "the weights as trained", "the pull back to the pretrained weights"
+SINGLE, AVERAGED = "the sample as it is", "the average over all views"
 LIKELY = 0.9  # chance of being better, from which on averages are taken
 ByFold = Float[np.ndarray, "repeat fold"]
 
@@ -55,8 +56,9 @@ def pull_back(judge: Judge, ensemble: Ensemble, plain: OutOfFold, asked: bool | 
     for r, k in np.ndindex(shares.shape):
         held_out = judge.splits.held_out(r, k)
         pulled[:, r, held_out] = columns[(*SHARES, 1.0).index(shares[r, k])][:, r, held_out]
-    (pair,) = judge.compare({PLAIN: blend(plain, weights, judge.splits), PULLED: blend(pulled, weights, judge.splits)})
-    tried = {"pulled_pair": pair, "pulled_score": judge.score(blend(pulled, weights, judge.splits))}
+    blind = {name: blend(own, weights, judge.splits) for name, own in ((TRAINED, plain), (PULLED, pulled))}
+    (pair,) = judge.compare(blind)
+    tried = {"pulled_pair": pair, "pulled_score": judge.score(blind[PULLED])}
     helps = pair.verdict == "better" if asked is None else asked
     return Improved(interpolate(ensemble, shares), pulled, tried) if helps else Improved(ensemble, plain, tried)
 
@@ -99,9 +101,9 @@ def average_symmetry(judge: Judge, before: Improved, asked: bool | None) -> Impr
     if not ensemble.card.symmetry or asked is False:
         return before
     columns = predict_columns(symmetric := ensemble.use_symmetry(True), judge.problem)
-    blind = {name: blend(own, weights, judge.splits) for name, own in ((PLAIN, before.columns), (SYMMETRIC, columns))}
+    blind = {name: blend(own, weights, judge.splits) for name, own in ((SINGLE, before.columns), (AVERAGED, columns))}
     (pair,) = judge.compare(blind)
-    tried = before.tried | {"symmetric_pair": pair, "symmetric_score": judge.score(blind[SYMMETRIC])}
+    tried = before.tried | {"symmetric_pair": pair, "symmetric_score": judge.score(blind[AVERAGED])}
     helps = pair.probabilities[0] >= LIKELY if asked is None else asked
     return Improved(symmetric, columns, tried) if helps else replace(before, tried=tried)
 
