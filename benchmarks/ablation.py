@@ -39,6 +39,7 @@ ARMS: dict[str, dict[str, Any]] = {  # the strategy, and other keys of the confi
     "no views": ALL | {"data.symmetry": []},
     "learning rates fall with depth": ALL | {"lr_decay": 0.9},
     "decay towards the pretrained weights": ALL | {"decay_to": "pretrained", "weight_decay": [0.01, 0.1]},
+    "average of the weights": ALL | {"ema": 0.98},
     "head first": {"stages": [HEAD, ALL]},
     "ridge first": {"stages": [{"fit": "ridge", "train": HEAD["train"]}, ALL]},
     "LoRA of rank 8": ALL | {"adapter": {"kind": "lora", "rank": 8}},

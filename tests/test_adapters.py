@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from ray_ft.config import GradientHyperparameters, load_config
 from ray_ft.cross_validation import cross_validate, prepare
 from ray_ft.errors import ConfigError, StrategyError
-from ray_ft.fitting.training import Member, Recipe, ViewBank, create_pack, draw_batches, predict_watched, train_epoch
+from ray_ft.fitting.training import Member, Recipe, create_pack, draw_batches, predict_watched, train_epoch
+from ray_ft.fitting.views import ViewBank
 from ray_ft.objectives import find_objective
 from ray_ft.results.records import load_members
 from ray_ft.runs.folder import RunFolder

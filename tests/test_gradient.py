@@ -65,7 +65,7 @@ def assert_same(found: dict, expected: dict, tolerance: float) -> None:
 
 
 RATES = {"strategies.all.lr_decay": 0.5, "strategies.all.lr_scale": {"head.3.*": 2.0}}
-LORA = RATES | {"strategies.all.adapter": {"kind": "lora", "rank": 2}}
+LORA = RATES | {"strategies.all.adapter": {"kind": "lora", "rank": 2}, "strategies.all.ema": 0.7}
 
 
 @pytest.mark.parametrize(("strategy", "rates"), [("top", {}), ("all", {}), ("all", LORA)])

@@ -19,15 +19,8 @@ from ray_ft.config import GradientHyperparameters, count_replayed, load_config
 from ray_ft.cross_validation import cross_validate, prepare
 from ray_ft.errors import ConfigError, DataError, RunFolderError
 from ray_ft.fitting.memory_need import estimate_bytes
-from ray_ft.fitting.training import (
-    Recipe,
-    ViewBank,
-    add_noisy_copies,
-    create_pack,
-    draw_batches,
-    predict_watched,
-    train_epoch,
-)
+from ray_ft.fitting.training import Recipe, create_pack, draw_batches, predict_watched, train_epoch
+from ray_ft.fitting.views import ViewBank, add_noisy_copies
 from ray_ft.objectives import find_objective
 from ray_ft.search.problem import MemberKey
 from ray_ft.split.network import split_network

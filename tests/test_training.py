@@ -19,8 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ray_ft.config import GradientHyperparameters, scale_lr
 from ray_ft.fitting.training import (
     Recipe,
-    ViewBank,
-    add_noisy_copies,
     clip_stacked,
     create_pack,
     draw_batches,
@@ -29,6 +27,7 @@ from ray_ft.fitting.training import (
     train_epoch,
     update,
 )
+from ray_ft.fitting.views import ViewBank, add_noisy_copies
 from ray_ft.objectives import find_objective
 from ray_ft.search.problem import MemberKey
 from ray_ft.split.network import split_network
@@ -264,11 +263,13 @@ def build_normed(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
 def train_plainly(network: nn.Module, trained: list[str], recipe: Recipe, member: object, x: Tensor, y: Tensor) -> dict:
     """Train as anybody would, on the member's batches; the frozen part stays in eval mode.
 
-    Decay towards the pretrained weights (L2-SP) is written as a pull of its own.
+    Decay towards the pretrained weights (L2-SP) is written as a pull of its own. What is predicted is by the average of
+    the weights, where one is kept.
     """
     network = deepcopy(network).requires_grad_(False)
     own = [network.get_parameter(name).requires_grad_() for name in trained]
     hyper, starts = recipe.hyper, [parameter.detach().clone() for parameter in own]
+    averages = [start.clone() for start in starts]
     to_zero, scales = hyper.decay_to == "zero", [recipe.scales.get(name, 1.0) for name in trained]
     groups = [{"params": [parameter]} for parameter in own]
     optimizer = torch.optim.AdamW(groups, lr=hyper.lr, weight_decay=hyper.weight_decay if to_zero else 0.0)
@@ -290,9 +291,13 @@ def train_plainly(network: nn.Module, trained: list[str], recipe: Recipe, member
             with torch.no_grad():
                 for parameter, pull in zip(own, pulls, strict=True):
                     parameter -= pull if parameter.grad is not None else 0.0
+                averages = [hyper.ema * old + (1 - hyper.ema) * now for old, now in zip(averages, own, strict=True)]
     with torch.no_grad():
         tensors = dict((*network.named_parameters(), *network.named_buffers()))
-        return {"predicted": network.eval()(x), **{name: tensor.detach() for name, tensor in tensors.items()}}
+        trained_tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        for parameter, average in zip(own, averages, strict=True):
+            parameter.copy_(average)
+        return {"predicted": network.eval()(x), **trained_tensors}
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -315,12 +320,12 @@ WHOLE = {"in_place", "replaced", "twice_whole", "spectral_norm", "parametrized_s
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
-@pytest.mark.parametrize("decay_to", ["zero", "pretrained"])
+@pytest.mark.parametrize(("decay_to", "ema"), [("zero", 0.0), ("pretrained", 0.8)])
 @pytest.mark.parametrize(
     ("name", "packed"),
     [(name, packed) for name in NETWORKS for packed in (False, True) if not (packed and name in WHOLE)],
 )
-def test_members_of_any_network_are_those_of_a_plain_loop(name: str, packed: bool, decay_to: Any) -> None:
+def test_members_of_any_network_are_those_of_a_plain_loop(name: str, packed: bool, decay_to: Any, ema: float) -> None:
     torch.manual_seed(0)
     network, x = NETWORKS[name]().eval(), torch.randn(11, 6)
     with torch.no_grad():
@@ -328,7 +333,7 @@ def test_members_of_any_network_are_those_of_a_plain_loop(name: str, packed: boo
     names = [name for name, _ in network.named_parameters()]
     trained = [name for name in names if "last" in name or "mix" in name]
     split = split_network(network, trained, x[:4])
-    hyper = GradientHyperparameters(0.05, 3, 4, 0.5, 0.0, None, 1, 10, None, decay_to)
+    hyper = replace(GradientHyperparameters(0.05, 3, 4, 0.5, 0.0, None, 1, 10, None, decay_to), ema=ema)
     scales = {own: 0.5 ** (i % 3) for i, own in enumerate(trained)}
     recipe = Recipe(split, ViewBank(split.compute_features(x), y[None]), hyper, MSE, grad_clip=0.5, scales=scales)
     assert (split.draws, bool(split.reason)) == (name in WHOLE, name in WHOLE), split.reason

@@ -167,6 +167,11 @@ class GradientHyperparameters:
         absent=None, default=None,
     )  # fmt: skip
 
+    ema: Share = declare(
+        "average of the weights", "average", "Decay, by step, of the average of the weights that predicts; 0 for none.",
+        ".3f", absent=0.0, default=(0.0, 0.0), wide=(0.0, 0.0),
+    )  # fmt: skip
+
     @property
     def n_epochs(self) -> int:
         return self.epochs

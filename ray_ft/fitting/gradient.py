@@ -23,14 +23,13 @@ from ray_ft.fitting.training import (
     Member,
     Pack,
     Recipe,
-    ViewBank,
-    add_noisy_copies,
     create_pack,
     draw_batches,
     predict_watched,
     step_pack,
     train_epoch,
 )
+from ray_ft.fitting.views import ViewBank, add_noisy_copies
 from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.split.adapters import name_part
 
@@ -175,13 +174,17 @@ class GradientFitter:
         """
         if self.pack_size == 1:
             return lambda: None
-        state = {name: tensor.detach().clone() for name, tensor in self.whole.state.items()}
+        state, average = (
+            {name: tensor.detach().clone() for name, tensor in own.items()}
+            for own in (self.whole.state, self.whole.average)
+        )
         moments = [copy_moments(member.optimizer) for member in self.whole.members]
 
         @torch.no_grad()
         def rewind() -> None:
-            for name, tensor in self.whole.state.items():
-                tensor.copy_(state[name])
+            for now, before in ((self.whole.state, state), (self.whole.average, average)):
+                for name, tensor in now.items():
+                    tensor.copy_(before[name])
             for member, own in zip(self.whole.members, moments, strict=True):
                 member.optimizer.zero_grad()
                 member.optimizer.state.clear()
@@ -205,7 +208,7 @@ class GradientFitter:
         """Keep the weights of these folds' members as they are now."""
         for i, member in enumerate(self.whole.members):
             if improved[member.key.repeat, member.key.fold]:
-                self.snapshots[i] = {name: tensor.detach().clone() for name, tensor in member.state.items()}
+                self.snapshots[i] = {name: tensor.detach().clone() for name, tensor in member.answering.items()}
 
     def collect_snapshots(self) -> States:
         """Return the members' snapshots."""
@@ -220,6 +223,7 @@ class GradientFitter:
         return {
             member.key: {
                 "state": to_cpu(member.state),
+                "average": to_cpu(member.average),
                 "optimizer": save_optimizer(member.optimizer),
                 "snapshot": to_cpu(snapshot),
                 "pack_size": self.pack_size,
@@ -234,6 +238,8 @@ class GradientFitter:
             content = saved[member.key]
             for name, tensor in member.state.items():
                 tensor.copy_(content["state"][name])
+            for name, tensor in member.average.items():
+                tensor.copy_(content["average"][name])
             member.optimizer.load_state_dict(content["optimizer"])
             self.snapshots[i] = content["snapshot"]
             if self.packing != "looped":

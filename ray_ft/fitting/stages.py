@@ -67,7 +67,8 @@ class StagedFitter:
         self.fitter = self.starts[self.stage]()
         fresh = self.fitter.save()
         for key, own in fresh.items():
-            own["state"] = {name: members[key][name] for name in own["state"]}
+            for part in ("state", "average"):
+                own[part] = {name: members[key][name] for name in own[part]}
         self.fitter.load(fresh)
 
     def complete(self, state: State) -> State:

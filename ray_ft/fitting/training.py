@@ -8,7 +8,7 @@ candidates alike. So neither its neighbours, nor its pack, nor an interruption c
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,31 +21,10 @@ from torch.optim.adamw import adamw
 
 from ray_ft.config import GradientHyperparameters, count_replayed, scale_lr
 from ray_ft.errors import DivergedError
+from ray_ft.fitting.views import ViewBank, draw_replayed, draw_views
 from ray_ft.objectives import Objective
 from ray_ft.search.problem import MemberKey
 from ray_ft.split.network import SplitNetwork
-
-
-@dataclass(frozen=True)
-class ViewBank:
-    """Features and targets of every view of every sample, and features of noisy copies of them.
-
-    The row of a sample is `(copy * n_views + view) * n_samples + sample`; copy 0 is clean, view 0 is the sample itself.
-    The last samples are those that are replayed.
-    """
-
-    features: tuple[Tensor, ...]
-    targets: Float[Tensor, "view sample *target"]
-    n_noisy: int = 0
-    n_replayed: int = 0
-
-    @property
-    def n_views(self) -> int:
-        return len(self.targets)
-
-    @property
-    def n_samples(self) -> int:
-        return self.targets.shape[1]
 
 
 @dataclass(frozen=True)
@@ -84,6 +63,12 @@ class Member:
     samples: Int[np.ndarray, " training"]
     state: dict[str, Tensor]
     optimizer: torch.optim.AdamW
+    average: dict[str, Tensor]  # of the weights over the steps; empty where none is kept
+
+    @property
+    def answering(self) -> dict[str, Tensor]:
+        """What predicts."""
+        return self.state | self.average
 
 
 @dataclass(frozen=True)
@@ -92,12 +77,21 @@ class Pack:
 
     members: tuple[Member, ...]
     state: dict[str, Tensor]
+    average: dict[str, Tensor]
+
+    @property
+    def answering(self) -> dict[str, Tensor]:
+        """What predicts."""
+        return self.state | self.average
 
     def part(self, index: slice) -> "Pack":
         """Some of the members, in the same memory."""
         if index.stop - index.start >= len(self.members):
             return self
-        return Pack(self.members[index], {name: share(tensor, index) for name, tensor in self.state.items()})
+        state, average = (
+            {name: share(tensor, index) for name, tensor in own.items()} for own in (self.state, self.average)
+        )
+        return Pack(self.members[index], state, average)
 
     def divide(self, size: int) -> list["Pack"]:
         """Deal the members, in their order, to packs of at most this size."""
@@ -114,31 +108,6 @@ class Batch:
     masks: tuple[Tensor, ...]
 
 
-def add_noisy_copies(
-    bank: ViewBank,
-    split: SplitNetwork,
-    inputs: Float[Tensor, "view sample *input"],
-    noise_std: float,
-    n_noisy: int,
-    seed: int,
-    dtype: torch.dtype = torch.float32,
-    n_threads: int = 1,
-) -> ViewBank:
-    """Run the backbone over `n_noisy` copies of each view with Gaussian noise; without noise, there are none."""
-    if not noise_std:
-        return bank
-    flat = inputs.flatten(0, 1)
-    generator = torch.Generator().manual_seed(seed)
-    noises = (torch.randn(flat.shape, generator=generator).to(flat.device) for _ in range(n_noisy))
-    compute = partial(split.compute_features, dtype=dtype, n_threads=n_threads)
-    copies = [bank.features, *(compute(flat + noise_std * noise) for noise in noises)]
-    features = tuple(
-        parts[0] if axis is None else torch.cat(parts, axis)
-        for parts, axis in zip(zip(*copies, strict=True), split.batch_axes, strict=True)
-    )
-    return replace(bank, features=features, n_noisy=n_noisy)
-
-
 def create_pack(
     keys: Sequence[MemberKey],
     stream: tuple[int, ...],
@@ -151,17 +120,18 @@ def create_pack(
     stacked = {name: tensor.expand(len(keys), *tensor.shape).clone() for name, tensor in split.state.items()}
     for name in split.trained_names:
         stacked[name].requires_grad_()
+    averages = {name: stacked[name].detach().clone() for name in split.trained_names if hyper.ema}
     fused = not any(stacked[name].is_complex() for name in split.trained_names)  # for which torch has no fused kernel
     members = []
     for i, (key, own) in enumerate(zip(keys, samples, strict=True)):
-        state = {name: share(tensor, i) for name, tensor in stacked.items()}
+        state, average = ({name: share(tensor, i) for name, tensor in own.items()} for own in (stacked, averages))
         groups: list[dict[str, Any]] = [
             {"params": [state[name] for name in names], "lr": hyper.lr * scale}
             for scale, names in group_names(split.trained_names, scales or {}).items()
         ]
         optimizer = torch.optim.AdamW(groups, lr=hyper.lr, weight_decay=hyper.weight_decay, fused=fused)
-        members.append(Member(key, (*stream, key.repeat, key.fold, key.seed), own, state, optimizer))
-    return Pack(tuple(members), stacked)
+        members.append(Member(key, (*stream, key.repeat, key.fold, key.seed), own, state, optimizer, average))
+    return Pack(tuple(members), stacked, averages)
 
 
 def group_names(names: Sequence[str], scales: Mapping[str, float]) -> dict[float, list[str]]:
@@ -238,23 +208,6 @@ def draw_batches(member: Member, recipe: Recipe, epoch: int) -> Iterator[Batch]:
         yield Batch(lr, own, targets[clean_own], masks)
 
 
-def draw_views(
-    bank: ViewBank, samples: Int[np.ndarray, " training"], n_drawn: int | None, rng: np.random.Generator
-) -> Int[np.ndarray, " row"]:
-    """Rows of all views of the samples, or of so many different ones of each sample."""
-    views = np.broadcast_to(np.arange(bank.n_views)[:, None], (bank.n_views, len(samples)))
-    if n_drawn is not None and n_drawn < bank.n_views:
-        views = rng.permuted(views, axis=0)[:n_drawn]
-    return np.asarray((views * bank.n_samples + samples).ravel())
-
-
-def draw_replayed(bank: ViewBank, n_drawn: int, rng: np.random.Generator) -> Int[np.ndarray, " row"]:
-    """Rows of so many replayed samples, different ones where there are as many, each in one of its views."""
-    samples = rng.choice(bank.n_replayed, n_drawn, replace=n_drawn > bank.n_replayed)
-    views = rng.integers(bank.n_views, size=n_drawn)
-    return np.asarray((views + 1) * bank.n_samples - bank.n_replayed + samples)
-
-
 def step_pack(pack: Pack, recipe: Recipe, batches: Sequence[Batch | None]) -> Float[Tensor, " member"]:
     """Take one step of each member that has a batch; return the losses before it, 0 where there is none.
 
@@ -321,6 +274,11 @@ def update(members: Sequence[Member], lrs: Sequence[float], recipe: Recipe) -> N
             update_group(alike, place, names, lr * scale, recipe)
         for member in alike:
             member.optimizer.zero_grad()  # so that gradients take up memory for one step alone
+    pairs = [(average, member.state[name]) for member in members for name, average in member.average.items()]
+    if pairs:
+        averages, weights = zip(*pairs, strict=True)
+        torch._foreach_mul_(averages, recipe.hyper.ema)
+        torch._foreach_add_(averages, weights, alpha=1 - recipe.hyper.ema)
 
 
 def update_group(members: Sequence[Member], place: int, names: Sequence[str], lr: float, recipe: Recipe) -> None:
@@ -373,9 +331,9 @@ def predict_watched(
         if len(rows) > 1 and len({len(own) for own in rows}) == 1:
             features, axes = split.take_stacked(bank.features, torch.stack(rows))
             with recipe.side_by_side():
-                answers = torch.vmap(predict, in_dims=(0, axes))(pack.state, features)
+                answers = torch.vmap(predict, in_dims=(0, axes))(pack.answering, features)
             return list(recipe.objective.respond(answers.float()))
         return [
-            recipe.objective.respond(predict(member.state, split.take(bank.features, own)).float())
+            recipe.objective.respond(predict(member.answering, split.take(bank.features, own)).float())
             for member, own in zip(pack.members, rows, strict=True)
         ]
