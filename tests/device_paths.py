@@ -23,13 +23,12 @@ from ray_ft.fitting.ridge import attach_ridge
 from ray_ft.fitting.training import (
     Pack,
     Recipe,
-    add_noisy_copies,
     create_pack,
     draw_batches,
     predict_watched,
     step_pack,
 )  # fmt: skip
-from ray_ft.fitting.views import ViewBank
+from ray_ft.fitting.views import ViewBank, add_noisy_copies
 from ray_ft.objectives import find_objective
 from ray_ft.search.problem import MemberKey
 from ray_ft.split.network import SplitNetwork, keep_whole, split_network
