@@ -60,6 +60,7 @@ def make(job: tuple[str, int, str, Path, int]) -> tuple[str, int, str]:
         "training.precision": "float32", "compute.packing": "looped", "strategies": {"own": described},
     }  # fmt: skip
     values |= {key: value for key, value in ARMS[arm].items() if key.startswith("data.")}
+    values["ensemble.pull_back"] = None if arm == BASE else False
     if replay := values.get("data.replay"):
         values["data.replay"] = {key: str(root / source) for key, source in replay.items()}
     if case != "measured":
@@ -91,7 +92,7 @@ def place(root: Path, case: str, size: int, arm: str) -> Path:
 def list_rows(root: Path, case: str, size: int) -> Iterator[tuple[str, Summary]]:
     for arm in ARMS:
         folder = place(root, case, size, arm)
-        if (folder / "summary.json").exists():
+        if (folder / "elsewhere.json").exists():
             yield arm, Summary.load(folder)
 
 
@@ -116,7 +117,7 @@ def main() -> None:
     for name, n, seed in ((OLD, N_OLD, 11), (FRESH, N_FRESH, 12)):
         if not (options.out / name).exists():
             save_dataset(options.out / name, *make_dataset(n, seed))
-    arms = options.choices.split(",") if options.choices else list(ARMS)
+    arms = [BASE, *options.choices.split(",")] if options.choices else list(ARMS)
     jobs = [(case, size, arm, options.out.resolve(), options.candidates) for case, size in cells for arm in arms]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for case, size, arm in pool.map(make, jobs):

@@ -157,6 +157,18 @@ def test_odd_networks_give_an_ensemble_of_their_members(toy_folder: Path, old: s
     assert summary.ensemble.score == pytest.approx(((blind - y) ** 2).mean(), rel=1e-3)
 
 
+def test_a_network_that_runs_whole_and_writes_a_buffer_is_tried_and_kept(toy_folder: Path) -> None:
+    buffer = "self.register_buffer('seen', torch.zeros(()))\n        self.head = "
+    change_toy(toy_folder, "self.head = ", buffer)
+    run = "if self.training:\n            self.seen.copy_(self.seen + x.detach().abs().mean())\n"
+    whole = "        if float(x.detach().abs().sum()) < 0:\n            x = x + 1\n        return self.head"
+    change_toy(toy_folder, "return self.head", run + whole)
+    ensemble = Ensemble.load(cross_validate_toy(toy_folder), trust=True)
+    assert ensemble.card.split, "it runs whole"
+    seen = [float(own) for states in ensemble.states.values() for own in states["seen"]]
+    assert min(seen) > 0, "each member has its own"
+
+
 @pytest.mark.parametrize("name", ["members.safetensors", "backbone.safetensors", "network.json"])
 def test_changed_files_are_refused(run: Path, name: str) -> None:
     path = run / "ensemble" / name

@@ -1,5 +1,6 @@
 """What is done to an ensemble without training, and which ensemble is built, against plain loops."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +26,15 @@ def open_toy(run: Path) -> tuple[Ensemble, Judge]:
     return Ensemble.load(run), Judge(prepare(config).problem, 0.01)
 
 
-def scale(ensemble: Ensemble, share: float) -> Ensemble:
+def read_pretrained(run: Path) -> Mapping[str, torch.Tensor]:
+    """The weights as they were before anything was trained."""
+    return prepare(load_config(run.parent / "toy.yaml", {"cv.strategies": ["top"]})).pretrained.build().state_dict()
+
+
+def scale(ensemble: Ensemble, weights: Mapping[str, torch.Tensor], share: float) -> Ensemble:
     """Move each weight to so many times the way from its pretrained value to what was trained."""
     states = {
-        strategy: {
-            name: ensemble.networks[strategy].state[name] * (1 - share) + own * share for name, own in members.items()
-        }
+        strategy: {name: weights[name] * (1 - share) + own * share for name, own in members.items()}
         for strategy, members in ensemble.states.items()
     }
     return replace(ensemble, states=states)
@@ -48,10 +52,10 @@ def test_what_the_members_say_of_unseen_samples_is_what_they_said_in_training(ru
 def test_weights_are_moved_between_the_pretrained_and_the_trained_ones(run: Path) -> None:
     ensemble, judge = open_toy(run)
     shares = np.random.default_rng(0).choice([0.25, 0.5, 1.0], judge.problem.by_fold)
-    moved = interpolate(ensemble, shares)
+    moved, weights = interpolate(ensemble, read_pretrained(run), shares), read_pretrained(run)
     for strategy, own in ensemble.states.items():
         for name, tensor in own.items():
-            start = ensemble.networks[strategy].state[name]
+            start = weights[name]
             for i, member in enumerate(ensemble.card.members):
                 wanted = torch.lerp(start, tensor[i], float(shares[member.repeat, member.fold]))
                 torch.testing.assert_close(moved.states[strategy][name][i], wanted)
@@ -66,24 +70,28 @@ def believe(judge: Judge, ensemble: Ensemble) -> Judge:
 
 def test_members_that_went_four_times_too_far_are_pulled_back(run: Path) -> None:
     ensemble, judge = open_toy(run)
-    ensemble = scale(ensemble, 10.0)  # the toy has learnt next to nothing
-    judge, far = believe(judge, ensemble), scale(ensemble, 4.0)
-    pulled = pull_back(judge, far, predict_columns(far, judge.problem), None)
+    weights = read_pretrained(run)
+    ensemble = scale(ensemble, weights, 10.0)  # the toy has learnt next to nothing
+    judge, far = believe(judge, ensemble), scale(ensemble, weights, 4.0)
+    pulled = pull_back(judge, far, weights, predict_columns(far, judge.problem), None)
     assert pulled.tried["pulled_pair"].verdict == "better"
     back, own = (predict_columns(each, judge.problem) for each in (pulled.ensemble, ensemble))
     np.testing.assert_allclose(back, own, atol=1e-4)
     np.testing.assert_allclose(pulled.columns, back, atol=1e-5)
     blind = blend(own, gather_weights(ensemble), judge.splits)
+    assert pulled.ensemble.card.pulled_shares == (0.25,) * judge.problem.by_fold[0] * judge.problem.by_fold[1]
     assert pulled.tried["pulled_score"] == pytest.approx(judge.score(blind), rel=1e-2)
 
 
 def test_members_that_are_right_stay_as_they_are(run: Path) -> None:
     ensemble, judge = open_toy(run)
     judge, plain = believe(judge, ensemble), predict_columns(ensemble, judge.problem)
-    kept = pull_back(judge, ensemble, plain, None)
+    weights = read_pretrained(run)
+    kept = pull_back(judge, ensemble, weights, plain, None)
     assert kept.ensemble is ensemble
     assert kept.tried["pulled_pair"].verdict != "better"
-    assert pull_back(judge, ensemble, plain, False).tried == {}
+    assert pull_back(judge, ensemble, weights, plain, False).tried == {}
+    assert pull_back(judge, ensemble, {}, plain, None).tried == {}, "what a closed form solves was nothing before"
 
 
 def test_the_share_of_a_fold_does_not_know_its_targets(run: Path) -> None:
@@ -92,7 +100,7 @@ def test_the_share_of_a_fold_does_not_know_its_targets(run: Path) -> None:
     targets = problem.samples.targets.copy()
     targets[judge.splits.held_out(0, 1)] += 100
     changed = replace(judge, problem=replace(problem, samples=replace(problem.samples, targets=targets)))
-    first, second = (pull_back(each, ensemble, plain, True).ensemble for each in (judge, changed))
+    first, second = (pull_back(each, ensemble, read_pretrained(run), plain, True).ensemble for each in (judge, changed))
     own = [i for i, member in enumerate(ensemble.card.members) if (member.repeat, member.fold) == (0, 1)]
     for strategy, members in first.states.items():
         for name, tensor in members.items():

@@ -246,6 +246,14 @@ def test_samples_of_another_form_are_refused(replay: dict[str, str], said: str, 
         prepare(load_config("toy.yaml", {"data.replay": replay}))
 
 
+def test_labelled_samples_of_the_run_are_not_replayed_as_they_are_held_out(old: Path) -> None:
+    own = {"inputs": "x.npy", "targets": "y.npy"}
+    with pytest.raises(DataError, match=r"must be none of the run's own, .* got 30 of 30 in x\.npy"):
+        prepare(load_config("toy.yaml", {"data.replay": own}))
+    replayed = prepare(load_config("toy.yaml", {"data.replay": {"inputs": "x.npy"}})).problem.replayed
+    assert replayed is not None, "the network's own answers tell nothing of the targets"
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

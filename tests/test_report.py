@@ -103,6 +103,7 @@ def test_early_or_late_layers_pay_where_that_is_known(findings: Findings) -> Non
             for name, score, n in zip(chain, scores, (1, 4, 9), strict=True)
         }
         rows["norms"] = row.model_copy(update={"score_mean": 0.1, "layers": None})
+        rows = {"worse": rows["last"].model_copy(update={"score_mean": 99.0}), **rows}
         made = tuple(pair(*names, ratio) for names, ratio in zip(combinations(chain, 2), ratios, strict=True))
         summary = findings.summary.model_copy(update={"strategies": rows, "comparisons": made})
         assert summary.by_depth == chain

@@ -73,7 +73,7 @@ class Display:
     def describe_time(self) -> str:
         elapsed = time.monotonic() - self.started
         left = self.estimate_left(elapsed)
-        return f"{elapsed:.0f} s" + ("" if left is None else f", about {left:.0f} s left")
+        return f"{elapsed:.0f} s" + ("" if left is None else f", about {left:.0f} s left of these")
 
     def estimate_left(self, elapsed: float) -> float | None:
         """Extend the pace so far over the epochs that are left, as if no more were stopped."""

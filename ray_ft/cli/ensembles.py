@@ -39,6 +39,7 @@ OUTPUT = (
     "command goes on with it."
 )
 WHERE_BETTER = "where it is better beyond noise, or as the run's config says"
+WHERE_LIKELY = "where it is likely to be better, or as the run's config says"
 PULL_BACK = "Take the weights part of the way back to the pretrained ones, by a share that the other folds choose."
 SYMMETRIC = "Average predictions over the operations of data.symmetry."
 LEVEL = "Confidence level of the intervals, between 0.5 and 1."
@@ -68,7 +69,7 @@ def ensemble(
     strategies: Annotated[str | None, Option(help=TAKEN)] = None,
     method: Annotated[str | None, Option(help=METHOD, show_default=OF_RUN)] = None,
     symmetric: Annotated[
-        bool | None, Option("--symmetric/--no-symmetric", help=SYMMETRIC, show_default=WHERE_BETTER)
+        bool | None, Option("--symmetric/--no-symmetric", help=SYMMETRIC, show_default=WHERE_LIKELY)
     ] = None,
     pull_back: Annotated[
         bool | None, Option("--pull-back/--no-pull-back", help=PULL_BACK, show_default=WHERE_BETTER)

@@ -32,7 +32,7 @@ DataSource = Annotated[str, BeforeValidator(join_columns, json_schema_input_type
 class ReplaySection(Section):
     """Samples of the kind that the network was pretrained on, which training sees again and nothing is scored on."""
 
-    inputs: str
+    inputs: str = Field(min_length=1)
     """File of their inputs, such as old.npz::structure, in the form of data.inputs."""
     targets: str | None = None
     """File of their targets. Without it, what the pretrained network says of them."""

@@ -158,7 +158,8 @@ def describe_problems(
             name, known = str(place[-1]), list_keys(model, place[:-1])
             of_other = name in known and own[-2] in FITS  # another way to fit has it
             what = f"it is no key of fit: {own[-2]}; leave it out" if of_other else f"unknown key{suggest(name, known)}"
-            yield f"{key}: {what}"
+            beside_stages = name in known and not of_other
+            yield f"{key}: {'it is a key of a stage; write it in the stages that it is for' if beside_stages else what}"
         elif problem["type"] == "missing":
             yield f"{key}: missing"
         elif problem["type"] == "union_tag_invalid":

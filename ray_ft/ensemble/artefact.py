@@ -51,6 +51,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
         answer_shape: In which the network is told to lay out what it says of a sample; None where it does so itself.
         new_head: Which layer of the network that the factory builds was replaced, and its size; None where none was.
         inputs: Which inputs are packed in a sample, where there are several.
+        pulled_shares: Of the way from the pretrained weights, where they were pulled back, by repeat and fold.
         symmetric: Whether predictions are averaged over the symmetry, as their intervals then are.
         classes: Names of the targets' columns, where these are classes or labels.
         scales: Of each target value, in whose units errors count for the metric; empty where they count as they are.
@@ -73,6 +74,7 @@ class Card(BaseModel, extra="forbid", frozen=True):
     soup_score: float | None
     n_blind: int
     level: float
+    pulled_shares: tuple[float, ...] = ()
     symmetric: bool
     symmetry: tuple[str, ...]
     layout: DomainName

@@ -8,6 +8,7 @@ References:
     pretrained and fine-tuned weights.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,30 +38,36 @@ class Improved:
     tried: dict[str, Any]
 
 
-def pull_back(judge: Judge, ensemble: Ensemble, plain: OutOfFold, asked: bool | None) -> Improved:
+def pull_back(
+    judge: Judge, ensemble: Ensemble, weights: Mapping[str, Tensor], plain: OutOfFold, asked: bool | None
+) -> Improved:
     """Interpolate between the pretrained weights and those of the members, by a share that the other folds chose.
 
     Args:
         judge: It knows the targets.
         ensemble: As it was trained.
+        weights: The pretrained ones.
         plain: What its members say of samples that they never saw.
         asked: Whether it is done; None for where it is better beyond noise.
     """
-    if asked is False:
-        return Improved(ensemble, plain, {})
-    weights, everywhere = gather_weights(ensemble), np.ones(judge.problem.by_fold)
-    said = [predict_columns(interpolate(ensemble, share * everywhere), judge.problem) for share in SHARES]
+    if asked is False or not any(weights.keys() & own.keys() for own in ensemble.states.values()):
+        return Improved(ensemble, plain, {})  # what closed forms solve has no pretrained value
+    of_columns, everywhere = gather_weights(ensemble), np.ones(judge.problem.by_fold)
+    said = [predict_columns(interpolate(ensemble, weights, share * everywhere), judge.problem) for share in SHARES]
     columns = np.stack([*said, plain])
-    shares = choose_shares(judge, [blend(own, weights, judge.splits) for own in columns])
+    shares = choose_shares(judge, [blend(own, of_columns, judge.splits) for own in columns])
     pulled = np.empty_like(plain)
     for r, k in np.ndindex(shares.shape):
         held_out = judge.splits.held_out(r, k)
         pulled[:, r, held_out] = columns[(*SHARES, 1.0).index(shares[r, k])][:, r, held_out]
-    blind = {name: blend(own, weights, judge.splits) for name, own in ((TRAINED, plain), (PULLED, pulled))}
+    blind = {name: blend(own, of_columns, judge.splits) for name, own in ((TRAINED, plain), (PULLED, pulled))}
     (pair,) = judge.compare(blind)
     tried = {"pulled_pair": pair, "pulled_score": judge.score(blind[PULLED])}
-    helps = pair.verdict == "better" if asked is None else asked
-    return Improved(interpolate(ensemble, shares), pulled, tried) if helps else Improved(ensemble, plain, tried)
+    if not (pair.verdict == "better" if asked is None else asked):
+        return Improved(ensemble, plain, tried)
+    moved = interpolate(ensemble, weights, shares)
+    card = moved.card.model_copy(update={"pulled_shares": tuple(shares.ravel().tolist())})
+    return Improved(replace(moved, card=card), pulled, tried)
 
 
 def choose_shares(judge: Judge, blind: list[Blind]) -> ByFold:
@@ -73,8 +80,8 @@ def choose_shares(judge: Judge, blind: list[Blind]) -> ByFold:
     return shares
 
 
-def interpolate(ensemble: Ensemble, shares: ByFold) -> Ensemble:
-    """Move the members' weights to such a share of the way from where they began to what was trained."""
+def interpolate(ensemble: Ensemble, weights: Mapping[str, Tensor], shares: ByFold) -> Ensemble:
+    """Move the members' weights to such a share of the way from the pretrained ones; what is none of these stays."""
     n_seeds = ensemble.card.n_seeds
     of_members = torch.from_numpy(shares.ravel().repeat(n_seeds)).float().to(ensemble.device)
 
@@ -85,7 +92,9 @@ def interpolate(ensemble: Ensemble, shares: ByFold) -> Ensemble:
         return torch.where(share == 1, trained, start + share * (trained - start))
 
     states = {
-        strategy: {name: move(ensemble.networks[strategy].state[name], own) for name, own in members.items()}
+        strategy: {
+            name: move(weights[name].to(own.device), own) if name in weights else own for name, own in members.items()
+        }
         for strategy, members in ensemble.states.items()
     }
     return replace(ensemble, states=states)

@@ -113,7 +113,7 @@ def reduce_members(reduction: Reduction) -> EnsembleSummary:
     ensemble = Ensemble(card, networks, members, calibrate(reduction, networks)).use_method(picked.method)
     found = predict_columns(ensemble, problem)
     notes = find_differences(told, found)
-    pulled = pull_back(judge, ensemble, found, reduction.choice.pull_back)
+    pulled = pull_back(judge, ensemble, reduction.pretrained.weights, found, reduction.choice.pull_back)
     improved = average_symmetry(judge, pulled, reduction.choice.symmetric)
     blind = {name: blend(improved.columns, own, splits) for name, own in weights.items()}
     ensemble = settle(reduction, improved.ensemble, blind)
@@ -121,7 +121,9 @@ def reduce_members(reduction: Reduction) -> EnsembleSummary:
     mean, spread = blind[picked.method].mean(0), measure_spread(pulled.columns, weights[picked.method], splits)
     write_arrays(run.blind, mean=mean, std=spread, targets=reduction.targets, zero_shot=reduction.zero_shot)
     return EnsembleSummary(
-        **card.model_dump(include={"score", "n_blind", "strategies", "method", "scores", "soup_score", "symmetric"}),
+        **card.model_dump(
+            include={"score", "n_blind", "strategies", "method", "scores", "soup_score", "symmetric", "pulled_shares"}
+        ),
         n_members=len(card.members),
         path=f"{run.place.rstrip('/')}/{run.ensemble.root.name}",
         by_strategy=score_by_strategy(reduction, columns),

@@ -68,8 +68,8 @@ class GradientFitter:
         bank = add_noisy_copies(clean, split, inputs, *noise, prepared.dtype, n_threads)
         objective = problem.objective.smooth(hyper.label_smoothing) if hyper.label_smoothing else problem.objective
         scales = prepared.stage.rates.scale(hyper.lr_decay)
-        for name, parts in split.adapted.items():
-            scales |= {name_part(name, part): scales.get(name, 1.0) for part in parts}
+        for weight, parts in split.adapted.items():
+            scales |= {name_part(weight, part): scales.get(weight, 1.0) for part in parts}
         self.recipe = Recipe(split, bank, hyper, objective, settings.grad_clip, prepared.dtype, scales)
         self.frozen_hash = hash_tensors(self.recipe.split.tensors)
         self.stream = tuple(name_stream(problem.seed, name))

@@ -95,8 +95,8 @@ def carry_ridge(split: SplitNetwork, ridge: SplitNetwork, features: Features, hy
     if hyper.onto == "targets":
         raise StrategyError(
             "fit: ridge with onto: targets before another stage must be on the last linear layer, with a bias, by "
-            "kernel: linear, as it takes the place of the network's answer, got another part of the network; say "
-            "onto: residual, or train the last linear layer alone"
+            f"kernel: linear, as it takes the place of the network's answer, got kernel: {hyper.kernel} on what train "
+            "names; say onto: residual, or kernel: linear on the last linear layer alone"
         )
     prefix = "ridge."
     while any(name.startswith(prefix) for name in split.tensors | split.state):

@@ -18,6 +18,7 @@ from ray_ft.models import Pretrained
 from ray_ft.search.problem import Place, Problem
 from ray_ft.search.strategies import Stage, Strategy
 from ray_ft.split.network import Features, SplitNetwork, split_network
+from ray_ft.split.sharing import describe_obstacle
 
 ANY_DROPOUT = 0.5  # while the network is traced, so that its dropout is seen; each candidate sets its own
 N_PROBED = 16  # samples of the batch whose operations are counted
@@ -84,8 +85,10 @@ def split_stages(
     for stage in strategy.stages:
         splits.append(split_at(pretrained, stage, inputs, moved))
         moved |= splits[-1].state
-    first, *later = splits
     closed = strategy.stages[0].closed
+    if closed and not splits[0].reason:  # an ensemble could not keep what is solved beside a network that it builds
+        splits[0] = replace(splits[0], reason=describe_obstacle({strategy.name: splits[0]}, inputs[:2]))
+    first, *later = splits
     if closed is None or not later:
         return splits, None
     ridge = attach_ridge(first, features := first.compute_features(inputs, n_threads=n_threads), closed)

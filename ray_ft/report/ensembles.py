@@ -34,7 +34,7 @@ def render_ensemble(summary: EnsembleSummary, before: EnsembleSummary | None = N
         table.add_row(Text(f"{name}: members on average"), unit.write(members), style="dim")
         table.add_row(Text(f"{name}: their ensemble"), unit.write(ensemble), style="dim")
     for name, score in summary.mixes.items():
-        table.add_row(Text(f"{name}, not averaged over views"), unit.write(score), style="dim")
+        table.add_row(Text(name), unit.write(score), style="dim")
     more = {
         "averaged over the symmetry": summary.symmetric_score,
         "seeds of a fold averaged to one network": summary.soup_score,

@@ -189,18 +189,23 @@ def say_corrected(summary: Summary, unit: Unit) -> Iterator[str]:
 
 def say_ensemble(ensemble: EnsembleSummary, unit: Unit) -> Iterator[str]:
     """What the ensemble is and what its score is; then what averaging and mixing buy, and what a prediction costs."""
+    shares = f"{min(ensemble.pulled_shares):.2g} to {max(ensemble.pulled_shares):.2g}" if ensemble.pulled_shares else ""
+    pulled = f", weights {shares} of the way from the pretrained ones" if shares else ""
     averaged = f", averaged over {ensemble.n_views} views" if ensemble.symmetric else ""
-    members = f"{ensemble.n_members} members of {', '.join(ensemble.strategies)}, {ensemble.method}{averaged}"
+    members = f"{ensemble.n_members} members of {', '.join(ensemble.strategies)}, {ensemble.method}{pulled}{averaged}"
     yield (
         f"{members}: score {unit.write(ensemble.score)} by the {ensemble.n_blind} of them that never saw a sample, "
         f"in {ensemble.path}"
     )
+    if (pair := ensemble.pulled_pair) and not pair.difference:
+        yield "no fold gains by weights pulled back to the pretrained ones"
     tried = (pair for pair in (ensemble.pulled_pair, ensemble.symmetric_pair) if pair and pair.difference)
     yield from (say_pair(pair, unit) for pair in tried)
     if ensemble.mixes:
         mixes = ", ".join(f"{name} {unit.write(score)}" for name, score in ensemble.mixes.items())
         own = unit.write(ensemble.options["uniform"])
-        yield f"mixes, before any averaging over views: {mixes}; the winner's members alone {own}"
+        before = ", before any averaging over views" if ensemble.symmetric_pair else ""
+        yield f"mixes{before}: {mixes}; the winner's members alone {own}"
     if ensemble.cost is not None:
         yield f"a prediction costs {ensemble.cost:.3g} times that of the pretrained network"
 

@@ -111,6 +111,7 @@ class EnsembleSummary(BaseModel, frozen=True):
         pulled_score: Of the same members, weights pulled back to the pretrained ones by a share that the other folds
             chose; None where it was not tried.
         pulled_pair: The comparison with the same members as they were trained.
+        pulled_shares: Of the way from the pretrained weights that is left, by repeat and fold; none where it is all.
         symmetric: Whether predictions are averaged over the symmetry.
         symmetric_score: Of the same members, predictions averaged over the symmetry; None where it was not tried.
         symmetric_pair: The comparison with the same members without it.
@@ -131,6 +132,7 @@ class EnsembleSummary(BaseModel, frozen=True):
     options: dict[str, float] = {}
     pulled_score: float | None = None
     pulled_pair: Comparison | None = None
+    pulled_shares: tuple[float, ...] = ()
     symmetric: bool = False
     symmetric_score: float | None = None
     symmetric_pair: Comparison | None = None
@@ -277,9 +279,12 @@ class Summary(BaseModel, frozen=True):
 
     @property
     def by_depth(self) -> tuple[str, ...]:
-        """Strategies of which each trains the layers of the one before it and earlier ones, the fewest first."""
+        """Strategies of which each trains the layers of the one before it and earlier ones, the fewest first.
+
+        Of those that train the same, it is the one of the lowest score.
+        """
         found: dict[int, str] = {}
-        for name, row in self.strategies.items():
+        for name, row in sorted(self.strategies.items(), key=lambda item: item[1].score_mean or 0.0):
             if row.layers and row.score_mean is not None:
                 found.setdefault(row.layers[0], name)
         return tuple(found[n] for n in sorted(found))

@@ -2,7 +2,7 @@
 
 The first round has the recipe, the middle of the ranges that the config gives, and three learning rates about that of
 the range test, for the last stage. While the best learning rate is the lowest or the highest that was tried, the next
-round goes beyond it, then beyond those of earlier stages; while its best is held back by its epochs, the next round has
+candidate goes beyond it, then beyond those of earlier stages; while its best is held back by its epochs, the next has
 twice as many. What is left of the budget goes to points around the best that Optuna proposes, in all stages together.
 
 References:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ray_ft.config import Config
 from ray_ft.data.packing import Layout
-from ray_ft.data.samples import Samples, have_same_values, prepare_inputs, prepare_targets
+from ray_ft.data.samples import Samples, have_same_values, label_orbits, prepare_inputs, prepare_targets
 from ray_ft.data.sources import read_inputs, read_source
 from ray_ft.errors import DataError, shorten
 from ray_ft.models import predict_all
@@ -64,6 +64,7 @@ def read_replayed(
     check_alike("inputs", x.shape[1:], samples.inputs.shape[1:], source)
     check_alike("inputs", arrays.layout, samples.layout, source)
     if arrays.targets is not None:
+        refuse_own(x, samples, source)
         x, y = take_labelled(x, arrays.targets, samples, objective, source, targets := shorten(named.targets or ""))
         said = f"the targets of {targets}"
     elif new_head:
@@ -75,12 +76,24 @@ def read_replayed(
         y = objective.respond(predict_all(network, x)).numpy().astype(np.float32)
         said = "what the pretrained network says of them"
     notes = [f"{len(x):,} samples of {source} are replayed with {said}; nothing is scored on them"]
-    if closed := [name for name, own in strategies.items() if own.stages[-1].fit != "gradient"]:
+    if closed := [name for name, own in strategies.items() if any(stage.closed for stage in own.stages)]:
         notes.append(f"{', '.join(closed)}: fitted in closed form to the samples alone, so nothing is replayed there")
     return replace(
         samples, inputs=x, targets=y, groups=np.arange(len(x)), strata=None, notes=tuple(notes),
         answered=arrays.targets is None,
     )  # fmt: skip
+
+
+def refuse_own(inputs: Float[np.ndarray, "replayed *input"], samples: Samples, source: str) -> None:
+    """Refuse labelled samples that are the run's own, or images of them: training would learn what is held out."""
+    views = samples.domain.list_views(samples.domain.operations)
+    orbits = label_orbits(np.concatenate([samples.inputs, inputs]), views)
+    own, replayed = np.split(orbits, [len(samples)])
+    if n_known := int(np.isin(replayed, own).sum()):
+        raise DataError(
+            f"replayed samples with targets must be none of the run's own, nor images of them, got {n_known} of "
+            f"{len(inputs)} in {source} that are; leave them out, or data.replay.targets"
+        )
 
 
 def take_labelled(

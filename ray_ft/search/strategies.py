@@ -126,7 +126,10 @@ def match_strategy(
         for own in stage.trained:
             shape = network.get_parameter(own).shape
             learning[own] = stage.adapter.count(shape) if stage.adapter else shape.numel()
-    return Strategy(name, stages, count_by_part(network, learning), count_last(layers, names, learning))
+    plain = len(stages) == 1 and stages[0].adapter is None  # others are no point on a line of depths
+    return Strategy(
+        name, stages, count_by_part(network, learning), count_last(layers, names, learning) if plain else None
+    )
 
 
 def choose_adapter(place: str, stage: StageConfig, network: nn.Module, trained: Sequence[str]) -> Adapter | None:
