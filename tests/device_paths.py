@@ -103,7 +103,7 @@ def fit(split: SplitNetwork) -> None:
         for part, own_step in [*parts] if split.draws else [(pack, step), *parts]:
             losses = step_pack(part, recipe, own_step)
             check(losses, *part.state.values())
-        check(*predict_watched(pack if not split.draws else Pack(pack.members[:1], {}), recipe, lambda key: SAMPLES[0]))
+        check(*predict_watched(pack if not split.draws else Pack(pack.members[:1], {}, {}), recipe, lambda key: SAMPLES[0]))
 
 
 def check(*tensors: Tensor) -> None:
