@@ -103,7 +103,8 @@ def fit(split: SplitNetwork) -> None:
         for part, own_step in [*parts] if split.draws else [(pack, step), *parts]:
             losses = step_pack(part, recipe, own_step)
             check(losses, *part.state.values())
-        check(*predict_watched(pack if not split.draws else Pack(pack.members[:1], {}, {}), recipe, lambda key: SAMPLES[0]))
+        watched = Pack(pack.members[:1], {}, {}) if split.draws else pack
+        check(*predict_watched(watched, recipe, lambda key: SAMPLES[0]))
 
 
 def check(*tensors: Tensor) -> None:
