@@ -93,7 +93,7 @@ def test_a_strata_column_without_a_number_is_refused(tmp_path) -> None:
 def test_views_move_targets_along(tmp_path, structures) -> None:
     spectra = np.random.default_rng(0).random((6, 2, 2, 5)).astype(np.float32)
     dataset = load_samples(*save(tmp_path, x=structures, y=spectra), DIFFRACTION)
-    inputs, targets = dataset.build_views(["rot180"])
+    inputs, targets = dataset.move_inputs(["rot180"]), dataset.move_targets(["rot180"])
     np.testing.assert_array_equal(inputs[0], dataset.inputs)
     np.testing.assert_array_equal(inputs[1], dataset.inputs[:, :, ::-1, ::-1])
     np.testing.assert_array_equal(targets[1], spectra[:, ::-1, ::-1])

@@ -36,18 +36,21 @@ class Samples:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def build_views(
-        self, symmetry: Sequence[str]
-    ) -> tuple[Float[np.ndarray, "view sample *input"], Float[np.ndarray, "view sample *target"]]:
-        """Move all samples, targets along, by each operation of a group; the first view is the sample itself."""
-        views = self.domain.list_views(symmetry)
+    def move_inputs(self, symmetry: Sequence[str], step: int = 1) -> Float[np.ndarray, "view sample *input"]:
+        """Move all inputs by the operations of a group, or every `step`-th of them; the first is the sample itself."""
+        views = self.domain.list_views(symmetry)[::step]
         if len(views) == 1:
-            return self.inputs[None], self.targets[None]
-        inputs, targets = (torch.from_numpy(array.copy()) for array in (self.inputs, self.targets))
-        moved = np.stack([view.move_inputs(inputs).numpy() for view in views])
-        if self.classes:  # which stay what they are
-            return moved, np.stack([self.targets] * len(views))
-        return moved, np.stack([view.move_targets(targets).numpy() for view in views])
+            return self.inputs[None]
+        inputs = torch.from_numpy(self.inputs.copy())
+        return np.stack([view.move_inputs(inputs).numpy() for view in views])
+
+    def move_targets(self, symmetry: Sequence[str], step: int = 1) -> Float[np.ndarray, "view sample *target"]:
+        """Move the targets along with their inputs."""
+        views = self.domain.list_views(symmetry)[::step]
+        if len(views) == 1 or self.classes:  # which stay what they are
+            return np.stack([self.targets] * len(views))
+        targets = torch.from_numpy(self.targets.copy())
+        return np.stack([view.move_targets(targets).numpy() for view in views])
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def split_networks(reduction: Reduction, members: Mapping[str, State]) -> dict[s
 
     Where one of them cannot be split, or an artefact may not hold its operations, all run the whole network.
     """
-    inputs = torch.from_numpy(reduction.problem.build_closed_views()[0]).flatten(0, 1)
+    inputs = torch.from_numpy(reduction.problem.move_inputs(step=reduction.problem.closed_step)).flatten(0, 1)
     splits = {
         name: split_members(reduction.pretrained, reduction.strategies[name], inputs) for name in reduction.chosen
     }

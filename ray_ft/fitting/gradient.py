@@ -61,11 +61,14 @@ class GradientFitter:
         self.keys, self.n_threads, self.splits = tuple(keys), n_threads, problem.splits
         split = prepared.split.to(device).set_dropout(dict.fromkeys(prepared.stage.dropouts, hyper.head_dropout or 0.0))
         split = split.adapt(prepared.stage.adapter) if prepared.stage.adapter else split
-        inputs, targets = (torch.from_numpy(views).to(device) for views in problem.build_views(replayed=True))
+        targets = torch.from_numpy(problem.move_targets(replayed=True)).to(device)
         features = tuple(feature.to(device) for feature in prepared.features)
         clean = ViewBank(features, targets, n_replayed=len(problem.replayed or ()))
-        noise = (hyper.noise_std, settings.n_noisy_views, problem.seed)
-        bank = add_noisy_copies(clean, split, inputs, *noise, prepared.dtype, n_threads)
+        bank = clean
+        if hyper.noise_std:
+            inputs = torch.from_numpy(problem.move_inputs(replayed=True)).to(device)
+            noise = (hyper.noise_std, settings.n_noisy_views, problem.seed)
+            bank = add_noisy_copies(clean, split, inputs, *noise, prepared.dtype, n_threads)
         objective = problem.objective.smooth(hyper.label_smoothing) if hyper.label_smoothing else problem.objective
         scales = prepared.stage.rates.scale(hyper.lr_decay)
         for weight, parts in split.adapted.items():

@@ -53,8 +53,9 @@ def prepare_strategy(
     n_threads: int = 1,
 ) -> PreparedStrategy:
     """Split the network and run its backbone over all views, once for all candidates of a strategy."""
-    views = problem.build_closed_views()[0], problem.build_views(replayed=True)[0]
-    own, every = (torch.from_numpy(each).flatten(0, 1).to(device) for each in views)
+    own = every = torch.from_numpy(problem.move_inputs(step=problem.closed_step)).flatten(0, 1).to(device)
+    if any(stage.closed is None for stage in strategy.stages):
+        every = torch.from_numpy(problem.move_inputs(replayed=True)).flatten(0, 1).to(device)
     splits, carry = split_stages(pretrained, strategy, own, n_threads)
     prepared: list[PreparedStrategy] = []
     for stage, split in zip(strategy.stages, splits, strict=True):

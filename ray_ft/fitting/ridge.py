@@ -168,7 +168,7 @@ class RidgeFitter:
     ) -> None:
         self.problem, self.split, self.features, self.hyper, self.keys = problem, split, features, hyper, tuple(keys)
         self.solved = dict(solved)
-        targets = problem.build_closed_views()[1]
+        targets = problem.move_targets(step=problem.closed_step)
         self.sample_of = np.tile(np.arange(targets.shape[1]), targets.shape[0])  # of the rows
         base = zero_shot if hyper.onto == "residual" else np.zeros_like(zero_shot)
         self.base, self.targets = base, targets.reshape(-1, *targets.shape[2:])
@@ -248,7 +248,7 @@ def start_ridge(
     Raises:
         StrategyError: The network runs whole, so there are no features.
     """
-    zero_shot = predict_rows(split, features, math.prod(problem.build_closed_views()[1].shape[:2]))
+    zero_shot = predict_rows(split, features, len(problem.samples) * -(-problem.n_views // problem.closed_step))
     return RidgeFitter(problem, attach_ridge(split, features, hyper), features, zero_shot, hyper, keys, solved)
 
 

@@ -92,28 +92,23 @@ class Problem:
         arrays = ((part.inputs,) if part.answered else (part.inputs, part.targets) for part in self.parts)
         return hash_arrays(*(array for own in arrays for array in own))
 
-    def build_closed_views(
-        self,
-    ) -> tuple[Float[np.ndarray, "view sample *input"], Float[np.ndarray, "view sample *target"]]:
-        """Move the samples by some of the operations, evenly spread, so that a closed form takes seconds.
+    @property
+    def closed_step(self) -> int:
+        """Step between the views that a closed form is fitted to; its time grows with the cube of their number."""
+        return -(-self.n_views // max(1, CLOSED_ROWS // len(self.samples)))
 
-        Its time grows with the cube of what it is fitted to. The first view is the sample itself.
-        """
-        inputs, targets = self.build_views()
-        most = max(1, CLOSED_ROWS // len(self.samples))
-        step = -(-len(inputs) // most)
-        return inputs[::step], targets[::step]
-
-    def build_views(
-        self, replayed: bool = False
-    ) -> tuple[Float[np.ndarray, "view sample *input"], Float[np.ndarray, "view sample *target"]]:
-        """Move all samples by each operation of the symmetry; the first view is the sample itself.
+    def move_inputs(self, replayed: bool = False, step: int = 1) -> Float[np.ndarray, "view sample *input"]:
+        """Move all samples by the operations of the symmetry, or every `step`-th; the first is the sample itself.
 
         Where it is asked for, the samples that are replayed follow.
         """
-        views = [part.build_views(self.symmetry) for part in (self.parts if replayed else self.parts[:1])]
-        inputs, targets = (own[0] if len(own) == 1 else np.concatenate(own, 1) for own in zip(*views, strict=True))
-        return inputs, targets
+        parts = [part.move_inputs(self.symmetry, step) for part in (self.parts if replayed else self.parts[:1])]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+
+    def move_targets(self, replayed: bool = False, step: int = 1) -> Float[np.ndarray, "view sample *target"]:
+        """Move the targets along."""
+        parts = [part.move_targets(self.symmetry, step) for part in (self.parts if replayed else self.parts[:1])]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
 
 def read_samples(config: Config, objective: Objective, given: Arrays | None) -> Samples:
