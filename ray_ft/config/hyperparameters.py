@@ -166,7 +166,6 @@ class GradientHyperparameters:
         "share of replay", "replay", "Share of replayed samples in the loss; 0.25 where data.replay is given.", ".2f",
         absent=None, default=None,
     )  # fmt: skip
-
     ema: Share = declare(
         "average of the weights", "average", "Decay, by step, of the average of the weights that predicts; 0 for none.",
         ".3f", absent=0.0, default=(0.0, 0.0), wide=(0.0, 0.0),

@@ -87,9 +87,8 @@ def run_members(
             mean = record_epoch(problem, own, fitter.predict(), history, fitter)
             with keep_files(folder.root):
                 write_arrays(folder.history, **history.stack())
-            waited = (
-                epoch + 1 - max(history.best_epoch, own.spec.n_before)
-            )  # a stage ends by its schedule, but the last
+            since = max(history.best_epoch, own.spec.n_before)  # a stage ends by its schedule, but the last
+            waited = epoch + 1 - since
             impatient = own.until is None and waited >= own.spec.patience
             if epoch + 1 == own.n_epochs or impatient:
                 conclude(problem, run, own, history, fitter)

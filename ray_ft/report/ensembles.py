@@ -36,6 +36,7 @@ def render_ensemble(summary: EnsembleSummary, before: EnsembleSummary | None = N
     for name, score in summary.mixes.items():
         table.add_row(Text(name), unit.write(score), style="dim")
     more = {
+        "pulled back to the pretrained weights": summary.pulled_score,
         "averaged over the symmetry": summary.symmetric_score,
         "seeds of a fold averaged to one network": summary.soup_score,
     }

@@ -194,8 +194,8 @@ def say_ensemble(ensemble: EnsembleSummary, unit: Unit) -> Iterator[str]:
     averaged = f", averaged over {ensemble.n_views} views" if ensemble.symmetric else ""
     members = f"{ensemble.n_members} members of {', '.join(ensemble.strategies)}, {ensemble.method}{pulled}{averaged}"
     yield (
-        f"{members}: score {unit.write(ensemble.score)} by the {ensemble.n_blind} of them that never saw a sample, "
-        f"in {ensemble.path}"
+        f"{members}: score {unit.write(ensemble.score)}{unit.suffix} by the {ensemble.n_blind} of them that never saw "
+        f"a sample, in {ensemble.path}"
     )
     if (pair := ensemble.pulled_pair) and not pair.difference:
         yield "no fold gains by weights pulled back to the pretrained ones"
