@@ -146,10 +146,10 @@ class Prepared:
         n, n_members = len(self.first_round), len(self.problem.keys)
         if self.config.search.method == "guide":
             return f"{n} candidates × {n_members} members = {n * n_members} members in all"
+        known = "these are known before anything is trained; others" if n else "the candidates"
         return (
-            "these are known before anything is trained; others follow a range test. In all, "
-            f"{self.describe_effort()} of each strategy are searched by one seed (search.seeds), and "
-            f"{n_members} members trained where the folds have chosen"
+            f"{known} follow a range test. In all, {self.describe_effort()} of each strategy are searched by one seed "
+            f"(search.seeds), and {n_members} members trained where the folds have chosen"
         )
 
     def describe_effort(self) -> str:

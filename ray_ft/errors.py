@@ -93,6 +93,11 @@ def first_few(names: Sequence[str], n: int = 4) -> str:
     return ", ".join(names[:n]) + more
 
 
+def count(n: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def shorten(text: str, n: int = MAX_SHOWN) -> str:
     return text if len(text) <= n else f"{text[:n]} …"
 

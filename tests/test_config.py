@@ -60,7 +60,7 @@ def test_a_range_runs_upwards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["true", "[0, true]", "{low: 0.1, high: true}"])
 def test_a_range_has_numbers(value: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a range has numbers, got true or false"):
+    with pytest.raises(ConfigError, match="it should be a number, got true or false"):
         load_config(write(tmp_path, f"strategies: {{head: {{lr: {value}}}}}\n"))
 
 

@@ -146,7 +146,9 @@ def test_graphs_are_trained_and_larger_ones_predicted() -> None:
             Ensemble.load(found.folder, trust=trust)
 
 
-def test_a_config_names_what_makes_batches(toy_folder: Path) -> None:
+def test_a_config_names_what_makes_batches(
+    toy_folder: Path, ray_ft_here: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     (toy_folder / "graphs.py").write_text(GRAPHS)
     config = {
         "model": {"factory": "graphs:Graphs"},
@@ -156,8 +158,7 @@ def test_a_config_names_what_makes_batches(toy_folder: Path) -> None:
         "strategies": {"top": STRATEGIES["top"]},
     }
     (toy_folder / "c.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "ray_ft", "cv", "-c", "c.yaml", "--inline", "--out", "graphs-run"]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    told = ray_ft_here("cv", "-c", "c.yaml", "--inline", "--out", "graphs-run").stdout
     assert "ray-ft predict" not in told, "there is no file of such samples to predict from"
     sys.modules.pop("graphs", None)
     loaded = Ensemble.load("graphs-run", trust=True)
@@ -169,8 +170,7 @@ def test_a_config_names_what_makes_batches(toy_folder: Path) -> None:
     with pytest.raises(RayFTError, match=r"needs its own code.* got graphs:collate in"):
         Ensemble.load("graphs-run", factory=made["Graphs"])
     for words in ("predict --inputs x.npy --output o.npz", "evaluate --inputs x.npy --targets y.npy"):
-        command = [sys.executable, "-m", "ray_ft", *words.split(), "graphs-run", "--trust"]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        done = ray_ft_here(*words.split(), "graphs-run", "--trust")
         assert done.returncode == EnsembleError.exit_code
         assert "have shapes of their own; ask it from Python" in done.stderr
 

@@ -182,12 +182,20 @@ BRACKETS = [attempt(1e-4, [1, 0.9]), attempt(1e-2, [1, 0.9])]
 RISING = attempt(1e-3, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
 
 
+def test_a_best_epoch_just_before_the_end_is_at_the_end() -> None:
+    """A cosine's last epochs change little, so that rounding or noise says which of them is the best."""
+    curve = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3501]
+    assert assess([attempt(1e-3, curve), *BRACKETS], ROPE).held_back
+    early = [1.0, 0.5, 0.4, 0.35, 0.34, 0.35, 0.36, 0.37, 0.38]
+    assert assess([attempt(1e-3, early), *BRACKETS], ROPE).settled
+
+
 def test_a_best_that_still_improves_at_its_end_is_not_settled_until_twice_the_epochs_are_no_better() -> None:
     standing = assess([RISING, *BRACKETS], ROPE)
     assert standing.held_back
     assert standing.because == (
-        "still improving after 5 epochs in 3 of 3 folds: 73% of the progress, 73% of the loss that is left, fell in "
-        "the second half of the summed learning rate",
+        "still improving after 5 epochs in 3 of 3 folds: the second half of the summed learning rate made 73% of the "
+        "progress, 0.73 times the loss that is left",
     )
     better = attempt(1e-3, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
     assert not assess([RISING, better, *BRACKETS], ROPE).settled

@@ -240,6 +240,7 @@ def test_an_ensemble_says_what_its_members_said(toy_folder: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # minutes: each of its assignments starts processes
 def test_a_run_on_ray_with_two_workers_a_candidate_is_that_of_one_process(toy_folder: Path) -> None:
     stages = [{"train": ["head.3.*"], "epochs": 2}, {"train": ["head.*"], "epochs": 3}]
     values = {
@@ -276,7 +277,7 @@ def test_a_stage_that_cannot_be_is_refused_by_its_number(toy_folder: Path, stage
 def test_check_and_plan_show_the_stages(toy_folder: Path, ray_ft_here: Any) -> None:
     words = ["-c", "toy.yaml", "--set", f"strategies.probe.stages={json.dumps([RIDGE_LAST, ALL])}"]
     said = ray_ft_here("check", *words).stdout
-    assert "stage 1 ridge on head.3.weight, head.3.bias; stage 2 gradient on" in said, said
+    assert "probe: 163 trained parameters; stage 1: train head.3.*, fit ridge; stage 2: train * without" in said, said
     said = ray_ft_here("plan", *words).stdout
     assert "probe-000, stage 1" in said
     assert "probe-000, stage 2" in said
@@ -316,7 +317,7 @@ def test_the_learning_rate_of_an_earlier_stage_is_bracketed_after_that_of_the_la
 
 def test_an_earlier_learning_rate_that_was_never_varied_is_named_unless_the_config_fixes_it() -> None:
     proposer = search(3)
-    reason = "best at 0.009 in stage 1, and no higher learning rate near it was tried there"
+    reason = "its best candidate has 0.009 in stage 1, where no higher rate near it was tried"
     assert reason in assess(proposer.attempts, ROPE, [0]).because
     fixed = search(8, lr=1e-2, epochs=4)
     assert {attempt.spec.stages[0].lr for attempt in fixed.attempts} == {1e-2}

@@ -59,7 +59,8 @@ class Display:
             best = self.best.get(own.spec.strategy)
             shown = "" if best is None else f", best {self.metric} so far {best:.3g}"
             done, n = self.count_candidates()
-            self.say(f"[{done} of {n} candidates so far, {self.describe_time()}] {describe(own)} {event}{shown}")
+            counted = f"{done} of {n} candidates so far, " if n else ""  # none while range tests look for the rates
+            self.say(f"[{counted}{self.describe_time()}] {describe(own)} {event}{shown}")
 
     def say(self, text: str) -> None:
         """Print a line, above the table where there is one."""

@@ -19,7 +19,7 @@ from ray_ft.cli.options import (
     load,
 )
 from ray_ft.cli.show import describe_shortage, resumable, show
-from ray_ft.errors import ConfigError, RayFTError, RunError
+from ray_ft.errors import ConfigError, RayFTError, RunError, count
 
 if TYPE_CHECKING:
     from ray_ft.config import Config
@@ -156,10 +156,11 @@ def plan(config: "Config") -> None:
     sizes = sorted({len(splits.held_out(r, k)) for r in range(splits.n_repeats) for k in range(splits.n_folds)})
     shape = (
         f"{config.name}: {splits.n_samples} samples in {splits.n_folds} folds of {'/'.join(map(str, sizes))} held out, "
-        f"{splits.n_repeats} repeats, {problem.n_seeds} seeds; splits {splits.hash}"
+        f"{count(splits.n_repeats, 'repeat')}, {count(problem.n_seeds, 'seed')}; splits {splits.hash}"
     )
     parts = {name: strategy.parts for name, strategy in prepared.strategies.items()}
-    show(render_plan(prepared.first_round, parts, shape, prepared.describe_budget()))
+    told = [f"{name}: {own.describe()}" for name, own in prepared.config.selected.items()]
+    show(render_plan(prepared.first_round, parts, told, shape, prepared.describe_budget()))
     n_noisy, n_seeds = config.training.n_noisy_views, prepared.n_searched
     needed = max(estimate_bytes(problem, own, n_noisy, n_seeds[name]) for name, own in prepared.strategies.items())
     free = write_bytes(find_available())
@@ -185,8 +186,9 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     for note in prepared.notes:
         typer.echo(f"note        {note}")
     typer.echo(f"checkpoint  {loaded.checkpoint or 'none: the weights of the factory'}: fits the network")
+    told = prepared.config.selected
     for name, strategy in prepared.strategies.items():
-        typer.echo(f"strategy    {name}: {strategy.n_trained:,} trained parameters{strategy.describe_stages()}")
+        typer.echo(f"strategy    {name}: {strategy.n_trained:,} trained parameters; {told[name].describe()}")
 
 
 def say_starting() -> None:

@@ -19,6 +19,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Factor = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
+DRAWN_VIEWS = 2  # of a sample in an epoch, unless the config says so
 Bounds = tuple[int | float, int | float]
 
 
@@ -98,7 +99,7 @@ def widen(value: object) -> object:
 def refuse_flags(*values: object) -> None:
     """Refuse true and false, which Python takes for 1 and 0."""
     if any(isinstance(value, bool) for value in values):
-        raise ValueError("a range has numbers, got true or false")
+        raise ValueError("it should be a number, got true or false")
 
 
 def check_order(values: tuple[Any, Any, bool]) -> Range:
@@ -155,7 +156,7 @@ class GradientHyperparameters:
     )  # fmt: skip
     views: Count | None = declare(
         "views of a sample", "views", "Views of a sample in an epoch, of those of data.symmetry, drawn anew for each.",
-        absent=None, default=(2, 2), wide=(2, 2),
+        absent=None, default=(DRAWN_VIEWS, DRAWN_VIEWS), wide=(DRAWN_VIEWS, DRAWN_VIEWS),
     )  # fmt: skip
     lr_decay: Factor = declare(
         "decay of the learning rate by depth", "lr decay",

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from ray_ft.config.base import Section
 from ray_ft.config.data_section import DEFAULT_LAYOUT, FACTORY_PATTERN, DataSection
 from ray_ft.config.hyperparameters import (
+    DRAWN_VIEWS,
     Count,
     NonNegative,
     Positive,
@@ -18,7 +19,7 @@ from ray_ft.config.hyperparameters import (
 from ray_ft.config.strategies import StrategyConfig
 from ray_ft.config.training import TrainingSection
 from ray_ft.domains import DomainName, find_domain
-from ray_ft.errors import suggest
+from ray_ft.errors import show_value, suggest
 from ray_ft.objectives import METRICS, list_baselines
 
 AUTO = "auto"  # in place of strategies: those that the network itself says
@@ -172,6 +173,13 @@ class Config(Section):
     loggers: LoggersSection = LoggersSection()
     strategies: dict[Annotated[str, Field(pattern=NAME_PATTERN)], StrategyConfig] = Field(default_factory=dict)
 
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def refuse_words(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"it should be a section of strategies by name, or {AUTO}, got {show_value(value)}")
+        return value
+
     @model_validator(mode="after")
     def check_together(self) -> "Config":
         """State the rules that need two sections; each message opens with the key that breaks it."""
@@ -198,6 +206,7 @@ class Config(Section):
                 yield f"cv.strategies: unknown strategy {name}{suggest(name, self.strategies)}"
         if self.cv.strategies and len(set(self.cv.strategies)) < len(self.cv.strategies):
             yield f"cv.strategies: each may be named once, got {', '.join(self.cv.strategies)}"
+        yield from self.find_view_conflicts()
         yield from self.find_search_conflicts()
         yield from self.find_ensemble_conflicts()
 
@@ -214,6 +223,16 @@ class Config(Section):
         for key, share in {**shares, "training.replay": dict(self.training)["replay"]}.items():
             if share and not data.replay:
                 yield f"{key}: it needs data.replay, got none; name samples there, or leave it out"
+
+    def find_view_conflicts(self) -> Iterator[str]:
+        domain = find_domain(self.layout)
+        if not set(self.symmetry) <= set(domain.operations):
+            return  # which is said of data.symmetry
+        most = len(domain.list_views(self.symmetry))
+        asked = {f"strategies.{name}.views": own.most("views") for name, own in self.strategies.items()}
+        for key, n in {**asked, "training.views": dict(self.training)["views"] or 0}.items():
+            if n > max(most, DRAWN_VIEWS):  # the default goes with any symmetry
+                yield f"{key}: it should be at most the views that data.symmetry gives, {most}, got {n:g}; lower it"
 
     def find_search_conflicts(self) -> Iterator[str]:
         given, same = self.cv.candidates, self.search.candidates

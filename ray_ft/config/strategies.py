@@ -6,13 +6,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
 from ray_ft.config.base import Section
-from ray_ft.config.hyperparameters import FITS, Bounds, Count, Hyperparameters, Positive, Range, Share, list_declared
+from ray_ft.config.hyperparameters import (
+    FITS,
+    Bounds,
+    Count,
+    Declaration,
+    Hyperparameters,
+    Range,
+    Share,
+    list_declared,
+    refuse_flags,
+)
+from ray_ft.errors import show_value
 
 
 def as_list(patterns: object) -> object:
     return [patterns] if isinstance(patterns, str) else patterns
 
 
+def refuse_flag(value: object) -> object:
+    refuse_flags(value)
+    return value
+
+
+Scale = Annotated[float, BeforeValidator(refuse_flag), Field(gt=0, le=1e6)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(as_list, json_schema_input_type=str | list[str])]
 
 
@@ -60,6 +77,27 @@ class StageConfig(Section):
         ranges = (self.bounds(name) for name, _ in list_declared(self.hyperparameters))
         return any(bounds is not None and bounds[0] < bounds[1] for bounds in ranges)
 
+    def describe(self) -> str:
+        """Say what it trains, by what it is fitted, and what the config says of its hyperparameters, but defaults."""
+        said = {name: self.describe_key(name, declared) for name, declared in list_declared(self.hyperparameters)}
+        shown = (f"{key} {value}" for key, value in said.items() if value)
+        without = f" without {' '.join(self.freeze)}" if self.freeze else ""
+        return ", ".join((f"train {' '.join(self.train)}{without}", f"fit {self.fit}", *shown, *self.describe_more()))
+
+    def describe_key(self, name: str, declared: Declaration) -> str:
+        own = getattr(self, name, None)
+        if own is None or own == declared.default:
+            return ""
+        if not isinstance(own, Range):
+            return str(own)
+        if own.bounds == declared.default:
+            return ""
+        return " to ".join(format(value, ".3g") for value in dict.fromkeys(own.bounds))
+
+    def describe_more(self) -> tuple[str, ...]:
+        """Say what else its way to fit was told."""
+        return ()
+
 
 class AdapterSection(Section):
     """What weights learn by in place of themselves: the form `lora` is short for `{kind: lora}`."""
@@ -70,6 +108,8 @@ class AdapterSection(Section):
     @model_validator(mode="before")
     @classmethod
     def read_short_form(cls, value: object) -> object:
+        if not isinstance(value, str | Mapping):
+            raise ValueError(f"it should be lora, scale, or a section with a kind, got {show_value(value)}")
         return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -83,9 +123,18 @@ class GradientBase(StageConfig):
     fit: Literal["gradient"] = "gradient"
     warmup_ratio: Share | None = Field(default=None, description="warm-up as a share of the epochs, instead")
     adapter: AdapterSection | None = Field(default=None, description="what weights learn by in place of themselves")
-    lr_scale: dict[str, Positive] = Field(
+    lr_scale: dict[str, Scale] = Field(
         default_factory=dict, description="factors on the learning rate, by name pattern of trained parameters"
     )
+
+    def describe_more(self) -> tuple[str, ...]:
+        rank = f" of rank {self.adapter.rank}" if self.adapter and self.adapter.rank else ""
+        said = {
+            "warm-up": self.warmup_ratio and f"{self.warmup_ratio:.3g} of the epochs",
+            "adapter": self.adapter and f"{self.adapter.kind}{rank}",
+            "lr_scale": ", ".join(f"{value:.3g} for {pattern}" for pattern, value in self.lr_scale.items()),
+        }
+        return tuple(f"{key} {value}" for key, value in said.items() if value)
 
 
 class RidgeBase(StageConfig):
@@ -121,6 +170,12 @@ class StrategyConfig(Section):
 
     description: str = ""
     stages: tuple[AnyStage, ...] = Field(min_length=1)
+
+    def describe(self) -> str:
+        """Say what each stage learns, by what, and by which values of its own."""
+        if len(self.stages) == 1:
+            return self.stages[0].describe()
+        return "; ".join(f"stage {i}: {own.describe()}" for i, own in enumerate(self.stages, start=1))
 
     def most(self, name: str) -> float:
         """The largest value that a hyperparameter may take in a stage; 0 where it has none."""

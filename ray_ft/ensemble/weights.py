@@ -55,8 +55,10 @@ def weigh(method: str, columns: Columns, targets: Targets, objective: Objective)
 def pick_greedily(columns: Columns, targets: Targets, objective: Objective, n_picks: int) -> ByColumn:
     """Add, again and again, the column that most lowers the loss of the mean; the first of equals."""
     counts, total = np.zeros(len(columns)), np.zeros(columns.shape[1:])
+    wanted = np.concatenate([targets] * len(columns))
     for n in range(1, n_picks + 1):
-        losses = [objective.score((total + column) / n, targets).mean() for column in columns]
+        tried = ((total + columns) / n).reshape(-1, *columns.shape[2:])
+        losses = objective.score(tried, wanted).reshape(len(columns), -1).mean(1)
         best = int(np.argmin(losses))
         counts[best] += 1
         total += columns[best]

@@ -31,6 +31,6 @@ def parse_json(text: bytes) -> Any:
     for _ in range(MAX_DEPTH + 1):
         inner = (value.values() if isinstance(value, dict) else value for value in level)
         level = [part for parts in inner for part in parts if isinstance(part, dict | list)]
-    if level:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
-    return content
+        if not level:
+            return content
+    raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")

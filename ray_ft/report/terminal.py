@@ -211,9 +211,13 @@ def build_forecasts(curve: LearningCurve, unit: Unit) -> Table | Text:
 
 
 def render_plan(
-    plan: Sequence[CandidateSpec], parts: Mapping[str, Mapping[str, tuple[int, int]]], shape: str, budget: str
+    plan: Sequence[CandidateSpec],
+    parts: Mapping[str, Mapping[str, tuple[int, int]]],
+    told: Sequence[str],
+    shape: str,
+    budget: str,
 ) -> Group:
-    """Draw what a config would train: by strategy and part of the network, then the first candidates."""
+    """Draw what a config would train: by strategy and part of the network, by what, then the candidates it knows."""
     by_part = start_table("trained parameters", *parts, "all")
     for part in next(iter(parts.values())):
         learning = [f"{counts[part][0]:,}" if counts[part][0] else "frozen" for counts in parts.values()]
@@ -226,4 +230,5 @@ def render_plan(
     for spec in plan:
         for row in describe_candidate(spec, columns):
             candidates.add_row(*row)
-    return join_lines(Text(shape, style="bold"), "", by_part, "", candidates, "", budget)
+    known = (candidates, "") if plan else ()
+    return join_lines(Text(shape, style="bold"), "", by_part, "", *told, "", *known, budget)

@@ -24,7 +24,7 @@ from ray_ft.search.problem import Place
 
 APART = 1.5  # factor from which on another learning rate is another: one next to the best brackets nothing
 FAR = 10.0  # factor beyond which another brackets nothing: a better one may lie between
-LATE = 0.9  # share of the epochs from which on a best epoch is at their end
+LATE = 0.8  # share of the epochs from which on a best epoch is at their end: of eight, the last but one is
 HALF_SHARE = 0.1  # of the progress, or of the loss that is left, from which on much is still to come
 N_SUBSTEPS = 50  # of an epoch, to sum the learning rate
 Edge = Literal["lowest", "highest"]
@@ -267,7 +267,7 @@ def say_edges(edges: Sequence[OpenEdge], n_folds: int, attempts: Sequence[Attemp
 def say_early(edges: Sequence[OpenEdge]) -> Iterator[str]:
     for edge in edges:
         side = edge.side.replace("est", "er")
-        yield f"best at {edge.lr:.2g} in stage {edge.stage + 1}, and no {side} learning rate near it was tried there"
+        yield f"its best candidate has {edge.lr:.2g} in stage {edge.stage + 1}, where no {side} rate near it was tried"
 
 
 def say_ends(held: Mapping[Place, Attempt], n_folds: int) -> Iterator[str]:
@@ -277,7 +277,7 @@ def say_ends(held: Mapping[Place, Attempt], n_folds: int) -> Iterator[str]:
         first = next(iter(own.values()))
         of_last = " of the last stage" if first.spec.n_before else ""
         yield (
-            f"still improving after {first.last.n_epochs} epochs{of_last} in {len(own)} of {n_folds} folds: "
-            f"{shares[0]:.0%} of the progress, {shares[1]:.0%} of the loss that is left, fell in the second half of "
-            "the summed learning rate"
+            f"still improving after {first.last.n_epochs} epochs{of_last} in {len(own)} of {n_folds} folds: the second "
+            f"half of the summed learning rate made {shares[0]:.0%} of the progress, {shares[1]:.2g} times the loss "
+            "that is left"
         )

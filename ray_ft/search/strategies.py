@@ -67,11 +67,6 @@ class Strategy:
         """Places of the stages before the last one whose learning rate the config leaves open."""
         return tuple(i for i, stage in enumerate(self.stages[:-1]) if stage.lr_is_open)
 
-    def describe_stages(self) -> str:
-        """Say what each stage trains, by what, where there are several."""
-        ways = (f"stage {i} {own.fit} on {first_few(own.trained)}" for i, own in enumerate(self.stages, start=1))
-        return f"; {'; '.join(ways)}" if len(self.stages) > 1 else ""
-
     @property
     def longest(self) -> int:
         return sum(stage.longest for stage in self.stages)
