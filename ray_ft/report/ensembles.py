@@ -51,6 +51,9 @@ def render_ensemble(summary: EnsembleSummary, before: EnsembleSummary | None = N
     ]
     if before is not None and before.score < summary.score:
         kind = f"--strategies {','.join(before.strategies)} --method {before.method}"
+        kinds = {"symmetric": (before.symmetric, summary.symmetric)}
+        kinds |= {"pull-back": (bool(before.pulled_shares), bool(summary.pulled_shares))}
+        kind += "".join(f" --{'' if then else 'no-'}{name}" for name, (then, now) in kinds.items() if then != now)
         lines.append(f"note: the ensemble before it was better, {unit.write(before.score)}; {kind} builds that again")
     return join_lines(f"ensemble  {first}", "", table, "", *lines)
 
