@@ -191,6 +191,15 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
         typer.echo(f"strategy    {name}: {strategy.n_trained:,} trained parameters; {told[name].describe()}")
 
 
+@app.command()
+def config(key: Annotated[str, Argument(metavar="[KEY]", help="A key or a section; without it, all.")] = "") -> None:
+    """Say what a key of a config takes, its default, and what it is for."""
+    from ray_ft.config.reference import find_entries
+
+    for entry in find_entries(key):
+        typer.echo(entry.text)
+
+
 def say_starting() -> None:
     """Say that something happens while the heavy packages load."""
     typer.echo("starting …", nl=not sys.stderr.isatty(), err=True)

@@ -162,7 +162,7 @@ class LoggersSection(Section):
 class Config(Section):
     """One run."""
 
-    name: str = Field(default="run", pattern=NAME_PATTERN)
+    name: str = Field(default="run", pattern=NAME_PATTERN, description="Name of the run, and of its folder in runs.")
     model: ModelSection = ModelSection()
     data: DataSection
     cv: CVSection = CVSection()

@@ -37,8 +37,8 @@ class StageConfig(Section):
     """What learns in a stage of a strategy; the hyperparameters of its way to fit are keys beside these."""
 
     fit: str
-    train: Patterns = Field(min_length=1, description="name patterns of the parameters that learn")
-    freeze: Patterns = Field(default=(), description="name patterns taken out of `train`")
+    train: Patterns = Field(min_length=1, description="Name patterns of the parameters that learn.")
+    freeze: Patterns = Field(default=(), description="Name patterns taken out of `train`.")
 
     @property
     def hyperparameters(self) -> type[Hyperparameters]:
@@ -103,7 +103,8 @@ class AdapterSection(Section):
     """What weights learn by in place of themselves: the form `lora` is short for `{kind: lora}`."""
 
     kind: Literal["lora", "scale"]
-    rank: Count | None = Field(default=None, description="rank of what lora adds to a weight; without it, 4")
+    """lora adds a product of two small matrices to each weight; scale multiplies each output."""
+    rank: Count | None = Field(default=None, description="Rank of what lora adds to a weight. Without it, 4.")
 
     @model_validator(mode="before")
     @classmethod
@@ -120,11 +121,15 @@ class AdapterSection(Section):
 
 
 class GradientBase(StageConfig):
-    fit: Literal["gradient"] = "gradient"
-    warmup_ratio: Share | None = Field(default=None, description="warm-up as a share of the epochs, instead")
-    adapter: AdapterSection | None = Field(default=None, description="what weights learn by in place of themselves")
+    fit: Literal["gradient"] = Field(default="gradient", description="By what it is fitted: gradient descent.")
+    warmup_ratio: Share | None = Field(
+        default=None, description="Warm-up as a share of the epochs, in place of warmup_epochs."
+    )
+    adapter: AdapterSection | None = Field(
+        default=None, description="What weights learn by in place of themselves: lora, scale, or the keys below."
+    )
     lr_scale: dict[str, Scale] = Field(
-        default_factory=dict, description="factors on the learning rate, by name pattern of trained parameters"
+        default_factory=dict, description="Factors on the learning rate, by name pattern of trained parameters."
     )
 
     def describe_more(self) -> tuple[str, ...]:
@@ -138,7 +143,7 @@ class GradientBase(StageConfig):
 
 
 class RidgeBase(StageConfig):
-    fit: Literal["ridge"]
+    fit: Literal["ridge"] = Field(description="By what it is fitted: ridge regression in closed form.")
 
 
 def add_keys(base: type[StageConfig], hyperparameters: type) -> type[StageConfig]:
@@ -168,8 +173,8 @@ else:
 class StrategyConfig(Section):
     """A strategy: a tuple of stages; a mapping without `stages` is the one stage itself."""
 
-    description: str = ""
-    stages: tuple[AnyStage, ...] = Field(min_length=1)
+    description: str = Field(default="", description="What it is for, in words.")
+    stages: tuple[AnyStage, ...] = Field(min_length=1, description="Stages in their order; each has the keys below.")
 
     def describe(self) -> str:
         """Say what each stage learns, by what, and by which values of its own."""

@@ -12,19 +12,21 @@ from ray_ft.objectives import LOSSES
 
 
 class TrainingBase(Section):
-    resume: str | None = Field(default=None, description="the same as model.checkpoint")
+    resume: str | None = Field(default=None, description="The same as model.checkpoint.")
     freeze_encoder: bool | None = None
-    freeze_decoder: bool | None = None
-    warmup_ratio: Share | None = None
-    grad_clip: Positive = 1.0
+    """Whether the encoder stays as it is. With it or freeze_decoder, the one strategy is as_written."""
+    freeze_decoder: bool | None = Field(default=None, description="Whether the decoder stays as it is.")
+    warmup_ratio: Share | None = Field(default=None, description="Linear warm-up, as a share of the epochs.")
+    grad_clip: Positive = Field(default=1.0, description="Largest norm of a gradient; a longer one is shortened to it.")
     loss: str | None = None
-    """what training minimises: mse, mae, huber, smooth_l1, log_cosh, these after standardised_, cross_entropy, or
-    `package.module:function` of your own; without it, the metric's own"""
-    class_weights: Literal["balanced"] | None = Field(default=None, description="balanced: every class weighs the same")
-    n_noisy_views: Count = Field(default=4, description="noisy copies of each view to draw from")
-    checkpoint_every: Count = Field(default=5, description="epochs between checkpoints of a candidate")
+    """What training minimises: mse, mae, huber, smooth_l1, log_cosh, these after standardised_, cross_entropy, or
+    `package.module:function` of your own. Without it, the metric's own."""
+    class_weights: Literal["balanced"] | None = None
+    """With balanced, every class weighs the same in the loss."""
+    n_noisy_views: Count = Field(default=4, description="Noisy copies of each view to draw from.")
+    checkpoint_every: Count = Field(default=5, description="Epochs between checkpoints of a candidate.")
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """of the products; auto: bf16 where the device gains from it"""
+    """Precision of the products. `auto` is bf16 where the device gains from it."""
 
     @property
     def objective(self) -> dict[str, Any]:
