@@ -1,6 +1,7 @@
 """The reference of the config: it has every key, says what each is for, and the page is of the code as it is."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -62,3 +63,7 @@ def test_a_section_is_all_its_keys_and_nothing_is_all() -> None:
 def test_a_key_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"got cv.fold; did you mean cv.folds"):
         find_entries("cv.fold")
+
+
+def test_the_command_says_its_release(ray_ft_here: Callable[..., CompletedProcess[str]]) -> None:
+    assert ray_ft_here("--version").stdout == f"ray-ft {version('ray-ft')}\n"

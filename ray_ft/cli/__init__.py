@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Argument, Option
 
+from ray_ft import __version__
 from ray_ft.cli.ensembles import ensembles
 from ray_ft.cli.options import (
     AddressOption,
@@ -29,13 +30,28 @@ CURVE_OUT = "Folder that keeps the curve. Without it, runs/NAME-curve does."
 SIZES = "Sizes of the training parts in samples, three or more, comma-separated."
 app = typer.Typer(
     name="ray-ft",
-    help="Which parts of a pretrained network should learn from about 100 samples? `ray-ft cv` compares them.",
     context_settings={"max_content_width": 100},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def show_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"ray-ft {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def begin(
+    version: Annotated[
+        bool, Option("--version", callback=show_version, is_eager=True, help="Say which release this is, and exit.")
+    ] = False,
+) -> None:
+    """Which parts of a pretrained network should learn from about 100 samples? `ray-ft cv` compares them."""
 
 
 @app.command()
