@@ -9,6 +9,9 @@ which had no part in it: its regret is by how much its pick is above the lowest 
 - one split: the lowest at the best epoch of the best candidate on one held-out fold, as an 80/20 split with early
   stopping is used by hand; each fold is one such split.
 
+The airfoils of `examples/airfoil`, whose `study.py` writes what its runs found, are judged by 1,000 fresh samples of
+each case: by how much a rule's pick is above the lowest there.
+
 A run that is there is not made again. All scores are kept in `benchmarks/results/study.csv`; `--draw` needs that alone.
 The whole takes hours on two cores: name `--cases` and `--sizes` for a part of it.
 """
@@ -37,6 +40,7 @@ from ray_ft.runs.folder import RunFolder
 ADVICE = {"measured": "head", "novel": "decoder_head", "precise": "head"}
 GUIDED = ("head", "decoder_head", "full", "spec_bias")  # the guide's own strategies, each with a recipe
 RESULTS = Path(__file__).parent / "results" / "study.csv"
+AIRFOIL = Path(__file__).parents[1] / "examples" / "airfoil" / "results.csv"
 FIGURE = Path(__file__).parents[1] / "docs" / "study.png"
 COLUMNS = ("case", "size", "deal", "strategy", "score", "std", "settled", "recipe", "verdict", "ratio", "low", "high")
 COLUMNS += ("p", "splits_won")
@@ -163,6 +167,30 @@ def say_beside(row: Row, lowest: str) -> str:
     )
 
 
+def print_airfoil(path: Path) -> None:
+    """Print, as Markdown, errors on fresh samples, and by how much what each rule picks is above the lowest of them."""
+    cells: dict[str, dict[str, tuple[float, bool]]] = defaultdict(dict)
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["winner"]:  # others are no strategies
+                found = float(row["fresh_error"]), row["winner"] == "True"
+                cells[f"{row['case']}, {row['size']}"][row["strategy"]] = found
+    names = list(dict.fromkeys(name for found in cells.values() for name in found))
+    print(f"\n| case, network | {' | '.join(names)} | ours | everything | last_layer | ridge |")
+    print(f"|---|{'---|' * (len(names) + 4)}")
+    regrets = defaultdict(list)
+    for cell, found in cells.items():
+        best = min(error for error, _ in found.values())
+        told = [f"{found[name][0]:.4f}" if name in found else "" for name in names]
+        ours = next(name for name, (_, wins) in found.items() if wins)
+        picked = {"ours": ours, "everything": "everything", "last_layer": "last_layer", "ridge": "ridge"}
+        for rule, name in picked.items():
+            regrets[rule].append(found[name][0] / best - 1)
+        told += [f"{own[-1]:.0%}" + (f" ({ours})" if rule == "ours" else "") for rule, own in regrets.items()]
+        print(f"| {cell} | {' | '.join(told)} |")
+    print(f"| mean | {' | ' * (len(names) - 1)} | {' | '.join(f'{np.mean(own):.0%}' for own in regrets.values())} |")
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw the error against the size of the training parts by strategy."""
     cells = group(rows)
@@ -223,9 +251,12 @@ def main() -> None:
             writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows(read_rows(root))
-    rows = read_csv(RESULTS)
-    print_tables(rows)
-    draw(rows, FIGURE)
+    if AIRFOIL.exists():
+        print_airfoil(AIRFOIL)
+    if RESULTS.exists():
+        rows = read_csv(RESULTS)
+        print_tables(rows)
+        draw(rows, FIGURE)
 
 
 if __name__ == "__main__":
