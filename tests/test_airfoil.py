@@ -75,8 +75,11 @@ def test_a_mirrored_airfoil_is_lifted_the_other_way() -> None:
         [8, 8, 1, 1, 1, 1, 1, 1, 1], 1
     )
     turned = torch.cat([-lower, -upper, -leading_edge, te_thickness, -alpha, reynolds, n_crit, below, above], 1)
-    network = load_shipped("small")
-    torch.testing.assert_close(network(turned), network(rows) * torch.tensor([-1.0, 1.0, -1.0]), rtol=0, atol=1e-5)
+    network, back = load_shipped("small"), torch.tensor([-1.0, 1.0, -1.0])
+    torch.testing.assert_close(network(turned), network(rows) * back, rtol=0, atol=1e-5)
+    onesided = NeuralFoil("small", symmetric=False)
+    onesided.load_state_dict(network.state_dict())
+    torch.testing.assert_close((onesided(rows) + onesided(turned) * back) / 2, network(rows), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,13 @@ class NeuralFoil(nn.Module):
 
     Args:
         size: One of `SIZES`.
+        symmetric: Whether it is asked about both. The mean of the two is lifted the other way when the airfoil is
+            turned upside down, whatever the weights; where that does not hold, as with a flap, it cannot be learnt.
     """
 
-    def __init__(self, size: str = "small") -> None:
+    def __init__(self, size: str = "small", symmetric: bool = True) -> None:
         super().__init__()
+        self.symmetric = symmetric
         width, depth = SIZES[size]
         widths = [25, *[width] * depth]
         layers: list[nn.Module] = []
@@ -41,6 +44,8 @@ class NeuralFoil(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Predict CL, ln CD and CM, shape (n, 3), of `INPUTS` in physical units, shape (n, 23)."""
         encoded = encode(x)
+        if not self.symmetric:
+            return decode(self.net(encoded))
         straight, mirrored = self.net(torch.stack([encoded, mirror(encoded)], 1)).unbind(1)
         upside_down = torch.stack([-mirrored[:, 0], mirrored[:, 1], -mirrored[:, 2]], 1)
         return decode((straight + upside_down) / 2)

@@ -46,10 +46,12 @@ def main() -> None:
 
 
 def configure(case: str, size: str, n_candidates: int) -> Config:
-    """Read the example's config for a case and a size."""
+    """Read the example's config for a case and a size; `flap_onesided` is `flap` without the mirror image."""
+    data, _, onesided = case.partition("_")
     values: dict[str, Any] = {"name": f"airfoil_{case}_{size}", "search.candidates": n_candidates}
-    values |= {f"data.{name}": f"{HERE / 'data' / case}.npz::{name}" for name in ("inputs", "targets")}
-    values |= {"model.params.size": size, "model.checkpoint": str(HERE / "weights" / f"{size}.safetensors")}
+    values |= {f"data.{name}": f"{HERE / 'data' / data}.npz::{name}" for name in ("inputs", "targets")}
+    values |= {"model.params": {"size": size} | ({"symmetric": False} if onesided else {})}
+    values |= {"model.checkpoint": str(HERE / "weights" / f"{size}.safetensors")}
     return load_config(HERE / "config.yaml", values)
 
 
@@ -59,7 +61,7 @@ def measure(config: Config, run: Path, case: str) -> Iterator[tuple[Any, ...]]:
     The error is that of the uniform ensemble of the strategy's members, in the unit of the score.
     """
     summary = cross_validate(config, run, inline=True)
-    with np.load(HERE / "data" / f"{case}_fresh.npz") as fresh:
+    with np.load(HERE / "data" / f"{case.partition('_')[0]}_fresh.npz") as fresh:
         inputs, targets = fresh["inputs"], fresh["targets"]
     for name, own in summary.strategies.items():
         if own.score_mean is not None:
@@ -67,14 +69,14 @@ def measure(config: Config, run: Path, case: str) -> Iterator[tuple[Any, ...]]:
             yield name, own.score_mean, own.settled, find_error(run, inputs, targets), name == summary.winner
     score = rebuild_ensemble(run, trust=True).score  # as the config says, for whoever uses the run later
     yield ENSEMBLE, score, "", find_error(run, inputs, targets), ""
-    network = load_pretrained(str(config.model.params["size"]))
+    network = load_pretrained(**config.model.params)
     objective = Ensemble.load(run).objective
     error = objective.score(network(torch.from_numpy(inputs)).numpy(force=True), targets).mean()
     yield ZERO_SHOT, summary.baselines[ZERO_SHOT].score_mean, "", error, ""
 
 
-def load_pretrained(size: str) -> NeuralFoil:
-    network = NeuralFoil(size)
+def load_pretrained(size: str, symmetric: bool = True) -> NeuralFoil:
+    network = NeuralFoil(size, symmetric)
     network.load_state_dict(load_file(HERE / "weights" / f"{size}.safetensors"))
     return network
 
