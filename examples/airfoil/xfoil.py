@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 N_ITERATIONS, CONVERGED, LIMIT_S = 100, 1e-4, 20  # XFoil's own tolerance of the Newton iteration
 Coordinates = NDArray[np.float64]
 NUMBER = r"=\s*(-?\d*\.\d+)"
-STEP = re.compile(rf"rms:\s*(\S+).*?CL {NUMBER}.*?Cm {NUMBER}\s+CD {NUMBER}", re.DOTALL)
+STEP = re.compile(rf"\s*(\d*\.\d+E[+-]\d+)[^=]*=\s*\S+\s+CL {NUMBER}\s+Cm {NUMBER}\s+CD {NUMBER}")
 
 
 def run_xfoil(
@@ -61,8 +61,8 @@ def run_xfoil(
 
 def read_answer(printed: str) -> tuple[float, float, float] | None:
     """Read the last iteration; None where it is none that has converged, or what it says is impossible."""
-    steps = STEP.findall(printed)
-    if not steps:
+    step = STEP.match(printed.rpartition("rms:")[2])
+    if not step:
         return None
-    rms, cl, cm, cd = map(float, steps[-1])
+    rms, cl, cm, cd = map(float, step.groups())
     return (cl, cd, cm) if rms < CONVERGED and cd > 0 else None
