@@ -98,3 +98,8 @@ def test_a_shipped_strategy_is_changed_unless_it_says_what_it_trains(tmp_path: P
     own = load_config(write(tmp_path, "strategies: {head: {train: [head.*]}}")).selected
     assert own["head"].stages[0].head_dropout is None
     assert {"full", "ridge"} < own.keys()
+
+
+def test_names_of_strategies_are_a_list_also_for_ones_own_network(toy_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cv\.strategies: it should be a list, got 5"):
+        load_config("toy.yaml", {"cv.strategies": 5})

@@ -110,7 +110,9 @@ def add_strategies(raw: dict[str, Any]) -> None:
     own = {} if auto else own
     if not isinstance(own, dict):
         return  # validation says so
-    named = (isinstance(cv, dict) and cv.get("strategies")) or ()
+    named = cv.get("strategies") if isinstance(cv, dict) else None
+    if auto or not isinstance(named, list | tuple) or (not own and any(name not in list(known) for name in named)):
+        named = ()  # the network's own may have a shipped one's name, as ridge has
     alone = auto or (isinstance(model, dict) and model.get("factory"))
     shipped = {name: strategy for name, strategy in known.items() if not alone or name in named}
     if isinstance(training, dict) and {"freeze_encoder", "freeze_decoder"} & training.keys():
