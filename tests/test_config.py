@@ -1,5 +1,6 @@
 """The config: what it means, and every problem at once."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,25 @@ def test_a_range_runs_upwards(tmp_path: Path) -> None:
 def test_a_range_has_numbers(value: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="it should be a number, got true or false"):
         load_config(write(tmp_path, f"strategies: {{head: {{lr: {value}}}}}\n"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("cv.folds", True, "cv.folds: it should be a number, got true"),
+        ("training.grad_clip", False, "training.grad_clip: it should be a number, got false"),
+        ("strategies.full.adapter", {"kind": "lora", "rank": True}, "adapter.rank: it should be a number, got true"),
+        ("strategies.full.adapter", True, "adapter: it should be lora, scale, or a section with a kind, got True"),
+        ("strategies.full.lr_scale", {"*": True}, "it should be a number, got true or false"),
+        ("strategies.full.lr_scale", {"*": 1e40}, "it should be less than or equal to 1000000"),
+        ("strategies.full.views", 33, "views: it should be at most the views that data.symmetry gives, 32, got 33"),
+        ("training.views", 1000, "training.views: it should be at most the views that data.symmetry gives, 32"),
+        ("strategies", "atuo", "strategies: it should be a section of strategies by name, or auto, got 'atuo'"),
+    ],
+)
+def test_what_is_no_such_value_is_refused(key: str, value: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(write(tmp_path, ""), {key: value})
 
 
 def test_where_it_is_computed_is_not_what_it_is(tmp_path: Path) -> None:
