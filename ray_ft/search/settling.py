@@ -277,7 +277,7 @@ def say_ends(held: Mapping[Place, Attempt], n_folds: int) -> Iterator[str]:
         first = next(iter(own.values()))
         of_last = " of the last stage" if first.spec.n_before else ""
         yield (
-            f"still improving after {first.last.n_epochs} epochs{of_last} in {len(own)} of {n_folds} folds: the second "
-            f"half of the summed learning rate made {shares[0]:.0%} of the progress, {shares[1]:.2g} times the loss "
-            "that is left"
+            f"still improving after {first.last.n_epochs} epochs{of_last} in {len(own)} of {n_folds} folds: in the "
+            f"second half of the summed learning rate the loss fell by {shares[0]:.0%} of all its progress, which is "
+            f"{shares[1]:.2g} times the loss that is left"
         )
