@@ -72,6 +72,7 @@ def test_a_range_has_numbers(value: str, tmp_path: Path) -> None:
         ("training.grad_clip", False, "training.grad_clip: it should be a number, got false"),
         ("strategies.full.adapter", {"kind": "lora", "rank": True}, "adapter.rank: it should be a number, got true"),
         ("strategies.full.adapter", True, "adapter: it should be lora, scale, or a section with a kind, got True"),
+        ("strategies.full.lr_scale", True, "lr_scale: it should be a section of keys, got True"),
         ("strategies.full.lr_scale", {"*": True}, "it should be a number, got true or false"),
         ("strategies.full.lr_scale", {"*": 1e40}, "it should be less than or equal to 1000000"),
         ("strategies.full.views", 33, "views: it should be at most the views that data.symmetry gives, 32, got 33"),

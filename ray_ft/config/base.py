@@ -1,6 +1,7 @@
 """What every section of a config is: frozen, refusing unknown keys, and true and false where it wants numbers."""
 
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
@@ -14,7 +15,8 @@ class Section(BaseModel):
         """Refuse true and false, which Python takes for 1 and 0, where there should be a number."""
         if isinstance(value, bool) and info.field_name:
             annotation: Any = cls.model_fields[info.field_name].annotation
-            kinds = {getattr(kind, "__origin__", kind) for kind in (annotation, *get_args(annotation))}
+            united = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+            kinds = {getattr(kind, "__origin__", kind) for kind in united}
             if kinds & {int, float} and bool not in kinds:
                 raise ValueError(f"it should be a number, got {str(value).lower()}")
         return value
