@@ -1,16 +1,16 @@
 """Which parts should learn: the guide's advice, baselines and this tool's answer: `python -m benchmarks.study`.
 
 A cell is a run of `ray-ft cv` with its default strategies on one of the demo's data sets, with training parts of one
-size, and one deal of the folds. What a rule would pick in one deal is then judged by the scores of the other deals,
-which had no part in it: its regret is by how much its pick is above the lowest there. The rules:
+size, and one deal of the folds. What a rule would pick in one deal is then judged by the scores of the other deals: its
+regret is by how much its pick is above the lowest there. Another deal divides the same samples, which favours a little
+those rules that look at them. The rules:
 
 - ours: the strategy of the lowest cross-fitted score;
-- guide: the strategy that the guide names for such data; full, head: always the same;
-- one split: the lowest at the best epoch of the best candidate on one held-out fold, as an 80/20 split with early
-  stopping is used by hand; each fold is one such split.
+- guide: the strategy that the guide names for such data; full, head, ridge: always the same;
+- one split: as `benchmarks.fresh` draws it, one split into 80 and 20 with early stopping, as it is used by hand.
 
-The airfoils of `examples/airfoil`, whose `study.py` writes what its runs found, are judged by 1,000 fresh samples of
-each case: by how much a rule's pick is above the lowest there.
+The problems of `benchmarks.fresh`, which comes first, are judged by fresh samples: by how much a rule's pick is above
+the lowest there.
 
 A run that is there is not made again. All scores are kept in `benchmarks/results/study.csv`; `--draw` needs that alone.
 The whole takes hours on two cores: name `--cases` and `--sizes` for a part of it.
@@ -30,20 +30,20 @@ import numpy as np
 import torch
 
 from benchmarks.ablation import CASES, EXAMPLES
+from benchmarks.fresh import draw_splits
+from benchmarks.fresh import read_rows as read_fresh
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.drawing import COLORS, add_legend, draw_grid, use_log, use_style
-from ray_ft.results.records import load_attempts, load_judged, load_splits
 from ray_ft.results.summary import Summary
 from ray_ft.runs.folder import RunFolder
 
 ADVICE = {"measured": "head", "novel": "decoder_head", "precise": "head"}
 GUIDED = ("head", "decoder_head", "full", "spec_bias")  # the guide's own strategies, each with a recipe
 RESULTS = Path(__file__).parent / "results" / "study.csv"
-AIRFOIL = Path(__file__).parents[1] / "examples" / "airfoil" / "results.csv"
 FIGURE = Path(__file__).parents[1] / "docs" / "study.png"
 COLUMNS = ("case", "size", "deal", "strategy", "score", "std", "settled", "recipe", "verdict", "ratio", "low", "high")
-COLUMNS += ("p", "splits_won")
+COLUMNS += ("p", "split_chance")
 Row = dict[str, Any]
 Cell = tuple[str, int]  # a data set, and the samples of a training part
 FULL_SIZES = {"measured": 80, "novel": 80, "precise": 64}  # all but a fifth
@@ -69,27 +69,17 @@ def read_rows(root: Path) -> Iterator[Row]:
         if not (folder / "summary.json").exists():
             continue
         case, size, deal = folder.name.split("-")
-        found, won = Summary.load(folder), count_splits(RunFolder(folder))
+        found, chances = Summary.load(folder), draw_splits(RunFolder(folder))
         pairs = {(pair.first, pair.second): pair for pair in found.comparisons}
         for name, own in found.strategies.items():
-            row: Row = {"case": case, "size": int(size), "deal": int(deal), "strategy": name, "splits_won": won[name]}
+            row: Row = {"case": case, "size": int(size), "deal": int(deal), "strategy": name}
+            row["split_chance"] = chances.get(name, 0.0)
             row |= {"score": own.score_mean, "std": own.score_std, "settled": own.settled, "recipe": own.guide_score}
             pair = pairs.get((name, found.lowest)) or pairs.get((found.lowest, name))
             if pair and (pair := pair.seen_from(name)).ratio_interval:
                 row |= {"verdict": pair.verdict, "ratio": pair.ratio, "p": pair.p_adjusted}
                 row |= dict(zip(("low", "high"), pair.ratio_interval, strict=True))
             yield row
-
-
-def count_splits(run: RunFolder) -> dict[str, int]:
-    """On how many folds each strategy is the lowest at the best epoch of its best candidate on that fold itself."""
-    plan, verdicts = load_judged(run)
-    splits, lowest = load_splits(run), {}
-    for name in dict.fromkeys(spec.strategy for spec in plan):
-        attempts = load_attempts(run, plan, verdicts, name, splits)
-        lowest[name] = np.min([own.guide.min(0) for own in attempts if own.state == "completed"], 0)
-    winners = np.array(list(lowest))[np.argmin(list(lowest.values()), 0)]
-    return {name: int((winners == name).sum()) for name in lowest}
 
 
 def group(rows: Sequence[Row]) -> dict[Cell, dict[int, dict[str, Row]]]:
@@ -101,13 +91,13 @@ def group(rows: Sequence[Row]) -> dict[Cell, dict[int, dict[str, Row]]]:
 
 def pick_by_rule(case: str, found: dict[str, Row]) -> dict[str, dict[str, float]]:
     """With which chance each rule picks which strategy, from what one deal shows."""
-    n_splits = sum(row["splits_won"] for row in found.values())
     return {
         "ours": {min(found, key=lambda name: found[name]["score"]): 1.0},
         "guide": {ADVICE[case]: 1.0},
         "always full": {"full": 1.0},
         "always head": {"head": 1.0},
-        "one split": {name: row["splits_won"] / n_splits for name, row in found.items() if row["splits_won"]},
+        "always ridge": {"ridge": 1.0},
+        "one split": {name: row["split_chance"] for name, row in found.items()},
     }
 
 
@@ -167,28 +157,35 @@ def say_beside(row: Row, lowest: str) -> str:
     )
 
 
-def print_airfoil(path: Path) -> None:
-    """Print, as Markdown, errors on fresh samples, and by how much what each rule picks is above the lowest of them."""
-    cells: dict[str, dict[str, tuple[float, bool]]] = defaultdict(dict)
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["winner"]:  # others are no strategies
-                found = float(row["fresh_error"]), row["winner"] == "True"
-                cells[f"{row['case']}, {row['size']}"][row["strategy"]] = found
-    names = list(dict.fromkeys(name for found in cells.values() for name in found))
-    print(f"\n| case, network | {' | '.join(names)} | ours | everything | last_layer | ridge |")
-    print(f"|---|{'---|' * (len(names) + 4)}")
-    regrets = defaultdict(list)
-    for cell, found in cells.items():
-        best = min(error for error, _ in found.values())
-        told = [f"{found[name][0]:.4f}" if name in found else "" for name in names]
-        ours = next(name for name, (_, wins) in found.items() if wins)
-        picked = {"ours": ours, "everything": "everything", "last_layer": "last_layer", "ridge": "ridge"}
-        for rule, name in picked.items():
-            regrets[rule].append(found[name][0] / best - 1)
-        told += [f"{own[-1]:.0%}" + (f" ({ours})" if rule == "ours" else "") for rule, own in regrets.items()]
-        print(f"| {cell} | {' | '.join(told)} |")
-    print(f"| mean | {' | ' * (len(names) - 1)} | {' | '.join(f'{np.mean(own):.0%}' for own in regrets.values())} |")
+def measure_fresh() -> dict[str, dict[str, float]]:
+    """By how much what each rule picks is above the lowest error on fresh samples, by rule and problem."""
+    cells: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    for row in read_fresh():
+        if row["picked"]:  # others are no strategies
+            cells[row["problem"]][row["strategy"]] = row
+    regrets: dict[str, dict[str, float]] = defaultdict(dict)
+    for problem, found in cells.items():
+        best = min(float(row["fresh"]) for row in found.values())
+        above = {name: float(row["fresh"]) / best - 1 for name, row in found.items()}
+        regrets["ours"][problem] = next(above[name] for name, row in found.items() if row["picked"] == "True")
+        regrets["one split"][problem] = sum(above[name] * float(row["split_chance"]) for name, row in found.items())
+        for name in ("everything", "last_layer", "ridge"):
+            regrets[f"always {name}"][problem] = above[name]
+    return regrets
+
+
+def print_fresh() -> None:
+    """Print, as Markdown, the regrets on fresh samples, and how often what the runs say is right."""
+    regrets = measure_fresh()
+    problems = list(regrets["ours"])
+    print(f"\n| rule | {' | '.join(problems)} | mean | largest | the best in |\n|---|{'---|' * (len(problems) + 3)}")
+    for rule, own in regrets.items():
+        told, values = [f"{100 * own[problem]:.0f} %" for problem in problems], list(own.values())
+        ends = [f"{100 * np.mean(values):.0f} %", f"{100 * max(values):.0f} %", f"{sum(v == 0 for v in values)}"]
+        print(f"| {rule} | {' | '.join([*told, *ends])} of {len(problems)} |")
+    verdicts = [row for row in read_fresh() if row["verdict"] in ("better", "worse")]
+    wrong = [f"{row['problem']}, {row['strategy']}" for row in verdicts if float(row["behind"]) < 0]
+    print(f"\nverdicts of worse: {len(verdicts)}; wrong by fresh samples: {len(wrong)} {wrong or ''}")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -218,7 +215,7 @@ def read_csv(path: Path) -> list[Row]:
             return text
         if column == "settled":
             return text == "True"
-        if column in ("size", "deal", "splits_won"):
+        if column in ("size", "deal"):
             return int(text)
         return float(text) if text else None
 
@@ -251,8 +248,7 @@ def main() -> None:
             writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows(read_rows(root))
-    if AIRFOIL.exists():
-        print_airfoil(AIRFOIL)
+    print_fresh()
     if RESULTS.exists():
         rows = read_csv(RESULTS)
         print_tables(rows)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.problems import CASES as PROBLEMS
+from benchmarks.problems import load_problem
 from examples.airfoil.convert import read_weights
 from examples.airfoil.make_dataset import CASES, make_dataset, name_shape
 from examples.airfoil.network import INPUTS, OUTPUTS, SIZES, NeuralFoil
-from examples.airfoil.study import configure
 from examples.airfoil.xfoil import read_answer
 from ray_ft.config import load_config
 from ray_ft.cross_validation import prepare
@@ -110,12 +111,18 @@ def test_the_config_is_ready_from_the_root_of_the_repository(monkeypatch: pytest
     np.testing.assert_allclose(prepared.zero_shot, expected, atol=1e-5)
 
 
-def test_the_study_takes_every_case_and_size_that_is_shipped() -> None:
-    for case in CASES:
-        for size in SHIPPED:
-            config = configure(case, size, 6)
-            assert Path(str(config.data.inputs).partition("::")[0]).is_file()
-            assert Path(str(config.model.checkpoint)).is_file()
+@pytest.mark.parametrize("size", SHIPPED)
+@pytest.mark.parametrize("case", PROBLEMS)
+def test_the_benchmarks_take_every_case_and_size_that_is_shipped(case: str, size: str) -> None:
+    problem = load_problem(f"{case}_{size}")
+    inputs, targets = read_case(case.partition("_")[0])
+    np.testing.assert_array_equal(problem.train[0][0], inputs)
+    np.testing.assert_array_equal(problem.train[1], targets)
+    prepared = prepare(problem.config)
+    np.testing.assert_array_equal(prepared.problem.samples.inputs, inputs)
+    with torch.no_grad():
+        said = problem.build()(torch.from_numpy(inputs)).numpy()
+    np.testing.assert_allclose(prepared.zero_shot, said, rtol=1e-4, atol=1e-4)
 
 
 def test_an_answer_of_xfoil_is_its_last_iteration_if_that_has_converged() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ray_ft.config import build_config, load_config
 from ray_ft.cross_validation import cross_validate, prepare
 from ray_ft.models import DiffractionNet, measure_depths, propose_strategies
+from ray_ft.models.calling import call_as_one
 from ray_ft.search.strategies import count_last, match_any, match_strategies
 
 
@@ -224,3 +225,24 @@ def test_a_config_without_strategies_has_those_of_its_network(toy_folder: Path) 
     assert list(summary.strategies) == ["last_layer"]
     assert "train" in Path("run/config.yaml").read_text(), "the run names what was proposed"
     assert cross_validate(load_config("auto.yaml"), "run", inline=True).winner == summary.winner
+
+
+class TwoAnswers(nn.Module):
+    """What ends last is no part of the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.aux = nn.Sequential(nn.Linear(4, 8), nn.SiLU()), nn.Linear(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.body(x)
+        return {"answer": self.head(features), "aux": self.aux(features)}
+
+
+def test_what_the_answer_does_not_hang_on_is_not_proposed() -> None:
+    network = call_as_one(TwoAnswers(), (), "answer", None)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    found = propose_strategies(network, np.ones((2, 4), np.float32))
+    assert found["last_layer"]["train"] == found["ridge"]["train"] == ["head.*"]
+    assert not any(parameter.requires_grad for parameter in network.parameters())

@@ -231,9 +231,21 @@ def test_far_inputs_are_flagged(run: Path) -> None:
     assert not ensemble.predict(x).flag.any(), "the training samples themselves"
 
 
-def test_a_soup_of_seeds_is_scored(run: Path) -> None:
-    summary = rebuild_ensemble(run, trust=True)
-    assert summary.soup_score == pytest.approx(summary.score, rel=0.2)
+def test_the_score_of_a_soup_is_that_of_weights_averaged_over_seeds(run: Path) -> None:
+    summary = rebuild_ensemble(run, trust=True, strategies=["top"], method="uniform")
+    ensemble, x, y = Ensemble.load(run), np.load("x.npy"), np.load("y.npy")
+    card, (states,) = ensemble.card, ensemble.states.values()
+    network = prepare(load_config(Path("toy.yaml"), {"cv.strategies": ["top"]})).pretrained.build().eval()
+    said = np.zeros((card.n_repeats, len(x), y.shape[-1]))
+    for place in range(card.n_repeats * card.n_folds):
+        repeat, fold = divmod(place, card.n_folds)
+        members = range(place * card.n_seeds, (place + 1) * card.n_seeds)
+        soup = {name: sum(tensor[i] for i in members) / card.n_seeds for name, tensor in states.items()}
+        blind = ensemble.calibration.fold_of[repeat] == fold
+        said[repeat, blind] = functional_call(network, soup, (torch.from_numpy(x[blind]),)).numpy(force=True)
+    assert card.n_seeds > 1
+    assert summary.soup_score == pytest.approx(((said.mean(0) - y) ** 2).mean(), rel=1e-4)
+    assert summary.soup_score != pytest.approx(summary.score, rel=1e-4)
 
 
 def test_a_symmetric_ensemble_moves_with_its_input(demo_run: Path) -> None:

@@ -89,8 +89,10 @@ def test_the_same_steps_give_the_same_bits_where_that_is_asked_for(toy_folder: P
         assert torch.equal(states[1][name], tensor), name
 
 
-def test_a_candidate_goes_on_from_what_it_saved(toy_folder: Path) -> None:
-    whole, first, second = (start(toy_folder, CUDA, "packed") for _ in range(3))
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_a_candidate_goes_on_from_what_it_saved(toy_folder: Path, adapter: str | None) -> None:
+    own = {"strategies.top.adapter": adapter} if adapter else {}
+    whole, first, second = (start(toy_folder, CUDA, "packed", **own) for _ in range(3))
     for epoch in range(3):
         whole.run_epoch(epoch)
     first.run_epoch(0)
@@ -99,6 +101,10 @@ def test_a_candidate_goes_on_from_what_it_saved(toy_folder: Path) -> None:
         second.run_epoch(epoch)
     for name, tensor in whole.whole.state.items():
         torch.testing.assert_close(second.whole.state[name], tensor, rtol=1e-5, atol=1e-6)
+    second.load(first.save())
+    assert (
+        len(second.collect_snapshots()) == 6
+    )  # with what they learn by in their weights, where they have not improved
 
 
 def test_packs_are_halved_where_memory_is_short(toy_folder: Path) -> None:

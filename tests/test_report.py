@@ -115,6 +115,18 @@ def test_early_or_late_layers_pay_where_that_is_known(findings: Findings) -> Non
         np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), scores)
 
 
+def test_two_depths_do_not_say_that_early_layers_pay(findings: Findings) -> None:
+    """What more than the last layers bring may be brought by those next to them."""
+    row = findings.summary.strategies["last"]
+    rows = {
+        name: row.model_copy(update={"score_mean": score, "layers": (n, 9)})
+        for name, score, n in (("last", 2.0, 1), ("all", 1.0, 9))
+    }
+    update = {"strategies": rows, "comparisons": (pair("last", "all", 2.0),)}
+    (said,) = say_depth(findings.summary.model_copy(update=update), Unit(0))
+    assert said == f"more than the last layers pay: the mse {FALL.format('all')}"
+
+
 def test_what_is_not_settled_or_of_one_depth_says_nothing_of_depth(findings: Findings) -> None:
     summary, text = findings.summary, io.StringIO()
     assert [summary.strategies[name].layers for name in ("last", "top")] == [(1, 4), (2, 4)]

@@ -204,7 +204,8 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     typer.echo(f"checkpoint  {loaded.checkpoint or 'none: the weights of the factory'}: fits the network")
     told = prepared.config.selected
     for name, strategy in prepared.strategies.items():
-        typer.echo(f"strategy    {name}: {strategy.n_trained:,} trained parameters; {told[name].describe()}")
+        trained = f"{strategy.n_trained:,} trained parameters" if strategy.n_trained else "in closed form"
+        typer.echo(f"strategy    {name}: {trained}; {told[name].describe()}")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from ray_ft.config.loading import load_config as load_config
 from ray_ft.config.loading import read_shipped as read_shipped
 from ray_ft.config.loading import reload_config as reload_config
 from ray_ft.config.sections import AS_WRITTEN as AS_WRITTEN
+from ray_ft.config.sections import AUTO as AUTO
 from ray_ft.config.sections import SMALLEST_SHARE as SMALLEST_SHARE
 from ray_ft.config.sections import ComputeSection as ComputeSection
 from ray_ft.config.sections import Config as Config

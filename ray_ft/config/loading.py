@@ -89,7 +89,10 @@ def override(raw: dict[str, Any], overrides: Mapping[str, Any] | None) -> None:
         for parent in parents:
             section[parent] = {} if section.get(parent) is None else section[parent]
             if not isinstance(section[parent], dict):
-                raise ConfigError(f"an override names a key inside sections, got {dotted}: {parent} is not a section")
+                rule = "an override names a key inside sections"
+                raise ConfigError(
+                    f"{rule}, got {dotted}, but {parent} is {show_value(section[parent])}; write it out in a file"
+                )
             section = section[parent]
         section[key] = value
 
@@ -111,9 +114,10 @@ def add_strategies(raw: dict[str, Any]) -> None:
     if not isinstance(own, dict):
         return  # validation says so
     named = cv.get("strategies") if isinstance(cv, dict) else None
-    if auto or not isinstance(named, list | tuple) or (not own and any(name not in list(known) for name in named)):
-        named = ()  # the network's own may have a shipped one's name, as ridge has
     alone = auto or (isinstance(model, dict) and model.get("factory"))
+    shippable = [name for name in known if name != RIDGE]  # of that name the network has its own
+    if auto or not isinstance(named, list | tuple) or (not own and any(name not in shippable for name in named)):
+        named = ()  # the network itself will say them
     shipped = {name: strategy for name, strategy in known.items() if not alone or name in named}
     if isinstance(training, dict) and {"freeze_encoder", "freeze_decoder"} & training.keys():
         flags = (bool(training.get(key)) for key in ("freeze_encoder", "freeze_decoder"))
@@ -134,6 +138,7 @@ def describe_flags(shipped: dict[str, Any], freeze_encoder: bool, freeze_decoder
     return base | {"description": "what the freeze flags leave", "train": ("*",), "freeze": freeze}
 
 
+RIDGE = "ridge"
 KINDS = {
     "model_type": "it should be a section of keys",
     "dict_type": "it should be a section of keys",

@@ -139,6 +139,8 @@ def find_entries(key: str) -> list[Entry]:
     if not key:
         return list(dict.fromkeys(every))
     first, *rest = key.split(".")
+    if rest[1:2] == ["stages"]:
+        del rest[1:3]  # a stage has the keys of a strategy without stages
     asked = ".".join([PLACE, *rest[1:]]) if first == "strategies" and rest else key
     found = [entry for entry in every if entry.key == asked or entry.key.startswith(f"{asked}.")]
     if not found:

@@ -19,7 +19,7 @@ from ray_ft.config.hyperparameters import (
 from ray_ft.config.strategies import StrategyConfig
 from ray_ft.config.training import TrainingSection
 from ray_ft.domains import DomainName, find_domain
-from ray_ft.errors import show_value, suggest
+from ray_ft.errors import first_few, show_value, suggest
 from ray_ft.objectives import METRICS, list_baselines
 
 AUTO = "auto"  # in place of strategies: those that the network itself says
@@ -203,7 +203,8 @@ class Config(Section):
                 yield f"strategies.{name}: it is the name of a baseline; choose another"
         for name in (self.cv.strategies or ()) if self.strategies else ():  # none is known before the network is
             if name not in self.strategies:
-                yield f"cv.strategies: unknown strategy {name}{suggest(name, self.strategies)}"
+                near = suggest(name, self.strategies) or f"; there are {first_few(list(self.strategies), 8)}"
+                yield f"cv.strategies: unknown strategy {name}{near}"
         if self.cv.strategies and len(set(self.cv.strategies)) < len(self.cv.strategies):
             yield f"cv.strategies: each may be named once, got {', '.join(self.cv.strategies)}"
         yield from self.find_view_conflicts()
@@ -252,7 +253,8 @@ class Config(Section):
         known = self.cv.strategies or tuple(self.strategies)
         for name in self.ensemble.strategies or ():
             if known and name not in known:
-                yield f"ensemble.strategies: the run has no strategy {name}{suggest(name, known)}"
+                near = suggest(name, known) or f"; it has {first_few(list(known), 8)}"
+                yield f"ensemble.strategies: the run has no strategy {name}{near}"
         if self.ensemble.symmetric and not self.symmetry:
             yield "ensemble.symmetric: it needs data.symmetry, got none; name operations, or leave it out"
 

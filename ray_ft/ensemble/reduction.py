@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ray_ft.config import EnsembleSection
 from ray_ft.data.folds import Splits
@@ -27,6 +26,7 @@ from ray_ft.files.hashes import hash_arrays
 from ray_ft.files.writing import write_arrays
 from ray_ft.fitting.starting import split_members
 from ray_ft.models import Pretrained, predict_all
+from ray_ft.models.flops import count_flops
 from ray_ft.objectives import Responses, Targets
 from ray_ft.results.records import gather_columns, list_folders, load_members
 from ray_ft.results.summary import EnsembleSummary
@@ -103,7 +103,7 @@ def reduce_members(reduction: Reduction) -> EnsembleSummary:
     options = dict(list_options(judge, columns, own, mixed))
     comparisons = judge.compare({name: option.blind for name, option in options.items()})
     picked = options[pick_option(reduction.choice.method, comparisons)]
-    names = own if picked.strategies == own else picked.used
+    names = picked.used  # members of no weight would cost as much as others
     reduction = replace(reduction, choice=reduction.choice.model_copy(update={"strategies": names}))
     told = np.concatenate([columns[name] for name in names])
     weights = {name: judge.weigh(name, told) for name in METHODS}
@@ -139,12 +139,9 @@ def reduce_members(reduction: Reduction) -> EnsembleSummary:
 def measure_cost(reduction: Reduction, ensemble: Ensemble) -> float | None:
     """Multiply-adds of a prediction over those of the pretrained network; None where that has no products."""
     inputs, network = reduction.problem.samples.inputs[:1], reduction.pretrained.build()
-    counts = []
-    for work in (lambda: ensemble.predict_members(inputs, False), lambda: predict_all(network, inputs)):
-        with FlopCounterMode(display=False) as flops:
-            work()
-        counts.append(flops.get_total_flops())
-    return ensemble.n_views * counts[0] / counts[1] if counts[1] else None
+    ours = count_flops(lambda: ensemble.predict_members(inputs, False))
+    pretrained = count_flops(lambda: predict_all(network, inputs))
+    return ensemble.n_views * ours / pretrained if pretrained else None
 
 
 def split_networks(reduction: Reduction, members: Mapping[str, State]) -> dict[str, SplitNetwork]:

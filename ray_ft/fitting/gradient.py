@@ -244,7 +244,9 @@ class GradientFitter:
             for name, tensor in member.average.items():
                 tensor.copy_(content["average"][name])
             member.optimizer.load_state_dict(content["optimizer"])
-            self.snapshots[i] = content["snapshot"]
+            self.snapshots[i] = {
+                name: tensor.to(self.recipe.split.device) for name, tensor in content["snapshot"].items()
+            }
             if self.packing != "looped":
                 self.pack_size = content["pack_size"]
 

@@ -1,6 +1,7 @@
 """A range test: the learning rate at which the training loss of a strategy is lowest, when it rises step by step.
 
-It trains a single member on one training part, and looks at nothing but its training loss, so it leaks nothing.
+It trains a single member on the training part of the first fold, and looks at nothing but its training loss. The other
+folds are in that part: what they know of their own samples by this is the scale that the search of all begins at.
 
 References:
     Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017. We raise the rate by a factor and not by
@@ -13,13 +14,13 @@ from itertools import chain, count
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ray_ft.config import GradientHyperparameters
 from ray_ft.fitting.fitter import FitSettings
 from ray_ft.fitting.gradient import GradientFitter
 from ray_ft.fitting.preparation import PreparedStrategy
 from ray_ft.fitting.training import draw_batches, step_alone
+from ray_ft.models.flops import count_flops
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import MemberKey, Problem
 from ray_ft.split.network import SplitNetwork
@@ -71,9 +72,7 @@ def measure_work(problem: Problem, split: SplitNetwork) -> float:
     """Count the operations of a forward pass that training repeats, as a share of those of the whole network."""
     inputs = torch.from_numpy(problem.samples.inputs[:N_COUNTED]).to(split.device)
     with torch.no_grad():
-        with FlopCounterMode(display=False) as frozen:
-            features = split.compute_features(inputs)
-        with FlopCounterMode(display=False) as trained:
-            split.apply_tail(split.state, split.take(features))
-    n_trained, n_frozen = trained.get_total_flops(), frozen.get_total_flops()
+        n_frozen = count_flops(lambda: split.compute_features(inputs))
+        features = split.compute_features(inputs)
+        n_trained = count_flops(lambda: split.apply_tail(split.state, split.take(features)))
     return n_trained / (n_trained + n_frozen) if n_trained + n_frozen else 1.0

@@ -2,7 +2,7 @@
 
 from ray_ft.models.calling import Collate, call_as_one
 from ray_ft.models.checkpoints import read_weights
-from ray_ft.models.depth import measure_depths, order_layers, propose_strategies
+from ray_ft.models.depth import find_tied, measure_depths, order_layers, propose_strategies
 from ray_ft.models.diffraction_net import DiffractionNet
 from ray_ft.models.factory import Factory, seed_all
 from ray_ft.models.last_layer import find_last_layer, renew_head
@@ -33,6 +33,7 @@ __all__ = [
     "copy_state",
     "find_answer_shape",
     "find_last_layer",
+    "find_tied",
     "finish_lazy",
     "give_head",
     "load_network",

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ray_ft.models.last_layer import find_last_layer, is_layer
+from ray_ft.models.last_layer import find_last_layer, is_layer, list_reached
 from ray_ft.models.pretrained import predict_all
 
 NORMS = (
@@ -44,7 +44,8 @@ def propose_strategies(network: nn.Module, inputs: Float[np.ndarray, "sample *in
     Of two that train the same the first is kept; so what is the same as everything is called that.
     """
     last, units = find_last_layer(network, inputs), divide(network, order_layers(network, inputs))
-    names = [name for name, _ in network.named_parameters()]
+    reached = list_reached(network, inputs)
+    names = [name for name, _ in network.named_parameters() if name in reached]
     known = {
         "everything": ("every parameter", ["*"]),
         "last_layer": ("the layer that ends last", [f"{last}.*"] if last else ["*"]),
@@ -52,6 +53,8 @@ def propose_strategies(network: nn.Module, inputs: Float[np.ndarray, "sample *in
         "last_half": ("the later half of the layers", name_units(take_half(units))),
         "norms_and_biases": ("normalisations and biases alone", list_adjustments(network)),
     }
+    if any(name.startswith(f"{last}.") for name in find_tied(network)):
+        del known["last_layer"]  # its weight is that of another layer too, so no ridge takes its place
     found: dict[frozenset[str], tuple[str, dict[str, Any]]] = {}
     for name, (description, patterns) in known.items():
         trained = frozenset(own for own in names if any(fnmatchcase(own, pattern) for pattern in patterns))
@@ -59,14 +62,24 @@ def propose_strategies(network: nn.Module, inputs: Float[np.ndarray, "sample *in
             found.setdefault(trained, (name, {"description": description, "train": patterns}))
     by_size = sorted(found, key=len)
     strategies = dict(found[trained] for trained in by_size)
+    if "last_layer" not in known:
+        return strategies
     ridge = {"description": "closed form, in place of the last layer", "fit": "ridge", "train": known["last_layer"][1]}
     return {**strategies, "ridge": ridge}
+
+
+def find_tied(network: nn.Module) -> dict[str, str]:
+    """Find further names of parameters that have several, and the first name of each."""
+    first = {id(parameter): name for name, parameter in network.named_parameters()}
+    every = network.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
 
 
 def order_layers(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> list[str]:
     """Name the modules that have parameters of their own in the order in which they first end in a pass.
 
-    One that holds others of them, such as a transformer with a token of its own, is none itself.
+    One that holds others of them, such as a transformer with a token of its own, is none itself, and neither is one
+    that the answer does not hang on.
     """
     ended: dict[str, None] = {}
     hooks = [
@@ -77,6 +90,7 @@ def order_layers(network: nn.Module, inputs: Float[np.ndarray, "sample *input"])
     predict_all(network, inputs[:1])
     for hook in hooks:
         hook.remove()
+    ended = {name: None for name in ended if any(own.startswith(f"{name}.") for own in list_reached(network, inputs))}
     return [name for name in ended if not any(other.startswith(f"{name}.") for other in ended)]
 
 

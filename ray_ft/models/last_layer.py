@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import nn
 
@@ -17,7 +18,7 @@ from ray_ft.objectives import Objective
 
 
 def find_last_layer(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> str:
-    """Name the layer that ends last in a pass; nothing where the network itself is one.
+    """Name the layer that ends last in a pass and that the answer hangs on; nothing where the network itself is one.
 
     Raises:
         NetworkError: The network does not take the inputs.
@@ -31,7 +32,25 @@ def find_last_layer(network: nn.Module, inputs: Float[np.ndarray, "sample *input
     predict_all(network, inputs[:1])
     for hook in hooks:
         hook.remove()
-    return ended[-1] if ended else ""
+    reached = list_reached(network, inputs)
+    return next((name for name in reversed(ended) if any(own.startswith(f"{name}.") for own in reached)), "")
+
+
+def list_reached(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> set[str]:
+    """Name the parameters that the answer hangs on, as its gradient says; all where there is none."""
+    known = dict(network.named_parameters())
+    flags = {name: parameter.requires_grad for name, parameter in known.items()}
+    network.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            answer = network(torch.from_numpy(inputs[:1].copy()))
+            slopes = torch.autograd.grad(answer.float().sum(), [*known.values()], allow_unused=True)
+    except Exception:  # of any class: it is a user's own code, and training says more of it
+        return set(known)
+    finally:
+        for name, parameter in known.items():
+            parameter.requires_grad_(flags[name])
+    return {name for name, slope in zip(known, slopes, strict=True) if slope is not None}
 
 
 def renew_head(asked: bool | None, network: nn.Module, samples: Samples, objective: Objective) -> NewHead | None:

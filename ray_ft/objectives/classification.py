@@ -88,7 +88,8 @@ class Classification:
                 "class weights need one class a sample, got cv.metric: multilabel_log_loss; leave them out"
             )
         counts = targets.sum(0, dtype=np.float64)
-        weights = np.divide(len(targets), counts * (counts > 0).sum(), out=np.zeros_like(counts), where=counts > 0)
+        # a class without samples is met in what is replayed alone, and weighs 1 there
+        weights = np.divide(len(targets), counts * (counts > 0).sum(), out=np.ones_like(counts), where=counts > 0)
         return tuple(float(weight) for weight in weights)
 
     def find_output_shape(self, found: tuple[int, ...], target_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 from torch import nn
 from torch.utils.data import Dataset
 
-from ray_ft.config import ReplaySection, read_shipped
+from ray_ft.config import AUTO, ReplaySection, read_shipped
 from ray_ft.data.objects import as_array, check_order, name_columns
 from ray_ft.data.ragged import take_inputs
 from ray_ft.data.samples import Arrays
@@ -145,7 +145,7 @@ def find_metric(objective: str | None, targets: Shaped[np.ndarray, "..."]) -> st
 
 def read_strategies(strategies: Any) -> dict[str, Any]:
     """Bring strategies into the form of a config file; none where the network is to say some."""
-    if strategies is None:
+    if strategies is None or strategies == AUTO:
         return {}
     if isinstance(strategies, list | tuple | Mapping) and not strategies:
         raise ConfigError("strategies must be some, got none; leave them out to have the network say them")
@@ -158,7 +158,7 @@ def read_strategies(strategies: Any) -> dict[str, Any]:
         return {name: known[name] for name in strategies}
     if not isinstance(strategies, Mapping):
         rule = "strategies must be a mapping from names to patterns of parameter names"
-        raise ConfigError(f"{rule}, got {type(strategies).__name__}")
+        raise ConfigError(f"{rule}, or {AUTO}, got {show_value(strategies)}")
     return {str(name): read_strategy(given) for name, given in strategies.items()}
 
 

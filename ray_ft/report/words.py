@@ -189,13 +189,14 @@ def say_corrected(summary: Summary, unit: Unit) -> Iterator[str]:
 
 def say_ensemble(ensemble: EnsembleSummary, unit: Unit) -> Iterator[str]:
     """What the ensemble is and what its score is; then what averaging and mixing buy, and what a prediction costs."""
-    shares = f"{min(ensemble.pulled_shares):.2g} to {max(ensemble.pulled_shares):.2g}" if ensemble.pulled_shares else ""
-    pulled = f", weights {shares} of the way from the pretrained ones" if shares else ""
+    shares = " to ".join(
+        dict.fromkeys(f"{end(ensemble.pulled_shares):.2g}" for end in (min, max) if ensemble.pulled_shares)
+    )
+    pulled = f", weights {shares} of the way from the pretrained ones" if shares not in ("", "1") else ""
     averaged = f", averaged over {ensemble.n_views} views" if ensemble.symmetric else ""
     members = f"{ensemble.n_members} members of {', '.join(ensemble.strategies)}, {ensemble.method}{pulled}{averaged}"
     yield (
-        f"{members}: score {unit.write(ensemble.score)}{unit.suffix} by the {ensemble.n_blind} of them that never saw "
-        f"a sample, in {ensemble.path}"
+        f"{members}: score {unit.write(ensemble.score)}{unit.suffix} {say_blind(ensemble.n_blind)}, in {ensemble.path}"
     )
     if (pair := ensemble.pulled_pair) and not pair.difference:
         yield "no fold gains by weights pulled back to the pretrained ones"
@@ -208,6 +209,10 @@ def say_ensemble(ensemble: EnsembleSummary, unit: Unit) -> Iterator[str]:
         yield f"mixes{before}: {mixes}; the winner's members alone {own}"
     if ensemble.cost is not None:
         yield f"a prediction costs {ensemble.cost:.3g} times that of the pretrained network"
+
+
+def say_blind(n_blind: int) -> str:
+    return f"by the {n_blind} of them that never saw a sample" if n_blind > 1 else "by the one that never saw a sample"
 
 
 def say_depth(summary: Summary, unit: Unit) -> Iterator[str]:
@@ -232,7 +237,7 @@ def say_depth(summary: Summary, unit: Unit) -> Iterator[str]:
     elif enough == first:
         yield f"late layers pay: {first} is {'as good as' if rest[0].verdict == EQUAL else 'better than'} {last}"
     elif enough == last:
-        yield f"early layers pay: {fall}"
+        yield f"{'early' if len(chain) > 2 else 'more than the last'} layers pay: {fall}"
     else:
         yield f"later layers pay: {fall}, and {last} is {'no better' if rest[0].verdict == EQUAL else 'worse'}"
 

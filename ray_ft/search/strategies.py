@@ -19,7 +19,7 @@ from ray_ft.config import (
     list_declared,
 )
 from ray_ft.errors import StrategyError, first_few, suggest
-from ray_ft.models import measure_depths, order_layers, propose_strategies
+from ray_ft.models import find_tied, measure_depths, order_layers, propose_strategies
 from ray_ft.search.rates import Rates, match_scales
 from ray_ft.split.adapters import Adapter
 
@@ -153,6 +153,7 @@ def name_stages(strategy: str, n_stages: int) -> list[str]:
 
 def match_stage(place: str, stage: StageConfig, network: nn.Module, depths: Mapping[str, int], n_stages: int) -> Stage:
     fixed = {name: getattr(stage, name, None) for name, _ in list_declared(RidgeHyperparameters)}
+    refuse_tied(place, stage, network)
     trained = select_trained(place, stage, [own for own, _ in network.named_parameters()])
     is_closed, adapter = stage.fit == RidgeHyperparameters.fit, choose_adapter(place, stage, network, trained)
     if adapter and n_stages > 1:
@@ -176,6 +177,17 @@ def match_stage(place: str, stage: StageConfig, network: nn.Module, depths: Mapp
     )
 
 
+def refuse_tied(place: str, stage: StageConfig, network: nn.Module) -> None:
+    """Refuse a pattern that matches nothing but further names of tied parameters."""
+    for pattern in (*stage.train, *stage.freeze):
+        tied = match_any(list(tied_names := find_tied(network)), [pattern])
+        if tied and not match_any([name for name, _ in network.named_parameters()], [pattern]):
+            raise StrategyError(
+                f"strategy {place}: a tied parameter goes by its first name, got {pattern}, which is the same as "
+                f"{tied_names[tied[0]]}; name that"
+            )
+
+
 def select_trained(strategy: str, stage: StageConfig, names: Sequence[str]) -> tuple[str, ...]:
     """Name the parameters that learn.
 
@@ -190,7 +202,8 @@ def select_trained(strategy: str, stage: StageConfig, names: Sequence[str]) -> t
     for pattern in (*stage.train, *stage.freeze):
         if not match_any(names, [pattern]):
             near = suggest(pattern, {*names, *(name.split(".")[0] + ".*" for name in names)})
-            near = near or f"; the network has {first_few(sorted({name.split('.')[0] for name in names}), 12)}"
+            parts = first_few(sorted({name.split(".")[0] for name in names}), 12) or "no parameters"
+            near = near or f"; the network has {parts}"
             raise StrategyError(f"strategy {strategy}: each pattern must match a parameter, got {pattern}{near}")
     frozen = set(match_any(names, stage.freeze))
     trained = tuple(name for name in match_any(names, stage.train) if name not in frozen)
