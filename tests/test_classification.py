@@ -107,6 +107,8 @@ def test_weights_of_classes_are_those_of_scikit_learn() -> None:
     labels = np.array([0, 0, 0, 1, 2, 2])
     weighed = find_objective("log_loss").settle(np.eye(3, dtype=np.float32)[labels], balanced=True)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    absent = find_objective("log_loss").settle(np.eye(4, dtype=np.float32)[labels], balanced=True)
+    assert absent.class_weights[3] == 1, "replayed samples alone may be of this class"
     np.testing.assert_allclose(weighed.class_weights, expected)
     outputs, wanted = torch.randn(6, 3), torch.from_numpy(labels)
     by_torch = functional.cross_entropy(outputs, wanted, torch.tensor(expected, dtype=torch.float32), reduction="none")

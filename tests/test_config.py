@@ -70,6 +70,7 @@ def test_a_range_has_numbers(value: str, tmp_path: Path) -> None:
     [
         ("cv.folds", True, "cv.folds: it should be a number, got true"),
         ("training.grad_clip", False, "training.grad_clip: it should be a number, got false"),
+        ("data.wavelengths_nm", [True, 700], "data.wavelengths_nm: it should be a number, got true"),
         ("strategies.full.adapter", {"kind": "lora", "rank": True}, "adapter.rank: it should be a number, got true"),
         ("strategies.full.adapter", True, "adapter: it should be lora, scale, or a section with a kind, got True"),
         ("strategies.full.lr_scale", True, "lr_scale: it should be a section of keys, got True"),

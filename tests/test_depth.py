@@ -213,12 +213,10 @@ def test_a_config_without_strategies_has_those_of_its_network(toy_folder: Path) 
         config["cv"]["strategies"] = ["last_layer", "ridge"]  # a shipped strategy has the name of the latter
         Path("auto.yaml").write_text(yaml.safe_dump(config))
         assert list(prepare(load_config("auto.yaml")).strategies) == ["last_layer", "ridge"]
-    config["cv"]["strategies"] = ["ridge"]
-    Path("auto.yaml").write_text(yaml.safe_dump(config))
-    assert set(prepare(load_config("auto.yaml")).strategies["ridge"].stages[0].trained) == {
-        "head.3.weight",
-        "head.3.bias",
-    }
+        config["cv"]["strategies"] = ["ridge"]
+        Path("auto.yaml").write_text(yaml.safe_dump(config))
+        ridge = prepare(load_config("auto.yaml")).strategies["ridge"].stages[0]
+        assert set(ridge.trained) == {"head.3.weight", "head.3.bias"}
     config["cv"]["strategies"] = ["last_layer"]
     Path("auto.yaml").write_text(yaml.safe_dump(config))
     summary = cross_validate(load_config("auto.yaml"), "run", inline=True)

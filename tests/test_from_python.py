@@ -262,6 +262,7 @@ X, Y = np.arange(180.0).reshape(30, 6), np.arange(90.0).reshape(30, 3) + 0.5
         ),
         (NET, (X, Y), {"loss": "mee"}, ConfigError, "  loss: a loss is one of"),
         (NET, (X, Y), {"strategies": {}}, ConfigError, "strategies must be some, got none"),
+        (NET, (X, Y), {"strategies": "atuo"}, ConfigError, "or auto, got 'atuo'"),
         (NET, (X, Y), {"groups": [1] * 30}, DataError, "in 1 groups for 5 folds; lower folds or add"),
         (NET, (X, Y), {"groups": [1.0, np.nan] * 15}, DataError, "fill them in or leave groups out"),
         (NET, (X, Y), {"stratify": list("abcdefghijklmnopqrstuvwxyzABCD")}, DataError, "^some class of stratify must"),

@@ -54,6 +54,22 @@ class Transformer(nn.Module):
         return self.last(self.first(self.embed(x))) @ self.embed.weight
 
 
+class Standardise(nn.Module):
+    """Has buffers that nothing writes, and no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.mean
+
+
+def build_standardised() -> nn.Module:
+    """Of what everything trains, the frozen part reads a buffer alone."""
+    return nn.Sequential(Standardise(), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
 def match(network: nn.Module, prefixes: Collection[str]) -> list[str]:
     return [name for name, _ in network.named_parameters() if name.startswith(tuple(prefixes))]
 
@@ -84,8 +100,21 @@ def train_whole(network: nn.Module, trained: Collection[str], x: Tensor, y: Tens
         (ResNet, (1, 8, 8), ("fc",)),
         (Transformer, (5, 3), ("last",)),
         (Transformer, (5, 3), ("embed",)),
+        (build_standardised, (3,), ("",)),
+        (build_standardised, (3,), ("3.",)),
     ],
-    ids=["head", "decoder_head", "full", "spec_bias", "resnet-last", "resnet-fc", "transformer", "transformer-tied"],
+    ids=[
+        "head",
+        "decoder_head",
+        "full",
+        "spec_bias",
+        "resnet-last",
+        "resnet-fc",
+        "transformer",
+        "transformer-tied",
+        "buffer",
+        "buffer-last",
+    ],
 )
 def test_split_training_equals_whole_training(build, shape, prefixes) -> None:
     torch.manual_seed(0)

@@ -60,6 +60,10 @@ def test_a_section_is_all_its_keys_and_nothing_is_all() -> None:
     assert len(find_entries("")) > 90
 
 
+def test_a_key_of_a_stage_is_that_of_a_strategy() -> None:
+    assert find_entries("strategies.mine.stages.0.lr") == find_entries("strategies.mine.lr")
+
+
 def test_a_key_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"got cv.fold; did you mean cv.folds"):
         find_entries("cv.fold")

@@ -1,13 +1,17 @@
 """Strategies meet a network: patterns, counts, and messages."""
 
+import re
+
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from ray_ft import DiffractionNet
 from ray_ft.config import StrategyConfig, load_config
 from ray_ft.config.strategies import GradientStage
 from ray_ft.errors import StrategyError
+from ray_ft.models import propose_strategies
 from ray_ft.search.rates import Rates, match_scales
 from ray_ft.search.strategies import count_by_part, find_head_dropouts, match_strategies, select_trained
 
@@ -70,3 +74,25 @@ def test_depths_are_measured_where_a_decay_is_asked_for() -> None:
         own = StrategyConfig.model_validate(fixed | ({"lr_decay": lr_decay} if lr_decay else {}))
         found = match_strategies({"mine": own}, network, inputs)["mine"].stages[0].rates
         assert found.depths == depths
+
+
+class Tied(nn.Module):
+    """The last layer's weight is that of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mid, self.head = (nn.Linear(4, 4) for _ in range(3))
+        self.head.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.head(self.mid(self.first(x)).relu())
+        return answer
+
+
+def test_a_tied_parameter_goes_by_its_first_name() -> None:
+    inputs = np.ones((2, 4), np.float32)
+    said = "a tied parameter goes by its first name, got head.weight, which is the same as first.weight; name that"
+    own = {"own": StrategyConfig.model_validate({"train": ["head.weight"]})}
+    with pytest.raises(StrategyError, match=re.escape(said)):
+        match_strategies(own, Tied(), inputs)
+    assert not {"last_layer", "ridge"} & propose_strategies(Tied(), inputs).keys()

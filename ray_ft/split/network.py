@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ray_ft.files.memory import is_out_of_memory
 from ray_ft.split.adapters import Adapter, merge_weights, name_part
 from ray_ft.split.dropout import DropoutSite, draw_masks
-from ray_ft.split.graph import cut_network
+from ray_ft.split.graph import Cut, cut_network
 from ray_ft.split.program import Program
 from ray_ft.split.silence import silence
 from ray_ft.split.whole import (
@@ -230,13 +230,14 @@ def split_network(
     names = order_names(network, trained)
     example = example[:N_CHECKED].to(next(network.parameters()).device)
     set_training_modes(network, names)
-    whole = keep_whole(network, names, written=find_written(network, example), moved=moved)
+    written = find_written(network, example)
+    whole = keep_whole(network, names, written=written, moved=moved)
     try:
         with silence():
             cut = cut_network(network, whole.state, {*names, *whole.moved}, example)
             split = replace(
                 whole,
-                tensors={name: tensor for name, tensor in cut.tensors.items() if name not in whole.state},
+                tensors=keep_shared(cut, whole.state, written),
                 backbone=cut.backbone,
                 batch_axes=cut.batch_axes,
                 reads=tuple(range(len(cut.batch_axes))),
@@ -253,6 +254,18 @@ def split_network(
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return replace(whole, reason=f"it cannot be split: {line}")
     return replace(split, training=cut.masked, sites=cut.sites)
+
+
+def keep_shared(cut: Cut, state: Collection[str], written: Collection[str]) -> dict[str, Tensor]:
+    """Keep what all members share. A member may have a buffer of its own that the backbone reads, as nothing writes it.
+
+    Raises:
+        ValueError: Training writes what the backbone reads.
+    """
+    read = cut.backbone.constants
+    if moving := sorted(cut.tensors.keys() & set(state) & set(read) & set(written)):
+        raise ValueError(f"training writes {', '.join(moving)}, which what is frozen reads")
+    return {name: tensor for name, tensor in cut.tensors.items() if name not in state or name in read}
 
 
 def as_numbers(feature: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
