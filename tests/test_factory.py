@@ -207,7 +207,7 @@ COMMANDS = {
 def test_the_commands_on_folders_are_these() -> None:
     import typer
 
-    own = {"cv", "learning-curve", "plan", "check", "config"}  # on a config that the user names, or on none
+    own = {"cv", "init", "learning-curve", "plan", "check", "config"}  # on a config that the user names, or on none
     assert set(typer.main.get_command(app).commands) == own | COMMANDS.keys() | {"fetch"}  # type: ignore[attr-defined]
 
 

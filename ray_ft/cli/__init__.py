@@ -19,7 +19,8 @@ from ray_ft.cli.options import (
     configured,
     load,
 )
-from ray_ft.cli.show import describe_shortage, resumable, show
+from ray_ft.cli.show import describe_shortage, resumable, say_code, show
+from ray_ft.cli.starting import starting
 from ray_ft.errors import ConfigError, RayFTError, RunError, count
 
 if TYPE_CHECKING:
@@ -191,10 +192,8 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     """
     loaded = load(config, {}, overrides)
     from ray_ft.cross_validation import prepare
-    from ray_ft.models.factory import find_code
 
-    for key, path in loaded.code.items():
-        typer.echo(f"runs        {path}, code that begins with {find_code(path, key)}")
+    say_code(loaded)
     prepared = prepare(loaded)
     data = prepared.problem.samples
     typer.echo(f"config      {config or 'embedded demo'}: valid")
@@ -224,6 +223,7 @@ def say_starting() -> None:
         typer.echo("\r", nl=False, err=True)
 
 
+app.add_typer(starting)
 app.add_typer(ensembles)
 
 

@@ -4,13 +4,16 @@ import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ray_ft.errors import first_line
 from ray_ft.files.memory import find_available, is_out_of_memory, write_bytes
 from ray_ft.runs.interruption import GOES_ON, GRACE_S, end_by_sigterm
+
+if TYPE_CHECKING:
+    from ray_ft.config import Config
 
 LACKING = {  # by the number of an error of the system, what mends it
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room for them"),
@@ -69,3 +72,11 @@ def resumable() -> Iterator[None]:
                 raise typer.Exit(128 + signal.SIGTERM) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def say_code(config: "Config") -> None:
+    """Name the code that a config has run, before it is."""
+    from ray_ft.models.factory import find_code
+
+    for key, path in config.code.items():
+        typer.echo(f"runs        {path}, code that begins with {find_code(path, key)}")

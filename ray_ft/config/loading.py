@@ -42,14 +42,16 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     return validate(raw, str(path or "the demo with these options"))
 
 
-def build_config(values: Mapping[str, Any]) -> Config:
-    """Build a config from values by dotted key alone, with no shipped strategies.
+def build_config(values: Mapping[str, Any], shipped: bool = False) -> Config:
+    """Build a config from values by dotted key alone; with the shipped strategies where these fit, if it is asked to.
 
     Raises:
         ConfigError: A key or value is not valid.
     """
     raw: dict[str, Any] = {}
     override(raw, values)
+    if shipped:
+        add_strategies(raw)
     return validate(raw, "what was given")
 
 
