@@ -33,7 +33,6 @@ app = typer.Typer(
     name="ray-ft",
     context_settings={"max_content_width": 100},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
