@@ -15,6 +15,7 @@ from packaging.version import Version
 import ray_ft
 from ray_ft.cli import app
 from ray_ft.cli.ensembles import ensembles
+from ray_ft.cli.starting import starting
 from ray_ft.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def test_the_readme_names_commands_and_files_that_are_there() -> None:
 
 
 def typer_commands() -> list[Any]:
-    return [*app.registered_commands, *ensembles.registered_commands]
+    return [*app.registered_commands, *starting.registered_commands, *ensembles.registered_commands]
 
 
 @pytest.mark.slow
