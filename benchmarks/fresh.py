@@ -136,7 +136,8 @@ def shorten(row: Row) -> Row:
 
 def print_rows(rows: Sequence[dict[str, str]]) -> None:
     """Print, as Markdown, errors on fresh samples; the run's pick in bold."""
-    strategies = list(dict.fromkeys(row["strategy"] for row in rows))
+    named = dict.fromkeys(row["strategy"] for row in rows)
+    strategies = [name for name in named if name not in (ENSEMBLE, ZERO_SHOT)] + [ENSEMBLE, ZERO_SHOT]
     print(f"| problem | {' | '.join(strategies)} | intervals hold |\n|---|{'---|' * (len(strategies) + 1)}")
     for name in dict.fromkeys(row["problem"] for row in rows):
         found = {row["strategy"]: row for row in rows if row["problem"] == name}

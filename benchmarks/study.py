@@ -157,32 +157,32 @@ def say_beside(row: Row, lowest: str) -> str:
     )
 
 
-def measure_fresh() -> dict[str, dict[str, float]]:
-    """By how much what each rule picks is above the lowest error on fresh samples, by rule and problem."""
-    cells: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
-    for row in read_fresh():
-        if row["picked"]:  # others are no strategies
-            cells[row["problem"]][row["strategy"]] = row
-    regrets: dict[str, dict[str, float]] = defaultdict(dict)
-    for problem, found in cells.items():
-        best = min(float(row["fresh"]) for row in found.values())
-        above = {name: float(row["fresh"]) / best - 1 for name, row in found.items()}
-        regrets["ours"][problem] = next(above[name] for name, row in found.items() if row["picked"] == "True")
-        regrets["one split"][problem] = sum(above[name] * float(row["split_chance"]) for name, row in found.items())
-        for name in ("everything", "last_layer", "ridge"):
-            regrets[f"always {name}"][problem] = above[name]
-    return regrets
+def pick_fresh(found: dict[str, dict[str, str]]) -> dict[str, dict[str, float]]:
+    """With which chance each rule picks which strategy of a problem of `benchmarks.fresh`."""
+    picks = {
+        "ours": {name: float(row["picked"] == "True") for name, row in found.items()},
+        "one split": {name: float(row["split_chance"]) for name, row in found.items()},
+    }
+    return picks | {f"always {name}": {name: 1.0} for name in ("everything", "last_layer", "ridge")}
 
 
 def print_fresh() -> None:
-    """Print, as Markdown, the regrets on fresh samples, and how often what the runs say is right."""
-    regrets = measure_fresh()
-    problems = list(regrets["ours"])
-    print(f"\n| rule | {' | '.join(problems)} | mean | largest | the best in |\n|---|{'---|' * (len(problems) + 3)}")
-    for rule, own in regrets.items():
-        told, values = [f"{100 * own[problem]:.0f} %" for problem in problems], list(own.values())
-        ends = [f"{100 * np.mean(values):.0f} %", f"{100 * max(values):.0f} %", f"{sum(v == 0 for v in values)}"]
-        print(f"| {rule} | {' | '.join([*told, *ends])} of {len(problems)} |")
+    """Print, as Markdown, by how much a pick is above the lowest error on fresh samples, and how often it is that."""
+    problems: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
+    for row in read_fresh():
+        if row["picked"]:  # others are no strategies
+            problems[row["problem"]][row["strategy"]] = row
+    above, hits = defaultdict(list), defaultdict(float)
+    for found in problems.values():
+        errors = {name: float(row["fresh"]) for name, row in found.items()}
+        best = min(errors.values())
+        for rule, picks in pick_fresh(found).items():
+            above[rule].append(100 * sum(chance * (errors[name] / best - 1) for name, chance in picks.items()))
+            hits[rule] += sum(chance for name, chance in picks.items() if errors[name] == best)
+    print(f"\n| rule | {' | '.join(problems)} | mean | largest | names the best |\n|---|{'---|' * (len(problems) + 3)}")
+    for rule, own in above.items():
+        told = [f"{value:.0f} %" for value in (*own, np.mean(own), max(own))]
+        print(f"| {rule} | {' | '.join(told)} | {hits[rule]:.2g} of {len(problems)} |")
     verdicts = [row for row in read_fresh() if row["verdict"] in ("better", "worse")]
     wrong = [f"{row['problem']}, {row['strategy']}" for row in verdicts if float(row["behind"]) < 0]
     print(f"\nverdicts of worse: {len(verdicts)}; wrong by fresh samples: {len(wrong)} {wrong or ''}")
@@ -202,7 +202,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 means = [1e3 * np.mean([found[name]["score"] for found in cells[case, n].values()]) for n in sizes]
                 axes.plot(sizes, means, **looks[name])
             axes.set_title(case)
-            axes.set_xlabel("samples of a training part")
+            axes.set_xlabel("training samples")
             use_log(axes)
         panels[0].set_ylabel("mse of held-out folds, 1e-3")
         add_legend(figure, looks.items(), 3)

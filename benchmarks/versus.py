@@ -173,7 +173,12 @@ def compare(name: str, done: set[tuple[str, str]], asked: set[str]) -> Iterator[
         if (name, method) in done or (asked and method not in asked):
             continue
         started = time.monotonic()
-        losses = objective.score(predict(problem, seconds), problem.test[1])
+        try:
+            predicted = predict(problem, seconds)
+        except RuntimeError as error:  # of Ray Tune, where no trial has reported within the time
+            print(f"{name}, {method}: {error}", flush=True)
+            continue
+        losses = objective.score(predicted, problem.test[1])
         error = losses.std(ddof=1) / len(losses) ** 0.5
         row = {
             "fresh": f"{losses.mean():.5g}",
