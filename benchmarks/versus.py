@@ -151,7 +151,7 @@ def list_methods(problem: Problem) -> dict[str, Method]:
         from examples.peptides.package import calibrate, finetune
 
         seed = int(problem.name.rpartition("_")[2])
-        methods |= {"deeplc, calibrated": lambda *_: calibrate(seed), "deeplc, fine-tuned": lambda *_: finetune(seed)}
+        methods |= {"deeplc calibrated": lambda *_: calibrate(seed), "deeplc fine-tuned": lambda *_: finetune(seed)}
     return methods
 
 
