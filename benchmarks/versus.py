@@ -209,7 +209,8 @@ def print_table(rows: list[dict[str, str]]) -> None:
         ]
         told = ["" if np.isnan(ratio) else f"{ratio:.2f}" for ratio in ratios]
         spent = np.median([float(row["seconds"]) for row in own if row])
-        print(f"| {method} | {' | '.join(told)} | {np.exp(np.nanmean(np.log(ratios))):.2f} | {spent:.0f} |")
+        mean = "" if np.isnan(ratios).any() else f"{np.exp(np.mean(np.log(ratios))):.2f}"
+        print(f"| {method} | {' | '.join(told)} | {mean} | {spent:.0f} |")
 
 
 def main() -> None:
