@@ -18,7 +18,10 @@ def test_a_config_is_written_and_ready(toy_folder: Path, ray_ft_here: Command) -
     result = ray_ft_here("init", *GIVEN, "--targets", "y.npy")
     assert result.returncode == 0
     assert "runs        toy_network:Toy" in result.stdout
-    assert ray_ft_here("check", "--config", "ray-ft.yaml").returncode == 0
+    checked = ray_ft_here("check", "--config", "ray-ft.yaml")
+    assert checked.returncode == 0
+    for said in (result.stdout, checked.stdout):
+        assert "the factory draws its weights by chance, so nothing is pretrained" in said
     written, auto = load_config("ray-ft.yaml"), Path("auto.yaml")
     auto.write_text(Path("ray-ft.yaml").read_text().partition("strategies:")[0] + "strategies: auto\n")
     proposed, own = (prepare(config) for config in (load_config(auto), written))

@@ -19,7 +19,7 @@ from ray_ft.cli.options import (
     configured,
     load,
 )
-from ray_ft.cli.show import describe_shortage, resumable, say_code, show
+from ray_ft.cli.show import describe_shortage, resumable, say_code, show, warn_of_chance
 from ray_ft.cli.starting import starting
 from ray_ft.errors import ConfigError, RayFTError, RunError, count
 
@@ -200,6 +200,7 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     for note in prepared.notes:
         typer.echo(f"note        {note}")
     typer.echo(f"checkpoint  {loaded.checkpoint or 'none: the weights of the factory'}: fits the network")
+    warn_of_chance(loaded)
     told = prepared.config.selected
     for name, strategy in prepared.strategies.items():
         trained = f"{strategy.n_trained:,} trained parameters" if strategy.n_trained else "in closed form"

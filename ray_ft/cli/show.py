@@ -80,3 +80,28 @@ def say_code(config: "Config") -> None:
 
     for key, path in config.code.items():
         typer.echo(f"runs        {path}, code that begins with {find_code(path, key)}")
+
+
+def warn_of_chance(config: "Config") -> None:
+    """Say where a factory draws its weights, and no checkpoint takes their place."""
+    if config.model.factory and not config.checkpoint and draws_weights(config):
+        typer.echo(
+            "note        the factory draws its weights by chance, so nothing is pretrained: name model.checkpoint, or "
+            "load the weights in the factory"
+        )
+
+
+def draws_weights(config: "Config") -> bool:
+    """Whether two networks of a factory differ."""
+    import torch
+
+    from ray_ft.models.loading import load_pretrained
+
+    states = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network, _ = load_pretrained(config.model.factory, config.model.params, None)
+        if any(torch.nn.parameter.is_lazy(tensor) for tensor in network.parameters()):
+            return True
+        states.append(network.state_dict())
+    return any(not torch.equal(tensor, states[1][name]) for name, tensor in states[0].items() if name in states[1])

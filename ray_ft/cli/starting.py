@@ -8,7 +8,7 @@ import typer
 from typer import Option
 
 from ray_ft.cli.options import ForceOption
-from ray_ft.cli.show import say_code
+from ray_ft.cli.show import say_code, warn_of_chance
 from ray_ft.errors import ConfigError, count, first_few
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ UNEQUAL = 10.0  # factor between the spreads of outputs from which on each count
 METRICS = {
     "log_loss": "targets are classes",
     "standardised_mse": "each output in units of its own spread, as these are far apart",
-    "mse": "or mae, rmse …: docs/losses.md",
+    "mse": "or mae, huber …: docs/losses.md",
 }
 FACTORY = 'What builds the network, such as "my_package.networks:build". Without it, it is a DiffractionNet.'
 CHECKPOINT = "Its weights. Without it, they are those of the factory."
@@ -50,6 +50,7 @@ def init(
     from ray_ft.files.writing import write_text
 
     write_text(out, "\n".join([*list_lines(given, metric, prepared), ""]))
+    warn_of_chance(prepared.config)
     n_strategies = count(len(prepared.strategies), "strategy").replace("strategys", "strategies")
     typer.echo(f"config      {out}: {count(len(prepared.problem.samples), 'sample')}, {metric}, {n_strategies}")
     typer.echo(f"next        ray-ft check --config {out}\n            ray-ft cv --config {out}")
@@ -110,6 +111,8 @@ def list_lines(given: Mapping[str, str], metric: str, prepared: "Prepared") -> I
             name = key.partition(".")[2]
             found = f" # {shapes[name]}" if name in shapes else ""
             yield f"  {name}: {write(value)}{found}"
+        if section == "model" and "model.checkpoint" not in given:
+            yield "  # checkpoint: weights.pt # without it, the weights are those of the factory"
     if "data.groups" not in given:
         yield "  # groups: samples.csv::plate # samples of a group stay on one side of a split"
     yield from ("", "cv:", f"  metric: {metric} # {METRICS[metric]}")

@@ -25,8 +25,9 @@ is made by `python -m ray_ft.config.reference`.
 
 A *range* is one value, which fixes a hyperparameter; `[low, high]`, whose middle is tried first and which the search
 may leave; or `{low: .., high: .., fixed: true}`, which it may not leave ([search.md](search.md)). Where no `lr` is
-given there is no such first trial, and other ranges begin at their low end. What is not given has its default; without
-one, `lr` and `epochs` are searched, and the others are left out.
+given there is no such first trial, and other ranges begin at the low end of where they may lie (no weight decay,
+batches of 8). What is not given has its default; without one, `lr` and `epochs` are searched, and the others are left
+out.
 """
 
 

@@ -162,7 +162,11 @@ class LoggersSection(Section):
 class Config(Section):
     """One run."""
 
-    name: str = Field(default="run", pattern=NAME_PATTERN, description="Name of the run, and of its folder in runs.")
+    name: str = Field(
+        default="run",
+        pattern=NAME_PATTERN,
+        description="Name of the run, and of its folder in runs. Without it, that of the file.",
+    )
     model: ModelSection = ModelSection()
     data: DataSection
     cv: CVSection = CVSection()
