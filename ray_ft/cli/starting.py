@@ -35,7 +35,7 @@ def init(
     factory: Annotated[str | None, Option(help=FACTORY)] = None,
     checkpoint: Annotated[str | None, Option(help=CHECKPOINT)] = None,
     groups: Annotated[str | None, Option(help=GROUPS)] = None,
-    out: Annotated[Path, Option("--out", "-o", help="File to write.")] = Path("ray-ft.yaml"),
+    out: Annotated[Path, Option("--out", "-o", help="The config is written into this file.")] = Path("ray-ft.yaml"),
     force: ForceOption = False,
 ) -> None:
     """Write a config for a network and data of your own, with what was found in them.
