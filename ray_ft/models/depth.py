@@ -90,8 +90,9 @@ def order_layers(network: nn.Module, inputs: Float[np.ndarray, "sample *input"])
     predict_all(network, inputs[:1])
     for hook in hooks:
         hook.remove()
-    ended = {name: None for name in ended if any(own.startswith(f"{name}.") for own in list_reached(network, inputs))}
-    return [name for name in ended if not any(other.startswith(f"{name}.") for other in ended)]
+    reached = list_reached(network, inputs)
+    layers = [name for name in ended if any(own.startswith(f"{name}.") for own in reached)]
+    return [name for name in layers if not any(other.startswith(f"{name}.") for other in layers)]
 
 
 def measure_depths(network: nn.Module, inputs: Float[np.ndarray, "sample *input"]) -> dict[str, int]:

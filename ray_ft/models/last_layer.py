@@ -12,6 +12,7 @@ from torch import nn
 
 from ray_ft.data.samples import Samples, have_same_values
 from ray_ft.errors import NetworkError
+from ray_ft.files.memory import is_out_of_memory
 from ray_ft.models.new_head import NewHead, replace_head
 from ray_ft.models.pretrained import predict_all
 from ray_ft.objectives import Objective
@@ -45,7 +46,9 @@ def list_reached(network: nn.Module, inputs: Float[np.ndarray, "sample *input"])
         with torch.enable_grad():
             answer = network(torch.from_numpy(inputs[:1].copy()))
             slopes = torch.autograd.grad(answer.float().sum(), [*known.values()], allow_unused=True)
-    except Exception:  # of any class: it is a user's own code, and training says more of it
+    except Exception as error:  # of any class: it is a user's own code, and training says more of it
+        if is_out_of_memory(error):  # the machine's, of which the network is no worse
+            raise
         return set(known)
     finally:
         for name, parameter in known.items():

@@ -179,12 +179,13 @@ def match_stage(place: str, stage: StageConfig, network: nn.Module, depths: Mapp
 
 def refuse_tied(place: str, stage: StageConfig, network: nn.Module) -> None:
     """Refuse a pattern that matches nothing but further names of tied parameters."""
+    names, first = [name for name, _ in network.named_parameters()], find_tied(network)
     for pattern in (*stage.train, *stage.freeze):
-        tied = match_any(list(tied_names := find_tied(network)), [pattern])
-        if tied and not match_any([name for name, _ in network.named_parameters()], [pattern]):
+        tied = match_any(list(first), [pattern])
+        if tied and not match_any(names, [pattern]):
             raise StrategyError(
                 f"strategy {place}: a tied parameter goes by its first name, got {pattern}, which is the same as "
-                f"{tied_names[tied[0]]}; name that"
+                f"{first[tied[0]]}; name that"
             )
 
 
