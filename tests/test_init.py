@@ -20,8 +20,9 @@ def test_a_config_is_written_and_ready(toy_folder: Path, ray_ft_here: Command) -
     assert "runs        toy_network:Toy" in result.stdout
     checked = ray_ft_here("check", "--config", "ray-ft.yaml")
     assert checked.returncode == 0
+    n_drawn = 8 * 6 + 8 + 8 * 8 + 8 + 3 * 8 + 3  # of the linear layers; those of batch norm start at 1 and 0
     for said in (result.stdout, checked.stdout):
-        assert "the factory draws its weights by chance, so nothing is pretrained" in said
+        assert f"the factory draws {n_drawn} parameters by chance, so these are not pretrained" in said
     written, auto = load_config("ray-ft.yaml"), Path("auto.yaml")
     auto.write_text(Path("ray-ft.yaml").read_text().partition("strategies:")[0] + "strategies: auto\n")
     proposed, own = (prepare(config) for config in (load_config(auto), written))
@@ -56,7 +57,10 @@ def test_nothing_is_written_over_or_by_halves(toy_folder: Path, ray_ft_here: Com
             ["--targets", "y.npy"],
             "--out must be a new file, got ray-ft.yaml, which exists; name another, or add --force",
         ),
-        (["--targets", "y.npy", "-o", "x.npy", "--force"], "--out must be a file of its own, got x.npy; name another"),
+        (
+            ["--targets", "y.npy", "-o", "x.npy", "--force"],
+            "than the inputs and the files of the run, got x.npy; name another",
+        ),
         (["--targets", "nope.npy", "-o", "new.yaml"], "got nope.npy"),
     ):
         result = ray_ft_here("init", *GIVEN, *words)

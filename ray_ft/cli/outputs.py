@@ -8,7 +8,7 @@ from typing import Any
 from ray_ft.errors import ConfigError
 
 
-def check_output(option: str, path: Path, force: bool, source: Path, *inputs: str | None) -> None:
+def check_output(option: str, path: Path, force: bool, source: Path | None, *inputs: str | None) -> None:
     """Refuse a file that exists, before any work, unless it may be replaced and neither inputs nor the run name it."""
     if not os.path.lexists(path):
         return
@@ -21,11 +21,11 @@ def check_output(option: str, path: Path, force: bool, source: Path, *inputs: st
         raise ConfigError(f"{option} must be a new file, got {path}, which exists; name another, or add --force")
 
 
-def is_read(path: Path, inputs: list[Path], source: Path) -> bool:
-    """Whether a path leads to a file that the command or the run reads, or into the run's folder."""
+def is_read(path: Path, inputs: list[Path], source: Path | None) -> bool:
+    """Whether a path leads to a file that the command or the run, if there is one, reads, or into the run's folder."""
     real = path.resolve()
     kept = {real, *real.parents, *(path.parent.resolve() / path.name).parents}  # also where it is a link to elsewhere
-    read = [*(place for place in inputs if place.exists()), *list_files(source)]
+    read = [*(place for place in inputs if place.exists()), *(list_files(source) if source else ())]
     return any(place.samefile(each) for place in read for each in kept if each.exists())
 
 

@@ -83,25 +83,23 @@ def say_code(config: "Config") -> None:
 
 
 def warn_of_chance(config: "Config") -> None:
-    """Say where a factory draws its weights, and no checkpoint takes their place."""
-    if config.model.factory and not config.checkpoint and draws_weights(config):
+    """Say where a factory draws parameters, and no checkpoint takes their place."""
+    if config.model.factory and not config.checkpoint and (n_drawn := count_drawn(config)):
         typer.echo(
-            "note        the factory draws its weights by chance, so nothing is pretrained: name model.checkpoint, or "
-            "load the weights in the factory"
+            f"note        the factory draws {n_drawn:,} parameters by chance, so these are not pretrained: name "
+            "model.checkpoint, or load their values in the factory"
         )
 
 
-def draws_weights(config: "Config") -> bool:
-    """Whether two networks of a factory differ."""
+def count_drawn(config: "Config") -> int:
+    """Count the parameters, of tensors that differ between two networks of a factory; none of those that are lazy."""
     import torch
 
     from ray_ft.models.loading import load_pretrained
 
-    states = []
+    built = []
     for seed in range(2):
         torch.manual_seed(seed)
         network, _ = load_pretrained(config.model.factory, config.model.params, None)
-        if any(torch.nn.parameter.is_lazy(tensor) for tensor in network.parameters()):
-            return True
-        states.append(network.state_dict())
-    return any(not torch.equal(tensor, states[1][name]) for name, tensor in states[0].items() if name in states[1])
+        built.append([own for own in network.parameters() if not torch.nn.parameter.is_lazy(own)])
+    return sum(own.numel() for own, other in zip(*built, strict=False) if not torch.equal(own, other))

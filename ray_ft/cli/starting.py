@@ -8,8 +8,9 @@ import typer
 from typer import Option
 
 from ray_ft.cli.options import ForceOption
+from ray_ft.cli.outputs import check_output
 from ray_ft.cli.show import say_code, warn_of_chance
-from ray_ft.errors import ConfigError, count, first_few
+from ray_ft.errors import count, first_few
 
 if TYPE_CHECKING:
     from ray_ft.cross_validation import Prepared
@@ -42,7 +43,7 @@ def init(
 
     The code of the factory is run, with your rights. Nothing is trained.
     """
-    check_new(out, force, *filter(None, (inputs, targets, checkpoint, groups)))
+    check_output("--out", out, force, None, inputs, targets, checkpoint, groups)
     asked = {"model.factory": factory, "model.checkpoint": checkpoint}
     asked |= {"data.inputs": inputs, "data.targets": targets, "data.groups": groups}
     given = {key: value for key, value in asked.items() if value is not None}
@@ -51,20 +52,9 @@ def init(
 
     write_text(out, "\n".join([*list_lines(given, metric, prepared), ""]))
     warn_of_chance(prepared.config)
-    n_strategies = count(len(prepared.strategies), "strategy").replace("strategys", "strategies")
-    typer.echo(f"config      {out}: {count(len(prepared.problem.samples), 'sample')}, {metric}, {n_strategies}")
+    typer.echo(f"config      {out}: {count(len(prepared.problem.samples), 'sample')}, {metric}")
+    typer.echo(f"strategies  {', '.join(prepared.strategies)}")
     typer.echo(f"next        ray-ft check --config {out}\n            ray-ft cv --config {out}")
-
-
-def check_new(out: Path, force: bool, *read: str) -> None:
-    """Refuse a file that exists, unless it may be replaced and is none of those that are read."""
-    if not out.exists():
-        return
-    named = [Path(source.partition("::")[0]) for source in read]
-    if out.is_dir() or any(path.exists() and path.samefile(out) for path in named):
-        raise ConfigError(f"--out must be a file of its own, got {out}; name another")
-    if not force:
-        raise ConfigError(f"--out must be a new file, got {out}, which exists; name another, or add --force")
 
 
 def try_out(given: Mapping[str, str]) -> tuple[str, "Prepared"]:
