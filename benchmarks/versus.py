@@ -1,4 +1,4 @@
-"""What people would pick instead, on the same samples: `python -m benchmarks.versus` (half an hour on two cores).
+"""What people would pick instead, on the same samples: `python -m benchmarks.versus` (minutes a problem).
 
 The problems are those of `benchmarks.problems`; each method has the same 100 samples and is judged by the fresh ones.
 `ray-ft` is read from `benchmarks.fresh`, which comes first: the ensemble that the run builds by itself.
@@ -188,13 +188,6 @@ def compare(name: str, done: set[tuple[str, str]], asked: set[str]) -> Iterator[
         yield {"problem": name, "method": method} | row
 
 
-def read_results() -> list[dict[str, str]]:
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def print_table(rows: list[dict[str, str]]) -> None:
     """Print, as Markdown, the error of each method in multiples of that of ray-ft, and the seconds."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -222,7 +215,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # of searches that end at an edge of their grid
     asked = set(filter(None, options.methods.split(",")))
     for name in [] if options.list else choose(options.problems):
-        done = {(row["problem"], row["method"]) for row in read_results()}
+        done = {(row["problem"], row["method"]) for row in read_rows(RESULTS)}
         for row in compare(name, done, asked):
             is_new = not RESULTS.exists()
             with RESULTS.open("a", newline="") as file:
@@ -231,7 +224,7 @@ def main() -> None:
                     writer.writeheader()
                 writer.writerow(row)
             print(*row.values(), flush=True)
-    print_table(read_results())
+    print_table(read_rows(RESULTS))
 
 
 if __name__ == "__main__":
