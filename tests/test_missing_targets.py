@@ -20,7 +20,7 @@ from ray_ft.domains import find_domain
 from ray_ft.ensemble.evaluation import evaluate_ensemble, read_labelled
 from ray_ft.ensemble.export import export_ensemble
 from ray_ft.errors import DataError, EnsembleError
-from ray_ft.fitting.ridge import PENALTIES, fit_kernel
+from ray_ft.fitting.kernel_ridge import PENALTIES, fit_kernel
 from ray_ft.objectives import METRICS, REGRESSION, find_objective
 from ray_ft.report.page import write_report
 from ray_ft.results.summary import Summary

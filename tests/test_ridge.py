@@ -16,8 +16,9 @@ from ray_ft.ensemble import Ensemble
 from ray_ft.ensemble.export import EnsembleModule
 from ray_ft.errors import RunError
 from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.kernel_ridge import PENALTIES, STIFFNESS, fit_kernel, fit_rows
 from ray_ft.fitting.preparation import prepare_strategy
-from ray_ft.fitting.ridge import MAX_VALUES, PENALTIES, RidgeFitter, compute_kernel, fit_kernel, fit_rows, shrink
+from ray_ft.fitting.ridge import MAX_VALUES, RidgeFitter, compute_kernel, shrink
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.results.records import load_predictions
 from ray_ft.runs.folder import RunFolder
@@ -52,6 +53,78 @@ def test_penalty_and_error_are_those_of_scikit_learn_in_a_plain_loop() -> None:
     reference = Ridge(penalties[int(np.argmin(errors))]).fit(rows, wanted)
     new = np.random.default_rng(1).normal(size=(7, 5)) + 3
     np.testing.assert_allclose(new @ rows.T @ found.coefficients + found.offset, reference.predict(new), rtol=1e-6)
+
+
+class PlainRidge:
+    """Ridge regression with what was said as one more column, for each target as tall as its own penalty asks for."""
+
+    def __init__(self, penalty: float, stiffness: np.ndarray) -> None:
+        self.penalty = penalty
+        self.heights = np.where(np.isinf(stiffness), 0, np.sqrt(penalty / np.maximum(stiffness, 1e-9 * penalty)))
+
+    def fit(self, rows: np.ndarray, said: np.ndarray, wanted: np.ndarray) -> "PlainRidge":
+        columns = zip(self.heights, said.T, wanted.T, strict=True)
+        self.fits = [
+            Ridge(self.penalty, solver="svd").fit(np.c_[rows, height * own], target) for height, own, target in columns
+        ]
+        self.slopes = np.array([height * fit.coef_[-1] for height, fit in zip(self.heights, self.fits, strict=True)])
+        return self
+
+    def predict(self, rows: np.ndarray, said: np.ndarray) -> np.ndarray:
+        columns = zip(self.fits, self.heights, said.T, strict=True)
+        return np.stack([fit.predict(np.c_[rows, height * own]) for fit, height, own in columns], 1)
+
+
+def search_plainly(
+    rows: np.ndarray, said: np.ndarray, wanted: np.ndarray, groups: np.ndarray
+) -> tuple[PlainRidge, float]:
+    """The plain loop over both penalties, and over the groups without which each is fitted; also return its error."""
+    centred = rows - rows.mean(0)
+    spread = ((said - said.mean(0)) ** 2).sum(0)
+    found: list[tuple[float, PlainRidge]] = []
+    for penalty in PENALTIES * np.linalg.eigvalsh(centred @ centred.T).clip(min=0).mean():
+        for share in STIFFNESS:
+            plain = PlainRidge(penalty, np.full_like(spread, np.inf) if np.isinf(share) else share * spread)
+            error = 0.0
+            for kept, left in LeaveOneGroupOut().split(rows, groups=groups):
+                predicted = plain.fit(rows[kept], said[kept], wanted[kept]).predict(rows[left], said[left])
+                error += float(((predicted - wanted[left]) ** 2).sum())
+            found.append((error, plain))
+    error, best = min(found, key=lambda each: each[0])
+    return best.fit(rows, said, wanted), error
+
+
+@pytest.mark.parametrize(("gain", "noise"), [(0.2, 0.02), (0.9, 0.3), (1.0, 0.3)])
+def test_a_gain_is_one_more_column_of_scikit_learn_with_its_own_penalty(gain: float, noise: float) -> None:
+    rows, wanted, groups = draw_rows()
+    rng = np.random.default_rng(2)
+    said = np.sin(rows[:, :2]) + rows[:, 2:4]
+    wanted = gain * said + noise * wanted - said
+    plain, error = search_plainly(rows, said, wanted, groups)
+    found = fit_kernel(rows @ rows.T, wanted, groups, answers=said)
+    assert found.error == pytest.approx(error, rel=1e-4)
+    new, new_said = rng.normal(size=(7, 5)) + 3, rng.normal(size=(7, 2))
+    expected = plain.predict(new, new_said)
+    says = new @ rows.T @ found.coefficients + found.offset + (found.gain - 1) * new_said
+    np.testing.assert_allclose(says, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_answer_on_another_clock_is_brought_to_this_one() -> None:
+    """Where the answer says all but its scale, ridge regression of the residual alone has far to go."""
+    rng = np.random.default_rng(0)
+    rows, said = rng.normal(size=(30, 40)), 30 + 10 * rng.normal(size=(30, 1))
+    targets = 0.2 * said - 3
+    found = fit_kernel(rows @ rows.T, targets - said, np.arange(30), answers=said)
+    assert found.gain == pytest.approx(0.2, abs=1e-3)
+    np.testing.assert_allclose(rows @ rows.T @ found.coefficients, 0, atol=0.05)
+
+
+def test_a_constant_answer_has_no_gain() -> None:
+    rows, wanted, groups = draw_rows()
+    said = np.full_like(wanted, 1 / 3, dtype=np.float32).astype(np.float64)
+    found, without = (fit_kernel(rows @ rows.T, wanted, groups, answers=own) for own in (said, None))
+    np.testing.assert_array_equal(found.gain, 1)
+    np.testing.assert_allclose(found.coefficients, without.coefficients)
 
 
 def test_a_gaussian_kernel_is_that_of_scikit_learn() -> None:
@@ -90,15 +163,12 @@ def test_members_are_fits_to_the_training_part_of_their_fold(toy_folder: Path, o
     with torch.no_grad():
         features, zero_shot = network.body(x).double().numpy(), network(x).double().numpy()
     base = zero_shot if onto == "residual" else 0 * zero_shot
-    for key in prepared.problem.keys:
+    for key in prepared.problem.keys[::5]:
         train, held_out = splits.training(key.repeat, key.fold), splits.held_out(key.repeat, key.fold)
-        centred = features[train] - features[train].mean(0)
-        penalties = PENALTIES * np.linalg.eigvalsh(centred @ centred.T).clip(min=0).mean()
-        wanted = y[train] - base[train]
-        errors = [leave_groups_out(features[train], wanted, train, penalty) for penalty in penalties]
-        fit = Ridge(penalties[int(np.argmin(errors))]).fit(features[train], wanted)
-        expected = fit.predict(features[held_out]) + base[held_out]
-        np.testing.assert_allclose(predicted[key], expected, atol=2e-5)
+        said = zero_shot if onto == "residual" else np.zeros_like(zero_shot)
+        plain = search_plainly(features[train], said[train], y[train] - base[train], train)[0]
+        expected = plain.predict(features[held_out], said[held_out]) + base[held_out]
+        np.testing.assert_allclose(predicted[key], expected, atol=5e-5)
         unseen = fitter.states[key]["coefficients"][torch.from_numpy(held_out)]
         assert not unseen.any(), "a member has nothing of the samples that it never saw"
 

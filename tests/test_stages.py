@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.linear_model import Ridge
-from test_ridge import leave_groups_out
+from test_ridge import PlainRidge, search_plainly
 from test_search import HYPER, ROPE, Learner
 from torch import Tensor, nn
 from toy import table
@@ -28,7 +27,6 @@ from ray_ft.errors import ConfigError, StrategyError
 from ray_ft.fitting.candidate import run_members
 from ray_ft.fitting.fitter import FitSettings, JoinedFitter
 from ray_ft.fitting.preparation import PreparedStrategy, prepare_strategy
-from ray_ft.fitting.ridge import PENALTIES
 from ray_ft.fitting.stages import StagedFitter
 from ray_ft.fitting.starting import start_fitter
 from ray_ft.results.records import load_predictions
@@ -102,18 +100,15 @@ def descend_plainly(network: nn.Module, stage: dict, epochs: Iterator[Any], trai
     network.eval()
 
 
-def solve_plainly(network: nn.Module, stage: dict, samples: np.ndarray) -> tuple[Ridge, np.ndarray]:
-    """Fit scikit-learn's ridge regression to what a linear layer reads, by the penalty that leaves groups out best."""
+def solve_plainly(network: nn.Module, stage: dict, samples: np.ndarray) -> tuple[PlainRidge, np.ndarray]:
+    """Fit scikit-learn's ridge regression to what a linear layer reads; also return what it adds to the answers."""
     x, y = torch.from_numpy(np.load("x.npy")), np.load("y.npy")
     with torch.no_grad():
         read = network.head[:3](network.body(x)) if stage["train"] == ["head.3.*"] else network.body(x)
         features, said = read.double().numpy(), network(x).double().numpy()
-    wanted = (y - said * (stage.get("onto") != "targets"))[samples]
-    centred = features[samples] - features[samples].mean(0)
-    penalties = PENALTIES * np.linalg.eigvalsh(centred @ centred.T).clip(min=0).mean()
-    errors = [leave_groups_out(features[samples], wanted, samples, penalty) for penalty in penalties]
-    fit = Ridge(penalties[int(np.argmin(errors))]).fit(features[samples], wanted)
-    return fit, fit.predict(features)
+    said *= stage.get("onto") != "targets"
+    plain, _ = search_plainly(features[samples], said[samples], (y - said)[samples], samples)
+    return plain, plain.predict(features, said)
 
 
 def train_plainly(network: nn.Module, name: str, key: MemberKey, samples: np.ndarray, all_trained: list) -> Any:
@@ -122,12 +117,14 @@ def train_plainly(network: nn.Module, name: str, key: MemberKey, samples: np.nda
     beside = torch.zeros_like(y)
     for number, (stage, trained) in enumerate(zip(STRATEGIES[name], all_trained, strict=True), start=1):
         if stage.get("fit") == "ridge":
-            fit, found = solve_plainly(network, stage, samples)
+            plain, found = solve_plainly(network, stage, samples)
             if stage["train"] == ["head.3.*"]:
-                kept = float(stage.get("onto") != "targets")
+                gain = torch.from_numpy((stage.get("onto") != "targets") + plain.slopes)
                 with torch.no_grad():
-                    network.head[3].weight.mul_(kept).add_(torch.from_numpy(fit.coef_))
-                    network.head[3].bias.mul_(kept).add_(torch.from_numpy(fit.intercept_))
+                    added = torch.from_numpy(np.stack([fit.coef_[:-1] for fit in plain.fits]))
+                    network.head[3].weight.copy_(gain[:, None] * network.head[3].weight + added)
+                    offsets = torch.tensor([float(fit.intercept_) for fit in plain.fits])
+                    network.head[3].bias.copy_(gain * network.head[3].bias + offsets)
             else:
                 beside = torch.from_numpy(found).float()
             continue

@@ -2,12 +2,11 @@
 
 Where the ridge regression is on the network's last linear layer, its solution is that layer, which later stages train
 on or freeze like any other. Elsewhere it is no layer of the network, so it stays beside it: each member's answer is
-what its network says plus its own ridge regression on the pretrained features, and the latter learns no more.
+what its network says plus what its own ridge regression adds to the pretrained answer, and the latter learns no more.
 """
 
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,14 +30,14 @@ class Layer:
     bias: str
     starts: State  # its pretrained tensors by name
     rows: Tensor
-    onto: Literal["residual", "targets"]
 
     def solve(self, state: State) -> State:
-        """Return the layer that a member's coefficients are."""
-        rows, coefficients = (tensor.double().cpu() for tensor in (self.rows, state["coefficients"]))
-        found = {self.weight: coefficients.mT @ rows, self.bias: state["offset"].double().cpu()}
-        kept = float(self.onto == "residual")
-        return {name: (kept * self.starts[name].cpu() + own).to(state["offset"]) for name, own in found.items()}
+        """Return the layer that a member's coefficients and gain are."""
+        rows, coefficients, offset = (own.double().cpu() for own in (self.rows, state["coefficients"], state["offset"]))
+        gain = state["gain"].double().cpu() if "gain" in state else torch.zeros_like(offset)
+        weight = gain[:, None] * self.starts[self.weight].cpu() + coefficients.mT @ rows
+        bias = gain * self.starts[self.bias].cpu() + offset
+        return {name: own.to(state["offset"]) for name, own in ((self.weight, weight), (self.bias, bias))}
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def carry_ridge(split: SplitNetwork, ridge: SplitNetwork, features: Features, hy
     prefix = "ridge."
     while any(name.startswith(prefix) for name in split.tensors | split.state):
         prefix = "_" + prefix
-    term = attach_ridge(split, features, replace(hyper, onto="targets"))  # without what the network says
+    term = attach_ridge(split, features, hyper, beside=True)
     return Carry(None, term, {name: prefix + name for name in term.state})
 
 
@@ -121,7 +120,7 @@ def find_layer(
     trial = draw_trial(split, ridge, features, few)
     expected = ridge.apply_tail(trial, ridge.take(features, few))
     for weight, bias in product(weights, biases):
-        layer = Layer(weight, bias, {name: trained[name] for name in (weight, bias)}, rows, hyper.onto)
+        layer = Layer(weight, bias, {name: trained[name] for name in (weight, bias)}, rows)
         found = split.apply_tail(split.state | layer.solve(trial), split.take(features, few))
         if (found - expected).abs().max() <= TOLERANCE * expected.abs().max():
             return layer
@@ -139,4 +138,4 @@ def draw_trial(split: SplitNetwork, ridge: SplitNetwork, features: Features, few
     added = ridge.apply_tail(drawn, ridge.take(features, few))
     scale = said.abs().max() / added.abs().max()
     scale = torch.where((scale > 0) & scale.isfinite(), scale, torch.ones_like(scale))
-    return {name: own * scale if own.dim() else own for name, own in drawn.items()}
+    return drawn | {name: drawn[name] * scale for name in ("coefficients", "offset")}

@@ -3,17 +3,12 @@
 A member is the dual form of the map, one coefficient a training row and target value, where a row is a view of a
 sample. Rows that a member never saw have coefficients of zero, so all members share one set of rows, and their answers
 are computed by a tail like any other: `kernel(features, rows) @ coefficients + offset`, on top of what the pretrained
-network says where it is fitted to that residual. The penalty, and the width of a Gaussian kernel, are chosen inside the
-training part by leaving out one group of samples at a time, all of its views together, in closed form.
-
-References:
-    Hastie, Tibshirani & Friedman, "The Elements of Statistical Learning" (2009), 3.4.1 and 5.8, for the dual form and
-    the residuals of samples that are left out. We depart from it in that whole groups are left out.
+network says, times a gain, where it is fitted to that residual. How it is fitted stands in `kernel_ridge`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +22,7 @@ from ray_ft.errors import StrategyError
 from ray_ft.files.hashes import hash_tensors
 from ray_ft.fitting.fitter import FitterDescription, Predictions, States
 from ray_ft.fitting.kernel_descent import descend
+from ray_ft.fitting.kernel_ridge import Solution, fit_kernel, fit_rows
 from ray_ft.search.problem import MemberKey, Place, Problem
 from ray_ft.split.graph import trace_tail
 from ray_ft.split.network import Features, SplitNetwork, as_numbers
@@ -34,8 +30,6 @@ from ray_ft.split.silence import silence
 
 BATCH_SIZE = 32  # samples at a time
 MAX_VALUES = 2**15  # of a sample's features; larger ones are averaged over neighbours
-PENALTIES = np.logspace(-6, 2, 33)  # in units of the kernel's mean eigenvalue
-WIDTHS = (0.3, 1.0, 3.0)  # of a Gaussian kernel, in units of the median distance of two rows
 
 
 class RidgeTail(nn.Module):
@@ -47,13 +41,16 @@ class RidgeTail(nn.Module):
         rows: Float[Tensor, "row value"],
         output_shape: tuple[int, ...],
         hyper: RidgeHyperparameters,
+        beside: bool,
     ) -> None:
         super().__init__()
-        self.split, self.output_shape, self.hyper = split, output_shape, hyper
+        self.split, self.output_shape, self.hyper, self.beside = split, output_shape, hyper, float(beside)
         self.rows = nn.Buffer(rows)
         self.coefficients = nn.Parameter(rows.new_zeros(len(rows), math.prod(output_shape)))
         self.offset = nn.Parameter(rows.new_zeros(math.prod(output_shape)))
         self.sharpness = nn.Parameter(rows.new_ones(()))  # of a Gaussian kernel, per squared distance
+        if hyper.onto == "residual":
+            self.gain = nn.Parameter(rows.new_ones(math.prod(output_shape)))  # of what the pretrained network says
         self.own = {name: f"own_{i}" for i, name in enumerate(split.tensors | split.state)}
         for name, tensor in (split.tensors | split.state).items():
             self.register_buffer(self.own[name], tensor)
@@ -66,7 +63,7 @@ class RidgeTail(nn.Module):
             return added
         tensors = {name: self.get_buffer(own) for name, own in self.own.items()}
         answer: Tensor = self.split.evaluation.run((tensors, features, ()), tensors)
-        return answer + added
+        return answer * (self.gain - self.beside).reshape(self.output_shape) + added
 
 
 def compute_kernel(
@@ -101,8 +98,16 @@ def shrink(feature: Float[Tensor, "sample *axis"]) -> Float[Tensor, "sample *sho
 
 
 @torch.no_grad()
-def attach_ridge(split: SplitNetwork, features: Features, hyper: RidgeHyperparameters) -> SplitNetwork:
+def attach_ridge(
+    split: SplitNetwork, features: Features, hyper: RidgeHyperparameters, beside: bool = False
+) -> SplitNetwork:
     """Give a split network the tail of a ridge regression; its members are coefficients.
+
+    Args:
+        split: The network.
+        features: Of the training samples.
+        hyper: How it is fitted.
+        beside: Whether it answers with what it adds to what the network says.
 
     Raises:
         StrategyError: The network runs whole, so there are no features.
@@ -111,7 +116,7 @@ def attach_ridge(split: SplitNetwork, features: Features, hyper: RidgeHyperparam
         raise StrategyError(f"fit: ridge needs a network that can be split at what it trains, but {split.reason}")
     rows = flatten_features(split, split.take(features)).float()
     outputs = split.apply_tail(split.state, split.take(features, torch.arange(2)))
-    tail = RidgeTail(split, rows, tuple(outputs.shape[1:]), hyper)
+    tail = RidgeTail(split, rows, tuple(outputs.shape[1:]), hyper, beside)
     name = f"ridge.{hash_tensors({'rows': rows})[:16]}"
     known = {id(tensor): own for own, tensor in (split.tensors | split.state).items()} | {id(tail.rows): name}
     axes = [split.batch_axes[i] for i in split.reads]
@@ -132,16 +137,6 @@ def attach_ridge(split: SplitNetwork, features: Features, hyper: RidgeHyperparam
         sites=(),
         draws=False,
     )
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A ridge regression: coefficients of its rows, offset, error on groups left out, sharpness of its kernel."""
-
-    coefficients: Float[np.ndarray, "row value"]
-    offset: Float[np.ndarray, " value"]
-    error: float
-    sharpness: float = 1.0
 
 
 @torch.no_grad()
@@ -193,12 +188,15 @@ class RidgeFitter:
         if wanted is None:
             solve = partial(solve_by_descent, base=base, targets=targets, groups=groups, losses=objective.losses)
         else:
-            flat = wanted.reshape(len(own), -1).astype(np.float64)
-            solve = partial(fit_kernel, wanted=flat, groups=groups, scales=np.array(objective.scales or (1.0,)))
+            flat, said = (array.reshape(len(own), -1).astype(np.float64) for array in (wanted, base))
+            scales = np.array(objective.scales or (1.0,))
+            solve = partial(fit_kernel, wanted=flat, groups=groups, scales=scales, answers=said)
         found = fit_rows(self.rows[torch.from_numpy(own)], groups, self.hyper.kernel, solve)
         coefficients = np.zeros((len(self.sample_of), base[0].size))
         coefficients[own] = found.coefficients
         values = {"coefficients": coefficients, "offset": found.offset, "sharpness": np.array(found.sharpness)}
+        if self.hyper.onto == "residual":
+            values["gain"] = np.full_like(found.offset, found.gain)
         return {name: torch.from_numpy(array).float().to(self.split.device) for name, array in values.items()}
 
     @torch.no_grad()
@@ -250,116 +248,6 @@ def start_ridge(
     """
     zero_shot = predict_rows(split, features, len(problem.samples) * -(-problem.n_views // problem.closed_step))
     return RidgeFitter(problem, attach_ridge(split, features, hyper), features, zero_shot, hyper, keys, solved)
-
-
-def fit_rows(
-    rows: Float[Tensor, "row value"],
-    groups: Int[np.ndarray, " row"],
-    kernel: str,
-    solve: Callable[[Float[np.ndarray, "row row"]], Solution],
-) -> Solution:
-    """Fit one ridge regression, with the penalty and the width that leave the least error on groups left out.
-
-    `solve` fits it with a kernel between the rows.
-
-    Raises:
-        StrategyError: There is no group to leave out.
-    """
-    if len(np.unique(groups)) < 2:
-        raise StrategyError("fit: ridge leaves groups out to choose its penalty, so a training part needs two or more")
-    if kernel == "linear":
-        return solve((rows @ rows.T).cpu().numpy())
-    distances = torch.cdist(rows, rows).square()
-    apart = distances[distances > 0]
-    middle = float(apart.median()) if len(apart) else 1.0
-    fits = []
-    for width in WIDTHS:
-        sharpness = 1 / (2 * width**2 * middle)
-        fits.append(replace(solve(torch.exp(-sharpness * distances).cpu().numpy()), sharpness=sharpness))
-    return min(fits, key=lambda fit: fit.error)
-
-
-def fit_kernel(
-    kernel: Float[np.ndarray, "row row"],
-    wanted: Float[np.ndarray, "row target"],
-    groups: Int[np.ndarray, " row"],
-    scales: Float[np.ndarray, " _"] = np.ones(1),  # noqa: B008  # it is not written to
-) -> Solution:
-    """Fit with the penalty that leaves the least error on groups left out; the offset is not penalised.
-
-    A target that is NaN is missing: targets that the same rows have are fitted to these rows, and all share the
-    penalty, in units of each kernel's mean eigenvalue. Their errors are in units of `scales`, one a target or for all.
-    """
-    there = ~np.isnan(wanted)
-    dual, offset, errors = np.zeros_like(wanted), np.zeros(wanted.shape[1]), np.zeros(len(PENALTIES))
-    fits = []
-    for rows in np.unique(there, axis=1).T:
-        columns = (there == rows[:, None]).all(0)
-        place = np.ix_(rows, columns)
-        if len(np.unique(groups[rows])) < 2:  # no group could be left out, so nothing but a mean is known
-            offset[columns] = wanted[place].mean(0) if rows.any() else 0.0
-            continue
-        unit = np.broadcast_to(scales, wanted.shape[1])[columns]
-        part = KernelPart.decompose(kernel[np.ix_(rows, rows)], wanted[place], groups[rows], unit)
-        fits.append((place, columns, part))
-        errors += [part.leave_groups_out(share) for share in PENALTIES]
-    best = int(np.argmin(errors))
-    for place, columns, part in fits:
-        dual[place], offset[columns] = part.solve(PENALTIES[best])
-    return Solution(dual, offset, errors[best])
-
-
-@dataclass(frozen=True)
-class KernelPart:
-    """Rows and targets of which none is missing; the kernel is centred, and decomposed."""
-
-    mean: Float[np.ndarray, " row"]  # of the kernel
-    values: Float[np.ndarray, " row"]
-    vectors: Float[np.ndarray, "row row"]
-    offset: Float[np.ndarray, " target"]
-    centred: Float[np.ndarray, "row target"]
-    turned: Float[np.ndarray, "row target"]  # into the directions of the vectors
-    groups: Int[np.ndarray, " row"]
-    scales: Float[np.ndarray, " target"]
-    unit: float  # of the penalty
-
-    @classmethod
-    def decompose(
-        cls,
-        kernel: Float[np.ndarray, "row row"],
-        wanted: Float[np.ndarray, "row target"],
-        groups: Int[np.ndarray, " row"],
-        scales: Float[np.ndarray, " target"],
-    ) -> "KernelPart":
-        mean, offset = kernel.mean(0), wanted.mean(0)
-        values, vectors = np.linalg.eigh(kernel - mean - mean[:, None] + mean.mean())
-        values = np.maximum(values, 0.0)
-        scale = float(values.mean())
-        unit = scale if scale > np.finfo(float).eps * np.abs(kernel).max() else 1.0  # of equal rows
-        centred = wanted - offset
-        return cls(mean, values, vectors, offset, centred, vectors.T @ centred, groups, scales, unit)
-
-    def solve(self, share: float) -> tuple[Float[np.ndarray, "row target"], Float[np.ndarray, " target"]]:
-        """Compute coefficients and offset for a penalty in units of the mean eigenvalue."""
-        dual = self.vectors @ (self.turned / (self.values + share * self.unit)[:, None])
-        dual -= dual.mean(0)  # as the kernel is centred where it is fitted, and not where it predicts
-        return dual, self.offset - self.mean @ dual
-
-    def leave_groups_out(self, share: float) -> float:
-        """Sum the squared errors on each group of the fit to the others, without fitting again.
-
-        For a linear smoother H that minimises a penalised sum of squares, the residuals of rows G that are left out are
-        (I - H_GG)^-1 times those of the fit to all.
-        """
-        shrunk = self.vectors * (self.values / (self.values + share * self.unit))
-        residual = self.centred - shrunk @ self.turned
-        total = 0.0
-        for group in np.unique(self.groups):
-            own = np.flatnonzero(self.groups == group)
-            smoother = shrunk[own] @ self.vectors[own].T + 1 / len(self.groups)
-            errors = np.linalg.solve(np.eye(len(own)) - smoother, residual[own]) / self.scales
-            total += float((errors**2).sum())
-        return total
 
 
 def solve_by_descent(kernel: Float[np.ndarray, "row row"], **known: Any) -> Solution:
