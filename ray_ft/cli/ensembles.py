@@ -20,7 +20,7 @@ from ray_ft.cli.options import (
 )
 from ray_ft.cli.outputs import check_output
 from ray_ft.cli.show import resumable, show
-from ray_ft.errors import ConfigError, DataError, RunFolderError
+from ray_ft.errors import ConfigError, DataError, RunFolderError, count
 
 if TYPE_CHECKING:
     from ray_ft.ensemble import Ensemble
@@ -57,6 +57,10 @@ DEVICE = "Device that computes: cpu, cuda, or auto, which takes a GPU if there i
 DATA = "File of labelled samples: .npz, table or other, with the keys or columns of the run's data."
 LABELLED = "File of the {}, in place of --data, such as x.npy, x.npz::key or x.csv::a,b."
 POOL = "File of inputs without labels, such as x.npy, x.npz::key or x.csv, of which the training's columns are taken."
+EXPORT = (
+    "What to write, by its end: .pt2 (for torch.export.load), .onnx, a folder .mlflow (for mlflow.pyfunc.load_model), "
+    "or .db (the search of the run, for optuna.load_study)."
+)
 NEWEST = "Run or ensemble whose members are asked. Without it, the newest finished run in runs/ is."
 OF_RUN = "the run's"
 
@@ -227,16 +231,24 @@ def describe_stream(found: "Streamed", n_members: int, output: Path, seconds: fl
 @ensembles.command()
 def export(
     source: Source,
-    output: Annotated[Path, Argument(help="File to write: .pt2 (for torch.export.load) or .onnx.")],
+    output: Annotated[Path, Argument(help=EXPORT)],
     soup: Annotated[bool, Option("--soup", help=SOUP)] = False,
     allow_worse: Annotated[bool, Option("--allow-worse", help=ALLOW_WORSE)] = False,
     force: ForceOption = False,
     trust: TrustOption = False,
 ) -> None:
-    """Write an ensemble to one file that runs without this package."""
+    """Write an ensemble, or the search of a run, for another program.
+
+    A file .pt2 or .onnx runs without this package.
+    """
     from ray_ft.ensemble import Ensemble
     from ray_ft.ensemble.export import check_soup, export_ensemble
 
+    if output.suffix in OTHER_EXPORTS:
+        if soup or allow_worse:
+            raise ConfigError(f"--soup and --allow-worse are for .pt2 and .onnx, got {output}; leave them out")
+        typer.echo(f"export  {output}: {OTHER_EXPORTS[output.suffix](source, output, force)}")
+        return
     check_output("an export", output, force, source)
     loaded = Ensemble.load(source, trust=trust)
     if soup and not allow_worse:
@@ -246,6 +258,25 @@ def export(
     note_lack(loaded)
     what = "one network, the mean" if soup else f"{len(loaded.card.members)} members; {names}"
     typer.echo(f"export  {path}: {what} of inputs (n, {', '.join(map(str, loaded.card.input_shape))}) in float32")
+
+
+def export_to_mlflow(source: Path, output: Path, force: bool) -> str:
+    from ray_ft.ensemble.mlflow_model import write_mlflow
+
+    write_mlflow(source, output)
+    return "mlflow.pyfunc.load_model(path).predict(inputs) gives a dict of arrays"
+
+
+def export_to_optuna(source: Path, output: Path, force: bool) -> str:
+    from ray_ft.results.study import write_study
+
+    check_output("an export", output, force, source)
+    trials = write_study(source, output)
+    listed = ", ".join(f"{name} with {count(n, 'trial')}" for name, n in trials.items())
+    return f"studies {listed}; see them with: optuna-dashboard sqlite:///{output}"
+
+
+OTHER_EXPORTS = {".mlflow": export_to_mlflow, ".db": export_to_optuna}  # by their suffix
 
 
 @ensembles.command()

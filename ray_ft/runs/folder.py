@@ -56,6 +56,7 @@ class EnsembleFolder:
     members = File("members.safetensors")
     calibration = File("calibration.safetensors")
     config = File("config.yaml")
+    model_card = File("README.md")
 
 
 @dataclass(frozen=True)
