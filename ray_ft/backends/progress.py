@@ -1,5 +1,6 @@
 """Progress of the trials: a live table in a terminal, plain lines elsewhere."""
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
 
@@ -10,6 +11,7 @@ from rich.table import Table
 from ray_ft.search.plan import Assignment
 
 LINE_EVERY_S = 10.0
+LOG = logging.getLogger(__name__)
 
 
 class Display:
@@ -44,6 +46,7 @@ class Display:
         self.epochs[name] = max(epoch, self.epochs[name])
         if own.is_search:  # the others train single folds, whose means are no score
             self.best[own.spec.strategy] = min(mean, self.best.get(own.spec.strategy, mean))
+        LOG.info("%s: epoch %d of %d, %s %.6g", describe(own), epoch, own.n_epochs, self.metric, mean)
         if time.monotonic() - self.printed > LINE_EVERY_S:
             self.print_line(own, f"epoch {epoch}/{own.n_epochs}")
 
