@@ -218,7 +218,7 @@ def render_plan(
     budget: str,
 ) -> Group:
     """Draw what a config would train: by strategy and part of the network, by what, then the candidates it knows."""
-    by_part = start_table("trained parameters", *parts, "all")
+    by_part = start_table("trained parameters", *parts, "(parameters)")
     for part in next(iter(parts.values())):
         learning = [f"{counts[part][0]:,}" if counts[part][0] else "frozen" for counts in parts.values()]
         by_part.add_row(Text(part), *learning, f"{next(iter(parts.values()))[part][1]:,}")
