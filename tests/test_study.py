@@ -79,12 +79,15 @@ def test_a_trial_says_what_its_candidate_did(searched: RunFolder) -> None:
 def test_the_command_writes_a_new_file_of_a_finished_run(
     run: Path, ray_ft_here: Callable[..., CompletedProcess[str]]
 ) -> None:
-    said = ray_ft_here("export", "run", "study.db")
+    said = ray_ft_here("export", "run", "--out", "study.db")
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith("export  study.db: studies top with 1 trial, last with 1 trial; see them with: ")
-    assert "which exists" in ray_ft_here("export", "run", "study.db").stderr
-    assert ray_ft_here("export", "run", "study.db", "--force").returncode == 0
-    assert "--soup and --allow-worse are for .pt2 and .onnx" in ray_ft_here("export", "run", "s.db", "--soup").stderr
+    assert "which exists" in ray_ft_here("export", "run", "--out", "study.db").stderr
+    assert ray_ft_here("export", "run", "--out", "study.db", "--force").returncode == 0
+    assert (
+        "--soup and --allow-worse are for .pt2 and .onnx"
+        in ray_ft_here("export", "run", "--out", "s.db", "--soup").stderr
+    )
     (run / "verdicts.json").unlink()
     with pytest.raises(RunFolderError, match="a finished run holds"):
         write_study(run, Path("other.db"))

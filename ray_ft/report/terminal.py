@@ -146,7 +146,7 @@ def suggest_commands(summary: Summary, run: RunFolder, own_code: bool) -> list[t
     output = named.with_name(f"{named.name}-predictions.npz")
     card = read_card(run.ensemble) if run.ensemble.card.is_file() else None
     trust = ["--trust"] if card and card.needs_code else []
-    predict = ("predict", str(folder), "--inputs", "x.npy", "--output", str(output), *trust)
+    predict = ("predict", str(folder), "--inputs", "x.npy", "--out", str(output), *trust)
     return [
         *([("fetch", run.place, str(folder))] if run.mirror else []),
         *([] if card and is_ragged(card.inputs) else [predict]),  # samples of unequal shapes stand in no file
@@ -218,7 +218,7 @@ def render_plan(
     budget: str,
 ) -> Group:
     """Draw what a config would train: by strategy and part of the network, by what, then the candidates it knows."""
-    by_part = start_table("trained parameters", *parts, "all")
+    by_part = start_table("trained parameters", *parts, "(parameters)")
     for part in next(iter(parts.values())):
         learning = [f"{counts[part][0]:,}" if counts[part][0] else "frozen" for counts in parts.values()]
         by_part.add_row(Text(part), *learning, f"{next(iter(parts.values()))[part][1]:,}")
