@@ -122,9 +122,9 @@ class CrossValidation:
 def cross_validate(
     model: Config,
     data: str | Path | RunFolder,
-    inline: bool = ...,
-    console: Console | None = ...,
-    report: bool = ...,
+    inline: bool = False,
+    console: Console | None = None,
+    report: bool = False,
 ) -> Summary: ...
 
 
@@ -133,19 +133,19 @@ def cross_validate(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,
     *,
-    strategies: Strategies | Sequence[str] | None = ...,
-    folds: int = ...,
-    seeds: int = ...,
-    groups: Any = ...,
-    stratify: Any = ...,
-    replay: Any = ...,
-    objective: str | None = ...,
-    loss: str | Callable[..., Any] | None = ...,
-    collate: Callable[[list[Any]], Any] | None = ...,
-    out: str | Path | None = ...,
-    options: Mapping[str, Any] | None = ...,
-    inline: bool = ...,
-    progress: bool = ...,
+    strategies: Strategies | Sequence[str] | None = None,
+    folds: int = 5,
+    seeds: int = 3,
+    groups: Any = None,
+    stratify: Any = None,
+    replay: Any = None,
+    objective: str | None = None,
+    loss: str | Callable[..., Any] | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
+    out: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    inline: bool = False,
+    progress: bool = True,
 ) -> CrossValidation: ...
 
 
