@@ -122,9 +122,9 @@ class CrossValidation:
 def cross_validate(
     model: Config,
     data: str | Path | RunFolder,
-    inline: bool = ...,
-    console: Console | None = ...,
-    report: bool = ...,
+    inline: bool = False,
+    console: Console | None = None,
+    report: bool = False,
 ) -> Summary: ...
 
 
@@ -133,23 +133,55 @@ def cross_validate(
     model: nn.Module | Callable[[], nn.Module],
     data: Any,
     *,
-    strategies: Strategies | Sequence[str] | None = ...,
-    folds: int = ...,
-    seeds: int = ...,
-    groups: Any = ...,
-    stratify: Any = ...,
-    replay: Any = ...,
-    objective: str | None = ...,
-    loss: str | Callable[..., Any] | None = ...,
-    collate: Callable[[list[Any]], Any] | None = ...,
-    out: str | Path | None = ...,
-    options: Mapping[str, Any] | None = ...,
-    inline: bool = ...,
-    progress: bool = ...,
+    strategies: Strategies | Sequence[str] | None = None,
+    folds: int = 5,
+    seeds: int = 3,
+    groups: Any = None,
+    stratify: Any = None,
+    replay: Any = None,
+    objective: str | None = None,
+    loss: str | Callable[..., Any] | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
+    out: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    inline: bool = False,
+    progress: bool = True,
 ) -> CrossValidation: ...
 
 
 def cross_validate(model: Any, data: Any, *args: Any, **options: Any) -> Any:
+    """Cross-validate strategies of fine-tuning a network, and build the ensemble of the lowest.
+
+    Where a run's folder is in progress, or finished, the same call goes on or returns it. With a `Config` and the path
+    of a run folder, `ray_ft.cross_validate` runs what the config says, and returns its `Summary`.
+
+    Args:
+        model: The pretrained network, or a callable without arguments that builds it. It is not changed.
+        data: `(x, y)`: arrays, tensors, pandas frames or lists, a sample a row; or a `torch.utils.data.Dataset` of
+            pairs.
+        *args: With a `Config`, what follows the folder: `inline`, the `console`, and whether to write the `report`.
+        strategies: What learns, by name: a pattern of parameter names (`"head.*"`), several of them, or a mapping as in
+            a config file. Without it the network says some: from the last layer to everything, and ridge regression.
+        folds: Number of parts that are held out in turn.
+        seeds: Number of trainings of each fold.
+        groups: A label for each sample; samples of one stay in one fold.
+        stratify: A class or number for each sample, which the folds share evenly.
+        replay: Samples of the pretraining for a share of each step: `(x, y)`, or `(x, None)` for the network's answers.
+        objective: `regression`, `classification`, `multilabel`, or a metric of `cv.metric`. Without it, numbers with a
+            fraction are regressed, and text and booleans are classes; whole numbers may be either, so it is needed.
+        loss: What training minimises, apart from the score: a name of `training.loss`, or a function of outputs and
+            targets to the loss of each sample. Without it, the objective's own.
+        collate: For graphs and sequences, where x is a list of samples: a function of such a list, of tensors, to what
+            the network is called with, a mapping by name, a tuple by place, or one argument.
+        out: The run folder, which lets an interrupted call go on. Without it, a temporary one goes with the result.
+        options: Values by key of a config file (`{"search.minutes": 10, "compute.address": "auto"}`).
+        inline: Train in this process, without Ray.
+        progress: Whether to show it.
+
+    Raises:
+        UserError: What was given breaks a rule, or the folder holds another run.
+        RunError: No strategy has a completed candidate, or a file could not be written.
+    """
     if isinstance(model, Config):
         return cross_validation.cross_validate(model, data, *args, **options)
     with name_arguments(options.get("options") or ()):
@@ -174,37 +206,6 @@ def cross_validate_module(
     inline: bool = False,
     progress: bool = True,
 ) -> CrossValidation:
-    """Cross-validate strategies of fine-tuning a network, and build the ensemble of the lowest.
-
-    Where a run's folder is in progress, or finished, the same call goes on or returns it. With a `Config` and the path
-    of a run folder, `ray_ft.cross_validate` runs what the config says, and returns its `Summary`.
-
-    Args:
-        model: The pretrained network, or a callable without arguments that builds it. It is not changed.
-        data: `(x, y)`: arrays, tensors, pandas frames or lists, a sample a row; or a `torch.utils.data.Dataset` of
-            pairs.
-        strategies: What learns, by name: a pattern of parameter names (`"head.*"`), several of them, or a mapping as in
-            a config file. Without it the network says some: from the last layer to everything, and ridge regression.
-        folds: Number of parts that are held out in turn.
-        seeds: Number of trainings of each fold.
-        groups: A label for each sample; samples of one stay in one fold.
-        stratify: A class or number for each sample, which the folds share evenly.
-        replay: Samples of the pretraining for a share of each step: `(x, y)`, or `(x, None)` for the network's answers.
-        objective: `regression`, `classification`, `multilabel`, or a metric of `cv.metric`. Without it, numbers with a
-            fraction are regressed, and text and booleans are classes; whole numbers may be either, so it is needed.
-        loss: What training minimises, apart from the score: a name of `training.loss`, or a function of outputs and
-            targets to the loss of each sample. Without it, the objective's own.
-        collate: For graphs and sequences, where x is a list of samples: a function of such a list, of tensors, to what
-            the network is called with, a mapping by name, a tuple by place, or one argument.
-        out: The run folder, which lets an interrupted call go on. Without it, a temporary one goes with the result.
-        options: Values by key of a config file (`{"search.minutes": 10, "compute.address": "auto"}`).
-        inline: Train in this process, without Ray.
-        progress: Whether to show it.
-
-    Raises:
-        UserError: What was given breaks a rule, or the folder holds another run.
-        RunError: No strategy has a completed candidate, or a file could not be written.
-    """
     check_arguments(options, collate, out)
     arrays, own = read_data(data, groups, stratify, collate is not None), loss if callable(loss) else None
     given = Given(as_factory(model), arrays, own, collate, replay if replay is None else read_replay(replay))
@@ -218,7 +219,7 @@ def cross_validate_module(
     )
 
 
-update_wrapper(cross_validate, cross_validate_module, ["__doc__"])  # its signature and text are what a notebook shows
+update_wrapper(cross_validate, cross_validate_module, [])  # whose signature a notebook shows
 
 
 def check_arguments(options: Any, collate: Any, out: Any) -> None:
