@@ -135,7 +135,7 @@ class ClassificationPresentation:
         looks: list[tuple[str, Any]] = [(f"true {what}", {"color": INK, "linewidth": 6})]
         looks.append((f"other {what}", {"color": COLORS[0], "linewidth": 6}))
         if "in_set" in own:
-            mark = {"color": COLORS[1], "marker": "v", "linestyle": "", "markersize": 5}
+            mark: dict[str, Any] = {"color": COLORS[1], "marker": "v", "linestyle": "", "markersize": 5}
             axes.plot(places[own["in_set"]], np.full(own["in_set"].sum(), 1.05), clip_on=False, **mark)
             looks.append(("in the prediction set", mark))
         add_legend(figure, looks, 3)
@@ -152,9 +152,9 @@ def say_sets(answer: BlindAnswer, n: int) -> str:
         return f"There are no prediction sets of {level}, as the samples are too few."
     held, size = write_share(answer.measures["coverage"]), answer.measures["set_size"]
     return (
-        f"Prediction sets of {level}, by the rule of CV+ from the blind errors on the other folds, hold the true class of "
-        f"{held} of the samples, and have {size:.2f} classes on average. That is measured on these {n} samples, by members that "
-        "never saw them; ray-ft evaluate measures it on fresh ones."
+        f"Prediction sets of {level}, by the rule of CV+ from the blind errors on the other folds, hold the true class "
+        f"of {held} of these {n} samples, and have {size:.2f} classes on average. As the samples judge one another, "
+        "the share lies near the level; ray-ft evaluate measures it on fresh ones."
     )
 
 

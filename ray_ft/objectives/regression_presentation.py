@@ -87,9 +87,8 @@ class RegressionPresentation:
         names = axes_of.channels[:4]
         figure, panels = draw_grid(len(names), 1.55)
         marker = "o" if np.isnan(truth).any() else ""  # a value between missing ones has no line
-        rows = {
-            name: axes_of.flatten(values[None])[0] for name, values in (own | {"truth": truth, "mean": mean}).items()
-        }
+        drawn = {**own, "truth": truth, "mean": mean}
+        rows = {name: axes_of.flatten(values[None])[0] for name, values in drawn.items()}
         shades = {("band_lower", "band_upper"): 0.18, ("lower", "upper"): 0.3} if own else {}
         for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
             axes.plot(axes_of.x, rows["truth"][i], color=INK, linewidth=1, marker=marker, markersize=4)
@@ -217,8 +216,8 @@ def draw_density(axes_of: TargetAxes, blind: Values, targets: Values, answer: Bl
     figure.supxlabel("measured", fontsize="medium")
     figure.supylabel("predicted", fontsize="medium")
     return (
-        "Every value of every sample, as the members that never saw it predict it: the lighter, the more values. On the dashed "
-        f"line they are right. {say_intervals(answer, len(targets), 'Intervals')}",
+        "Every value of every sample, as the members that never saw it predict it: the lighter, the more values. On "
+        f"the dashed line they are right. {say_intervals(answer, len(targets), 'Intervals')}",
         figure,
     )
 
@@ -231,8 +230,8 @@ def say_intervals(answer: BlindAnswer, n: int, what: str) -> str:
     single, whole = (write_share(answer.measures[name]) for name in ("coverage", "band_coverage"))
     return (
         f"{what} of {level}, by the rule of CV+ from the blind errors on the other folds, hold {single} of the values; "
-        f"bands of {level} hold {whole} of the whole samples. Both are measured on these {n} samples, by members that never saw "
-        "them; ray-ft evaluate measures them on fresh ones."
+        f"bands of {level} hold {whole} of the whole samples, as counted on these {n}. As the samples judge one "
+        "another, both shares lie near the level; ray-ft evaluate measures them on fresh ones."
     )
 
 

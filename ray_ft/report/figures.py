@@ -190,8 +190,9 @@ def draw_search(
         for spec in seen:
             verdict, value = verdicts[spec.name], read_value(spec, key)
             if value is not None:
-                said = f"{spec.name}, {declared.title} {declared.show(value)}: {unit.write(lowest[spec.name])}{unit.suffix}"
-                mark = value, unit.scale(lowest[spec.name]), f"{said}, {verdict.state}"
+                said = f"{spec.name}, {declared.title} {declared.show(value)}, {verdict.state}"
+                said += f": {unit.write(lowest[spec.name])}{unit.suffix}"
+                mark = value, unit.scale(lowest[spec.name]), said
                 points.setdefault((spec.strategy, verdict.state), []).append(mark)
         for (name, state), own in points.items():
             x, y, names = zip(*own, strict=True)

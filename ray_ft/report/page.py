@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from ray_ft.config import Config, reload_config
 from ray_ft.data.folds import Splits
 from ray_ft.domains import TargetAxes, find_domain
-from ray_ft.ensemble.artefact import Card
 from ray_ft.drawing import INK, MUTED, add_titles, number_dots, use_style
+from ray_ft.ensemble.artefact import Card
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import replace_file, write_text
 from ray_ft.objectives import find_objective

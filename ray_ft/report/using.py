@@ -13,6 +13,8 @@ from ray_ft.report.words import label
 from ray_ft.results.summary import Summary
 from ray_ft.runs.folder import RunFolder
 
+SERVED = "It needs pip install 'ray-ft[serve]'. The server runs until Ctrl-C, so ask it from another terminal."
+
 
 @dataclass(frozen=True)
 class Way:
@@ -46,8 +48,8 @@ def say_obstacle(summary: Summary, card: Card | None, folder: Path) -> str:
     """Why the ensemble is not to be used; nothing where it may be."""
     if summary.winner is None:
         return (
-            f"Do not use this ensemble. No strategy beats {label(summary.best_baseline)}, the best baseline, which costs "
-            "no training."
+            f"Do not use this ensemble: no strategy beats {label(summary.best_baseline)}, the best baseline, which "
+            "costs no training."
         )
     if card is None:
         return f"There is no ensemble in this run that this release reads. This builds it: ray-ft ensemble {folder}"
@@ -64,8 +66,8 @@ def list_ways(summary: Summary, run: RunFolder, card: Card) -> Iterator[Way]:
     shown = [name for name in (*answers.exported, "flag") if name != "std"]
     show = f"print({', '.join(f'prediction.{name}' for name in shown)})"
     if is_ragged(card.inputs):
-        code = "import ray_ft", f"prediction = {load}.predict(samples)", show
-        yield Way("Python", (*fetch, *code), "samples is a list, each as in the run's data.")
+        lines = "import ray_ft", f"prediction = {load}.predict(samples)", show
+        yield Way("Python", (*fetch, *lines), "samples is a list, each as in the run's data.")
         return
     file, opened = ("new.npz", 'dict(np.load("new.npz"))') if card.inputs else ("new.npy", 'np.load("new.npy")')
     predict = "predict", str(folder), "--inputs", file, "--output", name_output(folder, "predictions"), *trust
@@ -76,7 +78,7 @@ def list_ways(summary: Summary, run: RunFolder, card: Card) -> Iterator[Way]:
         asked = ["curl", "-H", "Content-Type: application/x-npy", "--data-binary", f"@{file}", "-o"]
         asked += [name_output(folder, "answers"), "http://127.0.0.1:8000/predict"]
         serve = command("serve", str(folder), *trust)
-        yield Way("HTTP", (serve, shlex.join(asked)), "The server runs until Ctrl-C, so ask it from another terminal.")
+        yield Way("HTTP", (serve, shlex.join(asked)), SERVED)
 
 
 def command(*words: str) -> str:
@@ -86,4 +88,5 @@ def command(*words: str) -> str:
 def describe_file(card: Card, file: str) -> str:
     if card.inputs:
         return f"{file} holds the arrays {', '.join(part.name for part in card.inputs)}."
-    return f"{file} holds n inputs as in the run's data, here of the shape ({', '.join(map(str, ('n', *card.input_shape)))})."
+    shape = ", ".join(map(str, ("n", *card.input_shape)))
+    return f"{file} holds n inputs as in the run's data; in the network's form, their shape is ({shape})."
