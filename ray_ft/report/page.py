@@ -174,8 +174,8 @@ def draw_samples(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
     scores = objective.score(mean, targets)
     order = np.argsort(scores)
     for which, sample in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
-        own = {name: array[sample] for name, array in answer.quantities.items()}
-        if figure := objective.presentation.draw_sample(axes, targets[sample], mean[sample], own):
+        own = {name: np.asarray(array[sample]) for name, array in answer.quantities.items()}
+        if figure := objective.presentation.draw_sample(axes, *map(np.asarray, (targets[sample], mean[sample])), own):
             score = f"{summary.metric} {findings.unit.write(scores[sample])}{findings.unit.suffix}"
             caption = f"Sample {sample} has the {score}, as members that never saw it predict it."
             yield f"sample_{which}", f"The {which} sample", caption, figure
