@@ -223,6 +223,21 @@ def read_csv(path: Path) -> list[Row]:
         return [{column: read(column, text) for column, text in row.items()} for row in csv.DictReader(file)]
 
 
+def write_rows(rows: list[Row]) -> None:
+    """Write what runs found; cells that are not among them keep their rows."""
+
+    def cell(row: Row) -> tuple[str, int, int]:
+        return row["case"], int(row["size"]), int(row["deal"])
+
+    found = {cell(row) for row in rows}
+    kept = [row for row in read_csv(RESULTS) if cell(row) not in found] if RESULTS.exists() else []
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted([*kept, *rows], key=cell))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default=",".join(CASES))
@@ -243,11 +258,7 @@ def main() -> None:
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             for case, size, deal in pool.map(make, jobs):
                 print(f"done: {case}, {size}, deal {deal}", flush=True)
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="")
-            writer.writeheader()
-            writer.writerows(read_rows(root))
+        write_rows([*read_rows(root)])
     print_fresh()
     if RESULTS.exists():
         rows = read_csv(RESULTS)
