@@ -148,8 +148,8 @@ class Prepared:
             return f"{n} candidates × {n_members} members = {n * n_members} members in all"
         known = "these are known before anything is trained; others" if n else "the candidates"
         return (
-            f"{known} follow a range test. In all, {self.describe_effort()} of each strategy are searched by one seed "
-            f"(search.seeds), and {n_members} members trained where the folds have chosen"
+            f"{known} follow a range test. In all, {self.describe_effort()} of each strategy, or one in closed form, "
+            f"are searched by one seed (search.seeds), and {n_members} members trained where the folds have chosen"
         )
 
     def describe_effort(self) -> str:

@@ -1,9 +1,12 @@
 """What all figures share: palette, style and axes, drawn without a screen; a page puts its own `INK` and `MUTED`."""
 
+import re
 from collections.abc import Iterable
 from typing import Any, Literal
+from xml.sax.saxutils import escape
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -11,7 +14,8 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 INK, MUTED = "#16202c", "#808c99"
 COLORS = ("#3d87c9", "#d9822b", "#2a9d78", "#b65a9e", "#c2483d", "#8a8f2a")
-WIDTH = 5.6  # inches; as wide as a phone can show without the text becoming too small
+WIDTH = 4.6  # inches; as wide as a phone can show without the text becoming too small
+DOTS = "dots"  # group of an SVG, before its number
 STYLE: Any = {
     "font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "svg.hashsalt": "ray-ft",
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": INK, "ytick.color": INK,
@@ -48,6 +52,37 @@ def add_legend(figure: Figure, entries: Iterable[tuple[str, Any]], n_columns: in
     """Explain looks below the panels: names, and how lines of each are drawn."""
     handles = [Line2D([], [], label=name, **look) for name, look in entries]
     figure.legend(handles=handles, loc="outside lower center", ncols=n_columns)
+
+
+def name_dots(dots: Artist, names: Iterable[str]) -> None:
+    """Give each dot of a line without strokes a name, in their order, which `add_titles` writes into an SVG."""
+    dots.set_gid(DOTS)
+    dots.set_label("\n".join(names))
+
+
+def number_dots(figure: Figure) -> dict[str, list[str]]:
+    """Number the groups of dots that have names; return the names by group."""
+    named = figure.findobj(lambda artist: str(artist.get_gid()).startswith(DOTS))
+    for i, artist in enumerate(named):
+        artist.set_gid(f"{DOTS}-{i}")
+    return {str(artist.get_gid()): str(artist.get_label()).split("\n") for artist in named}
+
+
+def add_titles(svg: str, names: dict[str, list[str]]) -> str:
+    """Write the names of `number_dots` into an SVG, where browsers show them and read them out."""
+    for group, own in names.items():
+        before, opening, rest = svg.partition(f'<g id="{group}">')
+        body, closing, after = rest.partition("</defs>")
+        dots, ending, others = after.partition("</g>")
+        waiting = iter(own)
+        if dots.count("<use ") == len(own):  # a dot outside of the axes is not drawn
+            dots = re.sub(
+                r"<use ([^>]*)/>",
+                lambda use: f'<use class="dot" {use[1]}><title>{escape(next(waiting))}</title></use>',  # noqa: B023
+                dots,
+            )
+        svg = before + opening.replace(f' id="{group}"', "") + body + closing + dots + ending + others
+    return svg
 
 
 def use_style() -> Any:

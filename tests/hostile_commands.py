@@ -201,10 +201,10 @@ def make_ensemble(draw: random.Random) -> list[str]:
         card["files"] = {f"../../{name}": own for name, own in card["files"].items()}
     (folder / "card.json").write_text(json.dumps(card))
     words = draw.choice((
-        ["predict", "run", "--inputs", "x.npy", "--output", "out.npz", "--device", "cpu"],
+        ["predict", "run", "--inputs", "x.npy", "--out", "out.npz", "--device", "cpu"],
         ["evaluate", "run/ensemble", "--inputs", "x.npy", "--targets", "y.npy"],
-        ["suggest", "x.npy", "--run", "run", "--n", "2"],
-        ["export", "run", "out.pt2"],
+        ["suggest", "run", "--inputs", "x.npy", "--n", "2"],
+        ["export", "run", "--out", "out.pt2"],
     ))  # fmt: skip
     return [*words, *["--trust"] * trust]
 
@@ -215,11 +215,11 @@ def make_inputs(draw: random.Random) -> list[str]:
     shutil.copy("x.npy", "mine.npy")
     damage(Path("mine.npy"), draw)
     words = draw.choice((
-        ["predict", "run", "--inputs", path, "--output", draw.choice(("out.npz", "out"))],
-        ["predict", "run", "--inputs", "x.npy", "--output", "out", "--quantities", draw.choice(("__class__", "../x"))],
+        ["predict", "run", "--inputs", path, "--out", draw.choice(("out.npz", "out"))],
+        ["predict", "run", "--inputs", "x.npy", "--out", "out", "--quantities", draw.choice(("__class__", "../x"))],
         ["evaluate", "run", "--inputs", path, "--targets", "y.npy"],
         ["evaluate", "run", "--data", path],
-        ["suggest", path, "--run", "run"],
+        ["suggest", "run", "--inputs", path],
         ["check", "-c", "toy.yaml", "--set", f"model.checkpoint={path}"],
     ))  # fmt: skip
     return words
@@ -283,7 +283,7 @@ def try_all(run: Path, first: int, n: int) -> None:
     sys.path.insert(0, str(home))
     guard = Guard(home)
     shutil.copytree(kept, home, dirs_exist_ok=True)
-    for words in (["report", "run"], ["ensemble", "run", "--trust"], ["export", "run", "x.pt2"]):
+    for words in (["report", "run"], ["ensemble", "run", "--trust"], ["export", "run", "--out", "x.pt2"]):
         run_command(words)  # so that packages have written what they keep for themselves
     for seed in range(first, first + n):
         try:

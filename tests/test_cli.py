@@ -1,5 +1,6 @@
 """The command as a user types it: what it prints, and errors of one screen with exit code 2."""
 
+import json
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -115,7 +116,7 @@ def test_a_damaged_ensemble_is_refused(run: Path, ray_ft_here: Command) -> None:
     content = bytearray(members.read_bytes())
     content[-1] ^= 1
     members.write_bytes(content)
-    result = ray_ft_here("predict", "run", "--inputs", "x.npy", "--output", "y.npz")
+    result = ray_ft_here("predict", "run", "--inputs", "x.npy", "--out", "y.npz")
     assert result.returncode == 2
     assert "it was changed" in result.stderr
     assert not Path("y.npz").exists()
@@ -142,16 +143,57 @@ def test_the_users_own_keys_mean_what_they_say(toy_folder: Path) -> None:
 
 def test_outputs_do_not_take_the_place_of_what_is_there(run: Path, ray_ft_here: Command) -> None:
     np.savez("in.npz", x=np.load("x.npy"))
-    over = ray_ft_here("predict", "run", "--inputs", "in.npz", "--output", "in.npz")
+    over = ray_ft_here("predict", "run", "--inputs", "in.npz", "--out", "in.npz")
     assert (over.returncode, "another file than the inputs" in over.stderr) == (2, True)
-    into = ray_ft_here("predict", "run", "--inputs", "x.npy", "--output", "run")
+    into = ray_ft_here("predict", "run", "--inputs", "x.npy", "--out", "run")
     assert (into.returncode, "plan.json of another kind" in into.stderr) == (2, True)
-    done = ["predict", "run", "--inputs", "x.npy", "--output", "done"]
+    done = ["predict", "run", "--inputs", "x.npy", "--out", "done"]
     assert ray_ft_here(*done).returncode == 0
     assert "finished before" in ray_ft_here(*done).stdout
     Path("done/mean.npy").unlink()
     lost = ray_ft_here(*done)
     assert (lost.returncode, "must be whole" in lost.stderr) == (2, True)
+
+
+def test_json_is_alone_on_the_standard_output(run: Path, ray_ft_here: Command) -> None:
+    np.save("pool.npy", np.load("x.npy") + 1)
+    config = ("--config", "toy.yaml")
+    commands: dict[str, tuple[tuple[str, ...], str]] = {
+        "cv": (("--out", "run", "--config", "run/config.yaml"), "winner"),
+        "check": (config, "strategies"),
+        "plan": (config, "candidates"),
+        "predict": (("run", "--inputs", "x.npy", "--out", "json.npz"), "n_samples"),
+        "suggest": (("run", "--inputs", "pool.npy", "--n", "2"), "indices"),
+    }
+    for command, (words, key) in commands.items():
+        done = ray_ft_here(command, *words, "--json")
+        assert (done.returncode, key in json.loads(done.stdout)) == (0, True), done.stderr
+
+
+def test_quiet_and_verbose_are_about_progress_alone(toy_folder: Path, ray_ft: Command) -> None:
+    words = ("cv", "--config", "toy.yaml", "--inline", "--candidates", "1", "--out")
+    quiet, plain, verbose = (ray_ft(*words, out, *flags) for out, flags in (("a", ["-q"]), ("b", []), ("c", ["-v"])))
+    assert "reading the data" not in quiet.stdout + quiet.stderr
+    assert "reading the data" in plain.stdout
+    assert "epoch 2 of" in verbose.stderr
+    assert "epoch 2 of" not in plain.stderr
+    for done in (quiet, plain, verbose):
+        assert "winner" in done.stdout
+
+
+def test_former_spellings_work_and_say_the_one_of_now(run: Path, ray_ft_here: Command) -> None:
+    np.save("pool.npy", np.load("x.npy") + 1)
+    former = {
+        "--out": ("predict", "run", "--inputs", "x.npy", "--output", "former.npz"),
+        "--inputs": ("suggest", "pool.npy", "--run", "run", "--n", "1"),
+    }
+    for now, words in former.items():
+        done = ray_ft_here(*words)
+        assert (done.returncode, f"is {now} now" in done.stderr) == (0, True), done.stderr
+    twice = ray_ft_here("predict", "run", "--inputs", "x.npy", "--output", "a.npz", "--out", "b.npz")
+    assert (twice.returncode, "--out must be given once" in twice.stderr) == (2, True)
+    none = ray_ft_here("predict", "run", "--inputs", "x.npy")
+    assert (none.returncode, "--out must be given" in none.stderr) == (2, True)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Exports: the same numbers in a process that does not have this package."""
 
+import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -12,6 +14,7 @@ import torch
 from ray_ft.cross_validation import rebuild_ensemble
 from ray_ft.ensemble import Ensemble
 from ray_ft.ensemble.export import average_weights, export_ensemble
+from ray_ft.ensemble.mlflow_model import write_mlflow
 from ray_ft.errors import EnsembleError
 
 READ_PT2 = """
@@ -71,7 +74,7 @@ def test_a_soup_is_one_network_of_average_weights(run: Path) -> None:
 
 def test_what_cannot_be_exported_is_refused(run: Path) -> None:
     ensemble = Ensemble.load(run)
-    with pytest.raises(EnsembleError, match=r"an export ends in \.pt2 or \.onnx, got net\.pt"):
+    with pytest.raises(EnsembleError, match=r"an export ends in \.pt2, \.onnx, \.mlflow or \.db, got net\.pt"):
         export_ensemble(ensemble, Path("net.pt"))
     with pytest.raises(EnsembleError, match="an export must be writable"):
         export_ensemble(ensemble, Path("/proc/net.pt2"))
@@ -79,3 +82,30 @@ def test_what_cannot_be_exported_is_refused(run: Path) -> None:
     with pytest.raises(EnsembleError, match="members of one strategy, got an ensemble of top, last"):
         export_ensemble(Ensemble.load(run), Path("soup.pt2"), soup=True)
     assert not list(Path().glob("*.pt2"))
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow's own
+def test_mlflow_loads_a_model_that_says_what_predict_says(run: Path) -> None:
+    path = write_mlflow(run, Path("toy.mlflow"))
+    shutil.rmtree(run)  # the model holds what it needs
+    from mlflow.pyfunc import load_model
+
+    model, x = load_model(str(path)), np.load("x.npy")
+    ensemble = Ensemble.load(path / "data" / "ensemble")
+    for params, level in ((None, None), ({"level": 0.8}, 0.8)):
+        found, expected = model.predict(x, params=params), asdict(ensemble.predict(x, level))
+        assert {"mean", "std", "lower", "upper"} <= found.keys()
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    assert not list(path.rglob("*.pkl"))
+
+
+def test_a_model_of_mlflow_is_a_new_folder_without_code(run: Path) -> None:
+    Path("there.mlflow").mkdir()
+    with pytest.raises(EnsembleError, match=r"is a new folder, got there\.mlflow, which exists"):
+        write_mlflow(run, Path("there.mlflow"))
+    card = json.loads((run / "ensemble" / "card.json").read_text())
+    card["split"], card["model"]["factory"] = "it draws lots", "toy_network:Toy"
+    (run / "ensemble" / "card.json").write_text(json.dumps(card))
+    with pytest.raises(EnsembleError, match="must be tensor operations to be exported, but it draws lots"):
+        write_mlflow(run, Path("toy.mlflow"))

@@ -196,10 +196,10 @@ COMMANDS = {
     "ensemble": ("run",),
     "report": ("run",),
     "compare": ("run", "run"),
-    "predict": ("run", "--inputs", "x.npy", "--output", "p.npz"),
+    "predict": ("run", "--inputs", "x.npy", "--out", "p.npz"),
     "evaluate": ("run", "--inputs", "x.npy", "--targets", "y.npy"),
-    "suggest": ("x.npy", "--run", "run"),
-    "export": ("run", "run.pt2"),
+    "suggest": ("run", "--inputs", "x.npy"),
+    "export": ("run", "--out", "run.pt2"),
     "serve": ("run",),
 }
 

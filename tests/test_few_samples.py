@@ -38,7 +38,7 @@ def test_commands_answer_without_intervals_and_say_from_how_many_on(
     lack = LACK.format(n)
     assert f"{lack}; until then predictions have none" in run(n_folds).notes
     for output in ("p.npz", "folder"):
-        said = ray_ft_here("predict", "run", "--inputs", "x.npy", "--output", output)
+        said = ray_ft_here("predict", "run", "--inputs", "x.npy", "--out", output)
         assert said.returncode == 0
         assert f"note: {lack}; until then predictions have none" in said.stderr
     with np.load("p.npz") as archive:
@@ -46,7 +46,7 @@ def test_commands_answer_without_intervals_and_say_from_how_many_on(
         np.testing.assert_array_equal(archive["mean"], np.load("folder/mean.npy"))
     assert {path.stem for path in Path("folder").glob("*.npy")} == {"mean", "std", "novelty", "p_value", "flag"}
     for word in ("--level=0.9", "--quantities=mean,lower"):
-        said = ray_ft_here("predict", "run", "--inputs", "x.npy", "--output", "q.npz", word)
+        said = ray_ft_here("predict", "run", "--inputs", "x.npy", "--out", "q.npz", word)
         assert (said.returncode, lack in said.stderr) == (2, True)
     found = json.loads(ray_ft_here("evaluate", "run", "--inputs", "x.npy", "--targets", "y.npy", "--json").stdout)
     assert found["lack"] == lack
@@ -58,7 +58,7 @@ def test_commands_answer_without_intervals_and_say_from_how_many_on(
     assert ray_ft_here("report", "run").returncode == 0
     assert "need at least 9 samples" in Path("run/report.html").read_text()
     np.save("pool.npy", np.load("x.npy") + 1)
-    assert ray_ft_here("suggest", "pool.npy", "--n", "2", "--run", "run").returncode == 0
+    assert ray_ft_here("suggest", "run", "--inputs", "pool.npy", "--n", "2").returncode == 0
 
 
 def test_an_export_and_a_server_answer_without_them_too(toy_folder: Path) -> None:

@@ -294,7 +294,7 @@ def test_predictions_larger_than_memory_go_into_a_folder(
     np.save("x.npy", np.zeros((1000, 6), np.float32))
     ensemble = Ensemble.load(ensemble_folder)
     monkeypatch.setattr(memory, "find_available", lambda: 10**4)
-    with pytest.raises(DataError, match=r"got 1,000 samples: it needs 0\.0 MB of memory.*give --output as a folder"):
+    with pytest.raises(DataError, match=r"got 1,000 samples: it needs 0\.0 MB of memory.*give --out as a folder"):
         predict_to_archive(ensemble, open_source("x.npy"), Path("y.npz"), ["mean"])
     assert predict_to_folder(ensemble, open_source("x.npy"), Path("y"), ["mean"]).n_samples == 1000
 

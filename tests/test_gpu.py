@@ -183,7 +183,7 @@ def test_an_ensemble_says_the_same_on_a_gpu(run: Path) -> None:
 
 def test_predict_takes_a_gpu(run: Path) -> None:
     command = [sys.executable, "-m", "ray_ft", "predict", str(run), "--inputs", "x.npy", "--device", "cuda"]
-    subprocess.run([*command, "--output", "out.npz"], check=True, capture_output=True)
+    subprocess.run([*command, "--out", "out.npz"], check=True, capture_output=True)
     with np.load("out.npz") as found:
         np.testing.assert_allclose(
             found["mean"], Ensemble.load(run).predict(np.load("x.npy")).mean, rtol=1e-3, atol=1e-3

@@ -57,7 +57,7 @@ def test_a_model_of_words_is_split_trained_saved_and_asked(build: Any, last: lis
     mean = found.ensemble.predict(x).mean
     np.testing.assert_array_equal(Ensemble.load(tmp_path / "run").predict(x).mean, mean)
     np.savez(tmp_path / "x.npz", **x)
-    words = ["predict", str(tmp_path / "run"), "--inputs", str(tmp_path / "x.npz"), "--output", str(tmp_path / "o.npz")]
+    words = ["predict", str(tmp_path / "run"), "--inputs", str(tmp_path / "x.npz"), "--out", str(tmp_path / "o.npz")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     with np.load(tmp_path / "o.npz") as answers:

@@ -19,10 +19,10 @@ WAYS = {
     "cv": [*INLINE, "--out", "small/run"],
     "ensemble": ["ensemble", "small/run", "--trust"],
     "report": ["report", "small/run"],
-    "predict": ["predict", "small/run", "--inputs", "x.npy", "--output", "small/new.npz"],
-    "predict to a folder": ["predict", "small/run", "--inputs", "x.npy", "--output", "small/new"],
+    "predict": ["predict", "small/run", "--inputs", "x.npy", "--out", "small/new.npz"],
+    "predict to a folder": ["predict", "small/run", "--inputs", "x.npy", "--out", "small/new"],
     "evaluate": ["evaluate", "small/run", "--inputs", "x.npy", "--targets", "y.npy", "--plot", "small/new.png"],
-    "export": ["export", "small/run", "small/new.pt2"],
+    "export": ["export", "small/run", "--out", "small/new.pt2"],
 }
 
 

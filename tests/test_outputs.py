@@ -13,10 +13,10 @@ from ray_ft.cli import main
 Refusal = Callable[..., str]
 MANY = ["--inputs", "many.npy"]
 COMMANDS = {
-    "y.npz": ["predict", "run", *MANY, "--output", "y.npz"],
-    "net.pt2": ["export", "run", "net.pt2"],
+    "y.npz": ["predict", "run", *MANY, "--out", "y.npz"],
+    "net.pt2": ["export", "run", "--out", "net.pt2"],
     "plot.png": ["evaluate", "run", "--inputs", "x.npy", "--targets", "y.npy", "--plot", "plot.png"],
-    "suggestion.png": ["suggest", "many.npy", "--run", "run"],
+    "suggestion.png": ["suggest", "run", "--inputs", "many.npy"],
 }
 
 
@@ -65,11 +65,11 @@ def test_what_is_read_is_never_replaced(run: Path, refuse: Refusal) -> None:
     contents = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     for name in ("in.npz", "labels.npz", "link.npz", "second.npz", "run/../labels.npz", "run/blind.npz"):
         for source in ("run", "run/ensemble"):
-            words = ["predict", source, "--inputs", "in.npz::x", "--output", name, "--force"]
+            words = ["predict", source, "--inputs", "in.npz::x", "--out", name, "--force"]
             assert f"another file than the inputs and the files of the run, got {name}; name another" in refuse(*words)
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == contents
     Path("folder.npz").mkdir()
-    assert "must be a file, got folder.npz" in refuse("predict", "run", *MANY, "--output", "folder.npz", "--force")
+    assert "must be a file, got folder.npz" in refuse("predict", "run", *MANY, "--out", "folder.npz", "--force")
     Path("x.png").hardlink_to("x.npy")
     words = ["evaluate", "run", "--inputs", "many.npy", "--targets", "y.npy", "--plot", "x.png", "--force"]
     assert "--plot must be another file than the inputs" in refuse(*words)
@@ -80,7 +80,7 @@ def test_a_worse_soup_needs_a_word_of_its_own(run: Path, refuse: Refusal) -> Non
     text = card.read_text()
     start = text.index('"soup_score": ') + len('"soup_score": ')
     card.write_text(text[:start] + "99.0" + text[text.index(",", start) :])
-    said = refuse("export", "run", "soup.pt2", "--soup", "--force")
+    said = refuse("export", "run", "--out", "soup.pt2", "--soup", "--force")
     assert "or with --allow-worse (--force said so before" in said
     assert not Path("soup.pt2").exists()
 

@@ -51,3 +51,14 @@ def test_the_time_left_weighs_epochs_by_their_cost() -> None:
     assert display.estimate_left(60.0) == 60 * (4 * 5 + 10) / 20
     display.show_end("full-000", "stopped")
     assert display.estimate_left(60.0) == 60 * 10 / 20
+
+
+def test_the_live_table_has_the_lowest_mean_and_its_learning_rate() -> None:
+    text = io.StringIO()
+    display = Display(Console(quiet=True), "mse", {"head": 1, "full": 100})
+    display.add(PLAN)
+    display.show_epoch("head-000", 1, 0.5)
+    display.show_epoch("head-000", 2, 0.75)
+    Console(file=text, width=200).print(display.render())
+    (row,) = (line.split() for line in text.getvalue().splitlines() if line.startswith("head "))
+    assert row == ["head", "0/1", "2/10", "0.5", "1.0e-03", "head-000"]

@@ -169,7 +169,7 @@ def test_a_config_names_what_makes_batches(
         Ensemble.load("graphs-run")
     with pytest.raises(RayFTError, match=r"needs its own code.* got graphs:collate in"):
         Ensemble.load("graphs-run", factory=made["Graphs"])
-    for words in ("predict --inputs x.npy --output o.npz", "evaluate --inputs x.npy --targets y.npy"):
+    for words in ("predict --inputs x.npy --out o.npz", "evaluate --inputs x.npy --targets y.npy"):
         done = ray_ft_here(*words.split(), "graphs-run", "--trust")
         assert done.returncode == EnsembleError.exit_code
         assert "have shapes of their own; ask it from Python" in done.stderr

@@ -191,9 +191,9 @@ def test_what_is_raised_late_in_training_ends_the_command_by_2(toy_folder: Path,
 def test_what_is_raised_in_prediction_is_one_line(toy_folder: Path, ray_ft_here: Callable) -> None:
     write(toy_folder, forward="assert float(x.max()) < 10 and float(x.std()) > 0, 'too large'")
     cross_validate(load(toy_folder), toy_folder / "run", inline=True)
-    assert ray_ft_here("predict", "run", "--inputs", "x.npy", "--output", "a.npz", "--trust").returncode == 0
+    assert ray_ft_here("predict", "run", "--inputs", "x.npy", "--out", "a.npz", "--trust").returncode == 0
     np.save("z.npy", 100 * np.load("x.npy"))
-    done = ray_ft_here("predict", "run", "--inputs", "z.npy", "--output", "b.npz", "--trust")
+    done = ray_ft_here("predict", "run", "--inputs", "z.npy", "--out", "b.npz", "--trust")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "in evaluation it raised AssertionError: too large" in done.stderr
     assert not Path("b.npz").exists()

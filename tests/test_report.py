@@ -2,14 +2,19 @@
 
 import csv
 import io
+import json
+import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -20,13 +25,18 @@ from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from toy import WILD, enter_toy
 
+from ray_ft.cli import main
 from ray_ft.config import Config, load_config
 from ray_ft.cross_validation import cross_validate, rebuild_ensemble
-from ray_ft.drawing import use_log
+from ray_ft.data.packing import Part
+from ray_ft.domains.raw import DOMAIN
+from ray_ft.drawing import add_titles, name_dots, number_dots, use_log
 from ray_ft.errors import RunFolderError, UserError
+from ray_ft.objectives import find_objective
 from ray_ft.report.figures import draw_depth, draw_search, style_candidate
 from ray_ft.report.page import Findings, draw_plates, load_findings, write_report
 from ray_ft.report.terminal import render_summary
+from ray_ft.report.using import list_ways, say_obstacle
 from ray_ft.report.words import Unit, choose_unit, describe_shape, say_changes, say_depth, say_winner, unit_of
 from ray_ft.results.records import Verdict, load_judged
 from ray_ft.runs.folder import RunFolder
@@ -240,10 +250,13 @@ class Outline(HTMLParser):
 def test_the_page_answers_and_needs_nothing_else(reported: Path) -> None:
     text, outline = reported.read_text(), Outline()
     outline.feed(text)
-    assert outline.headings[:3] == ["Which strategy", "How sure", "What would change the answer"]
-    assert {"Every member", "Paired differences", "Learning", "Search", "The worst sample"} <= set(outline.headings)
+    assert outline.headings[:4] == ["How to use it", "Which strategy", "How sure", "What would change the answer"]
+    plates = {"Every member", "Paired differences", "Learning", "Search", "Predicted against measured"}
+    assert plates <= set(outline.headings)
+    assert "The worst sample" not in outline.headings, "three numbers are no curve"
     assert all(link.startswith(("data:", "#")) for link in outline.links), "nothing is fetched"
-    assert not outline.tags["script"]
+    assert outline.tags["script"] == 1
+    assert "no strategy beats gain-offset" in text[: text.index("Which strategy")]
     assert "no candidate completed" in text
     assert "3 of 3 candidates of wild failed: it may be better than it looks" in text
     assert "&lt;b&gt;x&lt;/b&gt;.npy" in text
@@ -251,6 +264,129 @@ def test_the_page_answers_and_needs_nothing_else(reported: Path) -> None:
     saved = {path.name for path in (reported.parent / "figures").iterdir()}
     assert {"members.png", "members.svg", "search.png", "errors.svg"} <= saved
     assert outline.tags["figure"] == len(saved) / 2
+
+
+def test_the_page_says_how_to_use_the_ensemble(findings: Findings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first way is typed as it stands; its output takes the place of no file."""
+    summary, run, card = findings.summary, findings.run, findings.card
+    assert card is not None
+    assert "no strategy beats" in say_obstacle(summary.model_copy(update={"winner": None}), card, run.root)
+    won = summary.model_copy(update={"winner": summary.lowest})
+    assert "no ensemble" in say_obstacle(won, None, run.root)
+    assert say_obstacle(won, card, run.root) == ""
+    command, python, http = list_ways(won, run, card)
+    monkeypatch.chdir(run.root.parent)
+    x = np.load("x.npy")
+    np.save("new.npy", x)
+    before = set(Path().iterdir())
+    monkeypatch.setattr(sys, "argv", shlex.split(command.lines[0]))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    (written,) = set(Path().iterdir()) - before
+    named: dict[str, Any] = {}
+    exec("\n".join(python.lines), named)
+    np.testing.assert_allclose(np.load(written)["mean"], named["prediction"].mean)
+    asked = shlex.split(http.lines[1])
+    assert not Path(asked[asked.index("-o") + 1]).exists()
+    assert http.lines[0] == f"ray-ft serve {run.root}"
+    ragged = card.model_copy(update={"inputs": (Part("nodes", (-1, 2), "float"),)})
+    assert [way.title for way in list_ways(won, run, ragged)] == ["Python"]
+    packed = card.model_copy(update={"inputs": (Part("a", (2,), "float"), Part("b", (4,), "float"))})
+    assert [way.note for way in list_ways(won, run, packed)] == ["new.npz holds the arrays a, b.", ""]
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (20,), (2, 20)])
+def test_figures_are_chosen_by_the_shape_of_the_target(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.normal(size=(40, *shape)).astype(np.float32)
+    blind = targets + 0.1 * rng.normal(size=targets.shape).astype(np.float32)
+    targets.reshape(40, -1)[0, 0] = np.nan
+    objective, fold_of = find_objective("mse").settle(targets), np.arange(40) % 4
+    answer, axes = objective.answers.answer_blind(blind, targets, fold_of, 0.9), DOMAIN.name_axes(shape, (0.0, 1.0))
+    responses, show = {"blind ensemble": blind, "zero-shot": 0 * blind}, objective.presentation
+    caption, figure = show.draw_predictions(axes, responses, targets, answer)
+    assert "of 90 %" in caption
+    (names,) = [*number_dots(figure).values()][:1] or [()]
+    own = {name: np.asarray(array[1]) for name, array in answer.quantities.items()}
+    sample = show.draw_sample(axes, np.asarray(targets[1]), np.asarray(blind[1]), own)
+    errors = show.draw_errors(axes, responses, targets)
+    if len(shape) == 0 or shape == (3,):
+        assert names[0].startswith("sample 1: measured"), "the first has no label"
+        assert len(names) == 39
+        assert sample is None
+    else:
+        assert all(panel.images for panel in figure.axes), "how many fall where"
+        assert sample is not None
+        assert len(sample.axes) == len(axes.channels)
+        assert len(sample.axes[0].collections) == 2, "interval and band"
+    assert (errors is None) == (shape == ())
+    few = objective.answers.answer_blind(blind[:8], targets[:8], fold_of[:8], 0.9)
+    assert (few.quantities, few.measures) == ({}, {})
+    responses = {name: own[:8] for name, own in responses.items()}
+    assert "too few" in show.draw_predictions(axes, responses, targets[:8], few)[0]
+
+
+def test_intervals_of_training_samples_are_by_the_errors_of_other_folds() -> None:
+    """By hand, sample by sample: the rank of CV+ among the sizes of the other folds' errors."""
+    rng = np.random.default_rng(1)
+    blind, targets, fold_of = rng.normal(size=50), rng.normal(size=50), rng.integers(0, 5, 50)
+    answer = find_objective("mse").answers.answer_blind(blind, targets, fold_of, 0.8)
+    for i in range(50):
+        sizes = np.sort(np.abs(targets - blind)[fold_of != fold_of[i]])
+        width = sizes[int(np.ceil(0.8 * (len(sizes) + 1))) - 1]
+        np.testing.assert_allclose(answer.quantities["lower"][i], blind[i] - width, rtol=1e-5)
+        np.testing.assert_allclose(answer.quantities["upper"][i], blind[i] + width, rtol=1e-5)
+    inside = np.abs(targets - blind) <= answer.quantities["upper"] - blind
+    assert answer.measures["coverage"] == pytest.approx(inside.mean())
+
+
+def test_dots_bear_their_names() -> None:
+    figure, text = Figure(), io.StringIO()
+    (dots,) = figure.add_subplot().plot([1, 2], [3, 4], "o")
+    name_dots(dots, ["a < b", "c"])
+    names = number_dots(figure)
+    figure.savefig(text, format="svg")
+    svg = add_titles(text.getvalue(), names)
+    assert re.findall(r"<use class=\"dot\" [^>]*><title>(.*?)</title></use>", svg) == ["a &lt; b", "c"]
+
+
+PROBE = """<script>
+const table = document.querySelector("table");
+const read = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+const press = (i) => table.tHead.rows[0].cells[i].querySelector("button").click();
+const found = { width: innerWidth, page: document.documentElement.scrollWidth };
+press(1);
+found.rising = read();
+press(1);
+found.falling = read();
+found.sorted = [...table.tHead.rows[0].cells].map((cell) => cell.getAttribute("aria-sort"));
+const dots = document.querySelectorAll("#members .dot");
+dots[0].focus();
+dots[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+found.told = [document.getElementById("tip").textContent, dots[1].getAttribute("aria-label")];
+parent.postMessage(JSON.stringify(found), "*");
+</script></body>"""
+FRAME = """<title></title><script>onmessage = (event) => { document.title = event.data; };</script>
+<iframe src="page.html" style="width: 420px; height: 800px; border: 0"></iframe>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_the_page_fits_a_phone_and_its_tables_sort(reported: Path, tmp_path: Path) -> None:
+    """In a frame, as a window of the browser has 500 pixels at the least."""
+    (tmp_path / "page.html").write_text(reported.read_text().replace("</body>", PROBE))
+    (tmp_path / "frame.html").write_text(FRAME)
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += ["--virtual-time-budget=4000", "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    found = json.loads(dom.partition("<title>")[2].partition("</title>")[0])
+    assert found["page"] <= found["width"] <= 420
+    assert found["rising"][-1] == found["falling"][-1] == "wild", "what has no score stays last"
+    assert found["rising"][:-1] == found["falling"][-2::-1]
+    assert found["sorted"].count("descending") == 1
+    assert found["sorted"].count(None) == len(found["sorted"]) - 1
+    assert found["told"][0] == found["told"][1]
+    assert "fold" in found["told"][0]
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")

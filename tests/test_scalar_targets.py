@@ -114,9 +114,11 @@ def test_a_network_that_runs_whole_answers_as_the_targets_are(scalar_folder: Pat
 def test_the_commands_take_targets_of_one_number(scalar_folder: Path, ray_ft_here: Command) -> None:
     run("r", "squeezed", **{"cv.strategies": ["top"]})
     ray_ft_here("report", "r")
-    assert {"errors.png", "sample_worst.png"} <= {path.name for path in Path("r/figures").iterdir()}
-    assert ray_ft_here("predict", "r", "--inputs", "x.npy", "--output", "p.npz").returncode == 0
-    assert ray_ft_here("predict", "r", "--inputs", "x.npy", "--output", "folder").returncode == 0
+    drawn = {path.stem for path in Path("r/figures").iterdir()}
+    assert "predictions" in drawn
+    assert not {"errors", "sample_worst"} & drawn, "one number has no place along an axis, and is no curve"
+    assert ray_ft_here("predict", "r", "--inputs", "x.npy", "--out", "p.npz").returncode == 0
+    assert ray_ft_here("predict", "r", "--inputs", "x.npy", "--out", "folder").returncode == 0
     with np.load("p.npz") as archive:
         mean = archive["mean"]
         assert mean.shape == archive["upper"].shape == (N,)
@@ -127,14 +129,14 @@ def test_the_commands_take_targets_of_one_number(scalar_folder: Path, ray_ft_her
     ]
     assert found[0] == found[1] | {"n_known": found[0]["n_known"]}
     assert found[0]["mse"] == pytest.approx(np.square(mean - np.load("y.npy")).mean(), rel=1e-5)
-    assert ray_ft_here("export", "r", "r.pt2").returncode == 0
+    assert ray_ft_here("export", "r", "--out", "r.pt2").returncode == 0
     exported = torch.export.load("r.pt2").module()
     for n in (1, 5):  # the exported network must keep the axis of the samples, too
         own = exported(torch.from_numpy(np.load("x.npy")[:n]))[0]
         np.testing.assert_allclose(own.numpy(), mean[:n], atol=1e-5)
-    assert ray_ft_here("suggest", "x.npy", "--n", "1", "--run", "r").returncode == 2  # all are training samples
+    assert ray_ft_here("suggest", "r", "--inputs", "x.npy", "--n", "1").returncode == 2  # all are training samples
     np.save("pool.npy", np.load("x.npy") + 1)
-    assert ray_ft_here("suggest", "pool.npy", "--n", "3", "--run", "r").returncode == 0
+    assert ray_ft_here("suggest", "r", "--inputs", "pool.npy", "--n", "3").returncode == 0
 
 
 def test_a_learning_curve_takes_them(scalar_folder: Path) -> None:

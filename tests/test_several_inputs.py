@@ -100,7 +100,7 @@ def test_files_of_several_inputs_go_all_the_way(tmp_path: Path, monkeypatch: pyt
     one = ray_ft.cross_validate(Twin(), (PACKED, Y), options=OPTIONS, **FEW).summary
     assert summary.strategies["whole"].score_mean == one.strategies["whole"].score_mean
     run = CliRunner().invoke
-    done = run(app, ["predict", "run", "--inputs", "named.npz", "--output", "found.npz"])
+    done = run(app, ["predict", "run", "--inputs", "named.npz", "--out", "found.npz"])
     assert done.exit_code == 0, done.output
     with np.load("found.npz") as found:
         np.testing.assert_array_equal(found["mean"], Ensemble.load("run").predict(NAMED).mean)

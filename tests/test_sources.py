@@ -320,7 +320,7 @@ def test_a_table_from_cv_to_evaluate(
     new[new.columns[::-1]].to_parquet("new.parquet")
     wanted = ensemble.predict(np.load("x.npy")[:5])
     for i, name in enumerate(("new.csv", "new.parquet", "new.csv::spec_[0-5]", "new.parquet::spec_[0-5]")):
-        done = ray_ft_here("predict", "run", "--inputs", name, "--output", f"{i}.npz", "--device", "cpu")
+        done = ray_ft_here("predict", "run", "--inputs", name, "--out", f"{i}.npz", "--device", "cpu")
         assert done.returncode == 0, done.stderr
         with np.load(f"{i}.npz") as found:
             np.testing.assert_allclose(found["mean"], wanted.mean, atol=1e-6)
@@ -329,10 +329,10 @@ def test_a_table_from_cv_to_evaluate(
     by_file = evaluate_ensemble(ensemble, read_labelled(ensemble, None, "new.csv", "new.parquet"))
     assert by_file.model_dump_json(indent=2) == done.stdout.strip()
     assert by_file.n_samples == 5
-    done = ray_ft_here("suggest", "new.csv", "--run", "run", "--n", "1", "--out", "s")
+    done = ray_ft_here("suggest", "run", "--inputs", "new.csv", "--n", "1", "--out", "s")
     assert "a batch must be of samples that are not measured yet, 0 of new.csv's 5" in done.stderr
     new.drop(columns="spec_3").rename(columns={"spec_4": "spec4"}).to_csv("other.csv", index=False)
-    done = ray_ft_here("predict", "run", "--inputs", "other.csv", "--output", "o.npz")
+    done = ray_ft_here("predict", "run", "--inputs", "other.csv", "--out", "o.npz")
     assert done.returncode == 2
     assert "got 'spec_3'; did you mean spec_" in done.stderr
 

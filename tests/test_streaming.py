@@ -124,7 +124,7 @@ def test_a_bad_sample_is_named_and_what_came_before_is_kept(run: Path, where: st
     np.save("in/0.npy", many[:90])
     np.save("in/1.npy", many[90:])
     sample = "sample 99 of many.npy" if where == "many.npy" else "sample 9 of in/1.npy, which is number 99 of all"
-    text = f"got NaN or infinity in {sample}; 96 samples are done; corrected inputs need another --output"
+    text = f"got NaN or infinity in {sample}; 96 samples are done; corrected inputs need another --out"
     for _ in range(2):  # the same command comes to the same sample
         with pytest.raises(DataError, match=text):
             predict_to_folder(ensemble, open_source(where), Path("out"), chunk_size=32)

@@ -85,14 +85,14 @@ def test_a_pool_is_chosen_from_by_an_ensemble(run: Path, ray_ft_here: Callable[.
     np.testing.assert_allclose(found.disagreement, np.sqrt((spread**2).mean(1)), rtol=1e-4)
     assert found.indices[0] == found.disagreement.argmax()
     np.save("pool.npy", pool)
-    result = ray_ft_here("suggest", "pool.npy", "--n", "5", "--run", "run")
+    result = ray_ft_here("suggest", "run", "--inputs", "pool.npy", "--n", "5")
     assert result.returncode == 0, result.stderr
     assert " ".join(map(str, found.indices)) in result.stdout
     rows = Path("suggestion.csv").read_text().splitlines()
     assert [int(row.split(",")[1]) for row in rows[1:]] == found.indices.tolist()
     assert Path("suggestion.png").stat().st_size > 1000
-    assert "give its folder with --run" in ray_ft_here("suggest", "pool.npy").stderr
-    many = ray_ft_here("suggest", "pool.npy", "--n", "71", "--run", "run", "--out", "many")
+    assert "give its folder" in ray_ft_here("suggest", "pool.npy").stderr
+    many = ray_ft_here("suggest", "run", "--inputs", "pool.npy", "--n", "71", "--out", "many")
     assert "at most the pool's 70, got 71" in many.stderr
 
 
@@ -105,7 +105,7 @@ def test_what_is_measured_already_is_skipped(demo_run: Path, tmp_path: Path, ray
     almost = measured[:1].copy()
     almost[0, 3, 3] ^= 1  # another structure, if by a pixel
     np.save(tmp_path / "pool.npy", np.concatenate([measured[:10], new, turned, almost]))
-    command = ("suggest", f"{tmp_path}/pool.npy", "--run", str(demo_run), "--out", f"{tmp_path}/next", "--n")
+    command = ("suggest", str(demo_run), "--inputs", f"{tmp_path}/pool.npy", "--out", f"{tmp_path}/next", "--n")
     result = ray_ft_here(*command, "6")
     assert result.returncode == 0, result.stderr
     assert "note: 14 of" in result.stdout

@@ -18,7 +18,7 @@ COMMANDS = {
     "ensemble": "ensemble run --trust",
     "report": "report run",
     "compare": "compare run other",
-    "predict": "predict run --inputs x.npy --output new.npz --force",
+    "predict": "predict run --inputs x.npy --out new.npz --force",
     "evaluate": "evaluate run --inputs x.npy --targets y.npy",
     "export": "export run new.pt2 --force",
 }

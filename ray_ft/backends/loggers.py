@@ -111,12 +111,22 @@ def open_mlflow(uri: str, name: str, run: RunFolder) -> Any:
 
 
 def open_wandb(project: str, name: str, run: RunFolder) -> Any:
-    from ray.air.integrations.wandb import WandbLoggerCallback
+    from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
+
+    class Closing(_WandbLoggingActor):
+        """Ends once W&B's own process has written its file, for which `finish` does not wait: Ray then kills both."""
+
+        def run(self) -> None:
+            super().run()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
+            self._wandb.teardown()
+
+    class Complete(WandbLoggerCallback):
+        _logger_actor_cls = Closing
 
     # The process that logs is Ray's, and on a cluster it does not know this one's environment.
     known = {"mode": "WANDB_MODE", "base_url": "WANDB_BASE_URL", "entity": "WANDB_ENTITY"}
     settings = {key: os.environ[name] for key, name in known.items() if name in os.environ}
-    logger: Any = WandbLoggerCallback(project, name, upload_timeout=UPLOAD_S, resume="allow", settings=settings)
+    logger: Any = Complete(project, name, upload_timeout=UPLOAD_S, resume="allow", settings=settings)
     logger.setup()  # looks for a key, unless it is offline
     return logger
 

@@ -1,5 +1,6 @@
 """Progress of the trials: a live table in a terminal, plain lines elsewhere."""
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
 
@@ -10,6 +11,7 @@ from rich.table import Table
 from ray_ft.search.plan import Assignment
 
 LINE_EVERY_S = 10.0
+LOG = logging.getLogger(__name__)
 
 
 class Display:
@@ -20,7 +22,7 @@ class Display:
         self.entered: dict[str, Assignment] = {}
         self.epochs: dict[str, int] = {}
         self.states: dict[str, str] = {}
-        self.best: dict[str, float] = {}
+        self.best: dict[str, tuple[float, float | None]] = {}  # mean of a strategy, and at which learning rate
         self.started = self.printed = time.monotonic()
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
 
@@ -42,8 +44,10 @@ class Display:
         """Take note of an assignment's epoch and its mean held-out loss."""
         own = self.entered[name]
         self.epochs[name] = max(epoch, self.epochs[name])
-        if own.is_search:  # the others train single folds, whose means are no score
-            self.best[own.spec.strategy] = min(mean, self.best.get(own.spec.strategy, mean))
+        lowest, _ = self.best.get(own.spec.strategy, (mean, None))
+        if own.is_search and mean <= lowest:  # the others train single folds, whose means are no score
+            self.best[own.spec.strategy] = mean, own.spec.lr
+        LOG.info("%s: epoch %d of %d, %s %.6g", describe(own), epoch, own.n_epochs, self.metric, mean)
         if time.monotonic() - self.printed > LINE_EVERY_S:
             self.print_line(own, f"epoch {epoch}/{own.n_epochs}")
 
@@ -57,7 +61,7 @@ class Display:
         if not self.console.is_terminal:
             self.printed = time.monotonic()
             best = self.best.get(own.spec.strategy)
-            shown = "" if best is None else f", best {self.metric} so far {best:.3g}"
+            shown = "" if best is None else f", best {self.metric} so far {best[0]:.3g}"
             done, n = self.count_candidates()
             counted = f"{done} of {n} candidates so far, " if n else ""  # none while range tests look for the rates
             self.say(f"[{counted}{self.describe_time()}] {describe(own)} {event}{shown}")
@@ -85,15 +89,17 @@ class Display:
 
     def render(self) -> Table:
         table = Table(title=f"training, {self.describe_time()}", title_justify="left", box=None, pad_edge=False)
-        for column in ("strategy", "candidates", "epochs", f"best {self.metric} so far", "now"):
+        for column in ("strategy", "candidates", "epochs", f"best {self.metric} so far", "at lr", "now"):
             table.add_column(column, justify="left" if column in ("strategy", "now") else "right")
         for strategy in dict.fromkeys(own.spec.strategy for own in self.entered.values()):
             owns = {name: own for name, own in self.entered.items() if own.spec.strategy == strategy}
             done, n = self.count_candidates(strategy)
             epochs = f"{sum(self.epochs[name] for name in owns)}/{sum(own.n_epochs for own in owns.values())}"
-            best = f"{self.best[strategy]:.3g}" if strategy in self.best else ""
+            best, lr = self.best.get(strategy, (None, None))
             left = [own for name, own in owns.items() if name not in self.states]
-            table.add_row(strategy, f"{done}/{n}", epochs, best, describe(left[0]) if left else "done so far")
+            now = describe(left[0]) if left else "done so far"
+            shown = "" if best is None else f"{best:.3g}", "" if lr is None else f"{lr:.1e}"
+            table.add_row(strategy, f"{done}/{n}", epochs, *shown, now)
         return table
 
 

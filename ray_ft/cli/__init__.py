@@ -1,6 +1,7 @@
 """The command line; each command imports what it runs inside its function, so help is instant."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +15,22 @@ from ray_ft.cli.options import (
     ConfigOption,
     InlineOption,
     JsonOption,
+    QuietOption,
     RunArgument,
     SetOption,
+    VerboseOption,
     configured,
     load,
 )
-from ray_ft.cli.show import describe_shortage, resumable, say_code, show, warn_of_chance
+from ray_ft.cli.show import (
+    describe_shortage,
+    open_console,
+    resumable,
+    say_code,
+    show,
+    show_json,
+    warn_of_chance,
+)
 from ray_ft.cli.starting import starting
 from ray_ft.errors import ConfigError, RayFTError, RunError, count
 
@@ -61,21 +72,25 @@ def cv(
     out: Annotated[str | None, Option("--out", "-o", help=OUT)] = None,
     address: AddressOption = None,
     inline: InlineOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Cross-validate the strategies, and build an ensemble of the best one.
 
     The same command goes on with a run that was stopped, and shows the table of a finished one again.
     """
     with resumable():
-        say_starting()
-        from rich.console import Console
-
+        say_starting(quiet)
         from ray_ft.cross_validation import cross_validate
         from ray_ft.report.terminal import render_summary
         from ray_ft.runs.folder import open_folder
 
         with open_folder(out or Path("runs") / config.name) as run:
-            summary = cross_validate(config, run, inline, Console(highlight=False), report=True)
+            summary = cross_validate(config, run, inline, open_console(quiet, verbose, as_json), report=True)
+            if as_json:
+                typer.echo(summary.model_dump_json(indent=2))
+                return
             show(render_summary(summary, run, own_code=bool(config.code)))
             if config.n_candidates < (done := max(own.n_candidates for own in summary.strategies.values())):
                 typer.echo(f"\nnote: {done} candidates of a strategy were searched before, and all of them count")
@@ -127,6 +142,9 @@ def learning_curve(
     out: Annotated[str | None, Option("--out", "-o", help=CURVE_OUT)] = None,
     address: AddressOption = None,
     inline: InlineOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Forecast what more samples would buy.
 
@@ -136,16 +154,18 @@ def learning_curve(
     counts = None if sizes is None else read_counts("--sizes", sizes), read_counts("--more", more)
     folder = out or f"runs/{config.name}-curve"
     with resumable():
-        say_starting()
-        from rich.console import Console
-
+        say_starting(quiet)
         from ray_ft.python.learning_curves import learning_curve as draw_curve
         from ray_ft.report.page import write_curve_figure
         from ray_ft.report.terminal import render_curve
 
-        found = draw_curve(config, folder, *counts, inline, Console(highlight=False))
+        found = draw_curve(config, folder, *counts, inline, open_console(quiet, verbose, as_json))
+    figure = write_curve_figure(found, folder)[0]
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
     show(render_curve(found))
-    typer.echo(f"figure    {write_curve_figure(found, folder)[0]}")
+    typer.echo(f"figure    {figure}")
 
 
 def read_counts(option: str, text: str) -> list[int]:
@@ -157,7 +177,7 @@ def read_counts(option: str, text: str) -> list[int]:
 
 @app.command()
 @configured
-def plan(config: "Config") -> None:
+def plan(config: "Config", as_json: JsonOption = False) -> None:
     """Print what a config would train, and train nothing.
 
     It prints folds, candidates, members, the parameters that each strategy trains, and the memory that it takes.
@@ -175,16 +195,24 @@ def plan(config: "Config") -> None:
         f"{count(splits.n_repeats, 'repeat')}, {count(problem.n_seeds, 'seed')}; splits {splits.hash}"
     )
     parts = {name: strategy.parts for name, strategy in prepared.strategies.items()}
-    told = [f"{name}: {own.describe()}" for name, own in prepared.config.selected.items()]
-    show(render_plan(prepared.first_round, parts, told, shape, prepared.describe_budget()))
+    told = {name: own.describe() for name, own in prepared.config.selected.items()}
     n_noisy, n_seeds = config.training.n_noisy_views, prepared.n_searched
     needed = max(estimate_bytes(problem, own, n_noisy, n_seeds[name]) for name, own in prepared.strategies.items())
+    if as_json:
+        known = [
+            {"name": spec.name, "stages": [asdict(stage) for stage in spec.stages]} for spec in prepared.first_round
+        ]
+        trained = {name: {"does": told[name], "n_trained": own.n_trained} for name, own in prepared.strategies.items()}
+        show_json(shape=shape, strategies=trained, candidates=known, budget=prepared.describe_budget(), n_bytes=needed)
+        return
+    lines = [f"{name}: {does}" for name, does in told.items()]
+    show(render_plan(prepared.first_round, parts, lines, shape, prepared.describe_budget()))
     free = write_bytes(find_available())
     typer.echo(f"{write_bytes(needed)} of memory for a candidate at least; {free} are available")
 
 
 @app.command()
-def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
+def check(config: ConfigOption = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Check a config against its data, its checkpoint and its network.
 
     The code of a model.factory, data.factory or training.loss is run, with your rights, and named before.
@@ -192,16 +220,23 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     loaded = load(config, {}, overrides)
     from ray_ft.cross_validation import prepare
 
-    say_code(loaded)
+    say_code(loaded, aside=as_json)
     prepared = prepare(loaded)
-    data = prepared.problem.samples
+    data, told = prepared.problem.samples, prepared.config.selected
+    if as_json:
+        shapes = {"inputs": data.inputs.shape, "targets": data.targets.shape}
+        learning = {
+            name: {"does": told[name].describe(), "n_trained": own.n_trained}
+            for name, own in prepared.strategies.items()
+        }
+        show_json(**shapes, checkpoint=loaded.checkpoint, strategies=learning, notes=prepared.notes)
+        return
     typer.echo(f"config      {config or 'embedded demo'}: valid")
     typer.echo(f"data        {len(data)} samples, inputs {data.inputs.shape[1:]}, targets {data.targets.shape[1:]}")
     for note in prepared.notes:
         typer.echo(f"note        {note}")
     typer.echo(f"checkpoint  {loaded.checkpoint or 'none: the weights of the factory'}: fits the network")
     warn_of_chance(loaded)
-    told = prepared.config.selected
     for name, strategy in prepared.strategies.items():
         trained = f"{strategy.n_trained:,} trained parameters" if strategy.n_trained else "in closed form"
         typer.echo(f"strategy    {name}: {trained}; {told[name].describe()}")
@@ -216,8 +251,10 @@ def config(key: Annotated[str, Argument(metavar="[KEY]", help="A key or a sectio
         typer.echo(entry.text)
 
 
-def say_starting() -> None:
+def say_starting(quiet: bool) -> None:
     """Say that something happens while the heavy packages load."""
+    if quiet:
+        return
     typer.echo("starting …", nl=not sys.stderr.isatty(), err=True)
     if sys.stderr.isatty():
         typer.echo("\r", nl=False, err=True)

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +14,15 @@ from ray_ft.cli.options import (
     ForceOption,
     JsonOption,
     LevelOption,
+    QuietOption,
     RunArgument,
     Source,
     TrustOption,
     read_names,
 )
 from ray_ft.cli.outputs import check_output
-from ray_ft.cli.show import resumable, show
-from ray_ft.errors import ConfigError, DataError, RunFolderError
+from ray_ft.cli.show import open_console, resumable, show, show_json
+from ray_ft.errors import ConfigError, DataError, RunFolderError, count
 
 if TYPE_CHECKING:
     from ray_ft.ensemble import Ensemble
@@ -57,6 +59,11 @@ DEVICE = "Device that computes: cpu, cuda, or auto, which takes a GPU if there i
 DATA = "File of labelled samples: .npz, table or other, with the keys or columns of the run's data."
 LABELLED = "File of the {}, in place of --data, such as x.npy, x.npz::key or x.csv::a,b."
 POOL = "File of inputs without labels, such as x.npy, x.npz::key or x.csv, of which the training's columns are taken."
+EXPORT = (
+    "What to write, by its end: .pt2 (for torch.export.load), .onnx, a folder .mlflow (for mlflow.pyfunc.load_model), "
+    "or .db (the search of the run, for optuna.load_study)."
+)
+FORMER = "The former name of {}."
 NEWEST = "Run or ensemble whose members are asked. Without it, the newest finished run in runs/ is."
 OF_RUN = "the run's"
 
@@ -77,6 +84,7 @@ def ensemble(
     level: Annotated[float | None, Option(help=LEVEL, show_default=OF_RUN)] = None,
     units: Annotated[str | None, Option(help=UNITS, show_default=OF_RUN)] = None,
     license: Annotated[str | None, Option(help=LICENSE, show_default=OF_RUN)] = None,
+    as_json: JsonOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Build the ensemble of a run from its members, again or in another way."""
@@ -90,7 +98,29 @@ def ensemble(
     before = find_ensemble(run)
     summary = rebuild_ensemble(run, trust, **{key: value for key, value in choice.items() if value is not None})
     write_report(run)  # which shows the ensemble
+    if as_json:
+        typer.echo(summary.model_dump_json(indent=2))
+        return
     show(render_ensemble(summary, before))
+
+
+def choose_new(name: str, new: Path | None, former: str, old: Path | None) -> Path:
+    """Take what is given in a way that has another name than before, or in that way.
+
+    Raises:
+        ConfigError: It is given in neither way, or in both.
+    """
+    if new is not None and old is not None:
+        raise ConfigError(f"{name} must be given once, got {new}, and {old} by {former}; leave out the latter")
+    if old is not None:
+        note_former(former, name)
+    if (found := new or old) is None:
+        raise ConfigError(f"{name} must be given, got nothing; say where to write")
+    return found
+
+
+def note_former(former: str, name: str) -> None:
+    typer.echo(f"note: {former} still works, and is {name} now", err=True)
 
 
 def find_ensemble(run: Path) -> "EnsembleSummary | None":
@@ -137,7 +167,8 @@ def evaluate(
 def predict(
     source: Source,
     inputs: Annotated[str, Option(help=INPUTS)],
-    output: Annotated[Path, Option(help=OUTPUT)],
+    out: Annotated[Path | None, Option("--out", "-o", help=OUTPUT)] = None,
+    output: Annotated[Path | None, Option(help=FORMER.format("--out"), hidden=True)] = None,
     level: LevelOption = None,
     quantities: Annotated[str | None, Option(help=QUANTITIES)] = None,
     column: Annotated[str | None, Option(help=COLUMN)] = None,
@@ -148,14 +179,14 @@ def predict(
     on_ray: Annotated[bool, Option("--ray", help=ON_RAY)] = False,
     address: AddressOption = None,
     force: ForceOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Predict with an ensemble.
 
     It writes the mean and the spread of the members, intervals, and whether an input is unlike the training samples.
     """
-    from rich.console import Console
-
     from ray_ft.config import ComputeSection
     from ray_ft.ensemble import Ensemble
     from ray_ft.ensemble.artefact import check_files, find_folder, read_card
@@ -163,14 +194,15 @@ def predict(
     from ray_ft.prediction.sources import open_source
     from ray_ft.prediction.streams import predict_to_archive, predict_to_folder
 
+    output = choose_new("--out", out, "--output", output)
     check_device(device)
     check_kinds(output, on_ray)
     if output.suffix:  # a folder is gone on with, or refused
-        check_output("--output", output, force, source, inputs)
+        check_output("--out", output, force, source, inputs)
     card = read_card(find_folder(source))
     check_files(card)
     opened = open_source(inputs, column, card.data_keys[0])
-    names, console = quantities.split(",") if quantities else None, Console(stderr=True, highlight=False)
+    names, console = quantities.split(",") if quantities else None, open_console(quiet, aside=True)
     asked: dict[str, Any] = {"quantities": names, "level": level, "console": console}
     started = time.monotonic()
     with nullcontext() if output.suffix else resumable():  # what goes into one file waits in memory
@@ -189,7 +221,7 @@ def predict(
             found = write(loaded, opened, output, n_threads=n_threads, **asked)
     warn_of(loaded.card)
     note_lack(loaded)
-    typer.echo(describe_stream(found, len(loaded.card.members), output, time.monotonic() - started))
+    tell_stream(found, len(loaded.card.members), output, time.monotonic() - started, as_json)
 
 
 def warn_of(card: "Card") -> None:
@@ -213,31 +245,44 @@ def check_device(device: str) -> None:
 
 def check_kinds(output: Path, on_ray: bool) -> None:
     if output.suffix not in ("", ".npz") or (on_ray and output.suffix):
-        raise DataError(f"--output must end in .npz, or be a folder; with --ray a folder; got {output}")
+        raise DataError(f"--out must end in .npz, or be a folder; with --ray a folder; got {output}")
 
 
-def describe_stream(found: "Streamed", n_members: int, output: Path, seconds: float) -> str:
+def tell_stream(found: "Streamed", n_members: int, output: Path, seconds: float, as_json: bool) -> None:
+    if as_json:
+        show_json(out=output, n_members=n_members, **asdict(found), seconds=seconds)
+        return
     new = found.n_samples - found.n_before
     rest = f" for {new:,} of them, the others before" if found.n_before else ""
     took = f"{seconds:.0f} s{rest}" if new else "finished before"
     flagged = "" if found.n_flagged is None else f"; {found.n_flagged:,} unlike the training samples"
-    return f"{found.n_samples:,} samples by {n_members} members in {output}, {took}{flagged}"
+    typer.echo(f"{found.n_samples:,} samples by {n_members} members in {output}, {took}{flagged}")
 
 
 @ensembles.command()
 def export(
     source: Source,
-    output: Annotated[Path, Argument(help="File to write: .pt2 (for torch.export.load) or .onnx.")],
+    output: Annotated[Path | None, Argument(help=FORMER.format("--out"), hidden=True)] = None,
+    out: Annotated[Path | None, Option("--out", "-o", help=EXPORT)] = None,
     soup: Annotated[bool, Option("--soup", help=SOUP)] = False,
     allow_worse: Annotated[bool, Option("--allow-worse", help=ALLOW_WORSE)] = False,
     force: ForceOption = False,
     trust: TrustOption = False,
 ) -> None:
-    """Write an ensemble to one file that runs without this package."""
+    """Write an ensemble, or the search of a run, for another program.
+
+    A file .pt2 or .onnx runs without this package.
+    """
     from ray_ft.ensemble import Ensemble
     from ray_ft.ensemble.export import check_soup, export_ensemble
 
-    check_output("an export", output, force, source)
+    output = choose_new("--out", out, "a second argument", output)
+    if output.suffix in OTHER_EXPORTS:
+        if soup or allow_worse:
+            raise ConfigError(f"--soup and --allow-worse are for .pt2 and .onnx, got {output}; leave them out")
+        typer.echo(f"export  {output}: {OTHER_EXPORTS[output.suffix](source, output, force)}")
+        return
+    check_output("--out", output, force, source)
     loaded = Ensemble.load(source, trust=trust)
     if soup and not allow_worse:
         check_soup(loaded)
@@ -248,13 +293,36 @@ def export(
     typer.echo(f"export  {path}: {what} of inputs (n, {', '.join(map(str, loaded.card.input_shape))}) in float32")
 
 
+def export_to_mlflow(source: Path, output: Path, force: bool) -> str:
+    from ray_ft.ensemble.mlflow_model import write_mlflow
+
+    write_mlflow(source, output)
+    return "mlflow.pyfunc.load_model(path).predict(inputs) gives a dict of arrays"
+
+
+def export_to_optuna(source: Path, output: Path, force: bool) -> str:
+    from ray_ft.results.study import write_study
+
+    check_output("--out", output, force, source)
+    trials = write_study(source, output)
+    listed = ", ".join(f"{name} with {count(n, 'trial')}" for name, n in trials.items())
+    return f"studies {listed}; see them with: optuna-dashboard sqlite:///{output}"
+
+
+OTHER_EXPORTS = {".mlflow": export_to_mlflow, ".db": export_to_optuna}  # by their suffix
+
+
 @ensembles.command()
 def suggest(
-    pool: Annotated[str, Argument(help=POOL)],
+    source: Annotated[Path | None, Argument(metavar="[RUN_OR_ENSEMBLE]", help=NEWEST)] = None,
+    inputs: Annotated[str | None, Option(help=POOL)] = None,
     n: Annotated[int, Option("--n", help="Number of samples to choose.")] = 20,
-    run: Annotated[Path | None, Option(metavar="RUN_OR_ENSEMBLE", help=NEWEST)] = None,
-    out: Annotated[Path, Option(help="Name of the table (NAME.csv) and the picture (NAME.png).")] = Path("suggestion"),
+    run: Annotated[Path | None, Option(help=FORMER.format("a first argument"), hidden=True)] = None,
+    out: Annotated[Path, Option("--out", "-o", help="Name of the table (NAME.csv) and the picture (NAME.png).")] = Path(
+        "suggestion"
+    ),
     force: ForceOption = False,
+    as_json: JsonOption = False,
     trust: TrustOption = False,
 ) -> None:
     """Choose which samples of a pool to measure next.
@@ -268,13 +336,23 @@ def suggest(
     from ray_ft.report.ensembles import name_suggestion, write_suggestion
     from ray_ft.runs.folder import find_newest_run
 
-    source = run or find_newest_run(Path("runs"))
+    if inputs is None and source is not None:  # as it was once
+        source, inputs = run, str(source)
+        note_former("the pool as an argument", "--inputs")
+    elif run is not None:
+        source = choose_new("a first argument", source, "--run", run)
+    if inputs is None:
+        raise ConfigError("suggest needs the pool of inputs to choose from; name its file by --inputs")
+    source, pool = source or find_newest_run(Path("runs")), inputs
     for path in name_suggestion(out):
         check_output("--out", path, force, source, pool)
     loaded = Ensemble.load(source, trust=trust)
     check_files(loaded.card)
     found = suggest_samples(loaded, read_inputs(pool, loaded.card.data_keys[0]).array, n, pool)
     files = write_suggestion(found, out)
+    if as_json:
+        show_json(run=source, pool=pool, indices=[int(index) for index in found.indices], files=files)
+        return
     if found.known is None:
         typer.echo(
             f"note: {source} is of an earlier release and does not know its training samples; some may be chosen"

@@ -21,7 +21,9 @@ FORCE = "Replace a file that exists. Files that this command or the run reads ar
 ForceOption = Annotated[bool, Option("--force", help=FORCE)]
 INLINE = "Train in this process and not by Ray, so that a debugger can follow."
 InlineOption = Annotated[bool, Option("--inline", help=INLINE)]
-JsonOption = Annotated[bool, Option("--json", help="Print one JSON object instead of the table.")]
+JsonOption = Annotated[bool, Option("--json", help="Print one JSON object instead of text, and progress to stderr.")]
+QuietOption = Annotated[bool, Option("--quiet", "-q", help="Print the result alone, without progress.")]
+VerboseOption = Annotated[bool, Option("--verbose", "-v", help="Print a line for each epoch too, to stderr.")]
 LEVEL = "Confidence level of the intervals, between 0.5 and 1. Without it, that of the ensemble holds."
 LevelOption = Annotated[float | None, Option(help=LEVEL)]
 TRUST = "Run the code of the network that the folder names if it is needed. Code can do anything: trust only your own."

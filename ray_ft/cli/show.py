@@ -13,6 +13,8 @@ from ray_ft.files.memory import find_available, is_out_of_memory, write_bytes
 from ray_ft.runs.interruption import GOES_ON, GRACE_S, end_by_sigterm
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ray_ft.config import Config
 
 LACKING = {  # by the number of an error of the system, what mends it
@@ -20,6 +22,29 @@ LACKING = {  # by the number of an error of the system, what mends it
     **dict.fromkeys((errno.EIO, errno.EROFS, errno.ESTALE), "mend the file system"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
 }
+
+
+def open_console(quiet: bool, verbose: bool = False, aside: bool = False) -> "Console":
+    """Open where progress is shown: `aside` where the standard output is for the result alone."""
+    from rich.console import Console
+
+    console = Console(highlight=False, quiet=quiet, stderr=aside)
+    if verbose:
+        import logging
+
+        from rich.logging import RichHandler
+
+        above = console if console.is_terminal else Console(stderr=True, highlight=False)  # the live table
+        handler = RichHandler(console=above, show_time=False, show_level=False, show_path=False)
+        logging.basicConfig(format="%(message)s", handlers=[handler])
+        logging.getLogger("ray_ft").setLevel(logging.INFO)
+    return console
+
+
+def show_json(**content: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(content, indent=2, default=str))
 
 
 def show(renderable: Any) -> None:
@@ -74,12 +99,12 @@ def resumable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def say_code(config: "Config") -> None:
+def say_code(config: "Config", aside: bool = False) -> None:
     """Name the code that a config has run, before it is."""
     from ray_ft.models.factory import find_code
 
     for key, path in config.code.items():
-        typer.echo(f"runs        {path}, code that begins with {find_code(path, key)}")
+        typer.echo(f"runs        {path}, code that begins with {find_code(path, key)}", err=aside)
 
 
 def warn_of_chance(config: "Config") -> None:

@@ -129,7 +129,7 @@ def export_ensemble(ensemble: Ensemble, path: Path, soup: bool = False) -> Path:
     """
     writers: dict[str, Callable[[nn.Module, Tensor, Ensemble, Path], None]] = {".pt2": write_pt2, ".onnx": write_onnx}
     if path.suffix not in writers:
-        raise EnsembleError(f"an export ends in {' or '.join(writers)}, got {path}")
+        raise EnsembleError(f"an export ends in {', '.join(writers)}, .mlflow or .db, got {path}")
     if ensemble.card.split:
         raise EnsembleError(f"an ensemble must be tensor operations to be exported, but {ensemble.card.split}")
     module = SoupModule(ensemble) if soup else EnsembleModule(ensemble)

@@ -20,10 +20,11 @@ from ray_ft.ensemble.computing import flatten_features
 from ray_ft.ensemble.fingerprints import project
 from ray_ft.ensemble.improving import average_symmetry, gather_weights, predict_columns, pull_back
 from ray_ft.ensemble.model import Calibration, Ensemble
+from ray_ft.ensemble.model_card import render_model_card
 from ray_ft.ensemble.weights import METHODS, Blind, OutOfFold, Weights, blend
 from ray_ft.errors import EnsembleError, NetworkError
 from ray_ft.files.hashes import hash_arrays
-from ray_ft.files.writing import write_arrays
+from ray_ft.files.writing import write_arrays, write_text
 from ray_ft.fitting.starting import split_members
 from ray_ft.models import Pretrained, predict_all
 from ray_ft.models.flops import count_flops
@@ -268,6 +269,7 @@ def save(run: RunFolder, ensemble: Ensemble, config_text: str) -> Card:
     }
     texts = {folder.network: json.dumps(describe_splits(ensemble.networks)), folder.config: config_text}
     card = ensemble.card.model_copy(update={"files": write_files(folder, tensors, texts)})
+    write_text(folder.model_card, render_model_card(ensemble, folder.root.name))
     write_card(folder, card)
     return card
 

@@ -165,6 +165,21 @@ class Measures:
     calibration: Mapping[float, Mapping[str, float]]
 
 
+@dataclass(frozen=True)
+class BlindAnswer:
+    """What is `leveled`, of the training samples themselves, by models that never saw the sample that they speak of.
+
+    Attributes:
+        level: At which it holds.
+        quantities: By name and sample, as of `Answers.leveled`; none where the training samples are too few.
+        measures: What these hold of the truth, as `Measures.methods` has it of fresh samples.
+    """
+
+    level: float
+    quantities: Mapping[str, Shaped[np.ndarray, "sample ..."]]
+    measures: Mapping[str, float]
+
+
 @runtime_checkable
 class Answers(Protocol):
     """What an ensemble answers with, and what it keeps to do so. A level is 1 - alpha."""
@@ -205,6 +220,15 @@ class Answers(Protocol):
         alpha: float,
     ) -> dict[str, Any]:
         """Compute the quantities that are asked for; others may be among what is returned if they cost nothing."""
+
+    def answer_blind(
+        self, blind: Responses, targets: Targets, fold_of: Int[np.ndarray, " sample"], level: float
+    ) -> BlindAnswer:
+        """Compute what is `leveled` for the training samples, from what models that never saw them say.
+
+        CV+ asks for a new sample every fold model; of a training sample all but one have seen it. Here its blind
+        prediction stands for them all, and residuals of its own fold are left out.
+        """
 
     def evaluate(
         self,
@@ -264,13 +288,26 @@ class Presentation(Protocol):
     def draw_calibration(self, points: Sequence[Mapping[str, float]], n_samples: int) -> Figure:
         """Draw what was measured against the level, `nominal`, that was asked for."""
 
-    def draw_sample(self, axes_of: TargetAxes, truth: OneTarget, mean: OneResponse, std: OneResponse) -> Figure:
-        """Draw a sample: truth, response of the members that never saw it, and their standard deviation."""
+    def draw_predictions(
+        self, axes_of: TargetAxes, responses: Mapping[str, Responses], targets: Targets, answer: BlindAnswer
+    ) -> tuple[str, Figure]:
+        """Draw what was predicted against what was measured; the text is a caption.
+
+        Of the responses, named by who made them, the first are the blind ones that the answer is about.
+        """
+
+    def draw_sample(
+        self, axes_of: TargetAxes, truth: OneTarget, mean: OneResponse, own: Mapping[str, Shaped[np.ndarray, "..."]]
+    ) -> Figure | None:
+        """Draw a sample: truth, blind response, and its own quantities of a `BlindAnswer`.
+
+        None where `draw_predictions` shows all of it.
+        """
 
     def draw_errors(
         self, axes_of: TargetAxes, responses: Mapping[str, Responses], targets: Targets
-    ) -> tuple[str, Figure]:
-        """Draw where the errors of each of two are, named by who made them; the text is a caption."""
+    ) -> tuple[str, Figure] | None:
+        """Draw where the errors of each of two are, named by who made them; None where there is one place only."""
 
 
 def find_objective(metric: str, scales: Sequence[float] = ()) -> Objective:

@@ -1,10 +1,12 @@
 """Means over members that every kind of answer is made of."""
 
+from collections.abc import Iterator
+
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ray_ft.domains import Tensor
-from ray_ft.objectives import Members, Responses, Shares
+from ray_ft.objectives import FoldOf, Folds, Members, Responses, Shares
 
 
 def measure_std(members: Members, shares: Shares) -> Responses:
@@ -33,3 +35,15 @@ def pick_blind(
 
     deals = [deal.index_select(0, own) for deal, own in zip(folds.unbind(), fold_of.unbind(), strict=True)]
     return torch.stack(deals).mean(0)
+
+
+def walk_folds(
+    blind: Responses, fold_of: Int[np.ndarray, " sample"]
+) -> Iterator[tuple[Bool[np.ndarray, " sample"], Folds, FoldOf]]:
+    """Yield the samples of each fold, what their blind models say as if they were new, and who is left to judge it.
+
+    There is one fold model, the blind one, and every sample of the other folds is one that it held out.
+    """
+    for fold in np.unique(fold_of):
+        own = fold_of == fold
+        yield own, blind[own][None, None], np.zeros((1, int((~own).sum())), int)

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ray_ft.domains import Tensor
-from ray_ft.objectives import FoldOf, Folds, Measures, Members, Residuals, Shares
-from ray_ft.objectives.averaging import average_members, measure_std, pick_blind
+from ray_ft.objectives import BlindAnswer, FoldOf, Folds, Measures, Members, Residuals, Shares
+from ray_ft.objectives.averaging import average_members, measure_std, pick_blind, walk_folds
 from ray_ft.objectives.classification_losses import Chances, score_chances
 from ray_ft.statistics.intervals import ALPHAS, SLACK, find_rank
 
@@ -105,6 +105,18 @@ class ClassAnswers:
         if "in_set" in asked:
             found["in_set"] = build_sets(folds, residuals, fold_of, alpha)
         return found
+
+    def answer_blind(
+        self, blind: Chances, targets: Chances, fold_of: Int[np.ndarray, " sample"], level: float
+    ) -> BlindAnswer:
+        """Choose the sets, where the samples of the other folds are enough for every fold."""
+        residuals, n_most = self.measure_residuals(blind, targets), int(np.bincount(fold_of).max())
+        if find_rank(1 - level, len(blind) - n_most) < 1:
+            return BlindAnswer(level, {}, {})
+        sets = np.empty(blind.shape, bool)
+        for own, folds, others in walk_folds(blind, fold_of):
+            sets[own] = build_sets(folds, residuals[~own], others, 1 - level)
+        return BlindAnswer(level, {"in_set": sets}, measure_sets(sets, targets))
 
     def evaluate(
         self,
@@ -213,6 +225,12 @@ class LabelAnswers:
         mean = folds.mean((0, 1))
         found: dict[str, Any] = {"mean": mean, "predicted": mean > 0.5}
         return found | ({"std": self.measure_spread(members, shares)} if "std" in asked else {})
+
+    def answer_blind(
+        self, blind: Chances, targets: Chances, fold_of: Int[np.ndarray, " sample"], level: float
+    ) -> BlindAnswer:
+        """Nothing: labels have no sets."""
+        return BlindAnswer(level, {}, {})
 
     def evaluate(
         self,

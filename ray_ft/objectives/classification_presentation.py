@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ray_ft.domains import TargetAxes
-from ray_ft.objectives import Column, Figure, OneResponse, OneTarget
+from ray_ft.errors import write_share
+from ray_ft.objectives import BlindAnswer, Column, Figure, OneResponse, OneTarget
 from ray_ft.objectives.classification_losses import Chances
 
 N_BINS = 10  # of probabilities
@@ -81,48 +82,80 @@ class ClassificationPresentation:
             axes.set_xlabel("level")
         return figure
 
-    def draw_sample(self, axes_of: TargetAxes, truth: OneTarget, mean: OneResponse, std: OneResponse) -> Figure:
-        """Probability of each class, with the spread of the members; the true ones are dark."""
-        from ray_ft.drawing import COLORS, INK, add_legend, draw_grid
-
-        figure, (axes,) = draw_grid(1, 1.8)
-        places = np.arange(len(mean))
-        shown = mean.copy()
-        shown[np.isnan(truth)] = np.nan  # of a label that is not known
-        axes.bar(places, shown, color=[INK if own else COLORS[0] for own in truth > 0.5], width=0.7)
-        axes.errorbar(places, mean, std, fmt="none", ecolor=COLORS[4], elinewidth=1)
-        axes.set_ylim(0, 1)
-        axes.set_ylabel("probability")
-        name_classes(axes, axes_of, places)
-        what = "label" if self.is_multilabel else "class"
-        add_legend(figure, [(f"true {what}", {"color": INK}), (f"other {what}", {"color": COLORS[0]})], 2)
-        return figure
-
-    def draw_errors(
-        self, axes_of: TargetAxes, responses: Mapping[str, Chances], targets: Chances
+    def draw_predictions(
+        self, axes_of: TargetAxes, responses: Mapping[str, Chances], targets: Chances, answer: BlindAnswer
     ) -> tuple[str, Figure]:
         """A confusion matrix of the first, and how often each probability comes true, of all."""
-        from ray_ft.drawing import COLORS, MUTED, add_legend, draw_grid
+        from ray_ft.drawing import COLORS, MUTED, add_legend, draw_grid, name_dots
 
-        figure, panels = draw_grid(1 if self.is_multilabel else 2, 3.0)
+        figure, panels = draw_grid(1 if self.is_multilabel else 2, 2.6)
         honest = panels[-1]
         colors = dict(zip(responses, (COLORS[0], MUTED), strict=True))
         honest.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=0.8)
         for name, chances in responses.items():
-            said, came_true = bin_chances(chances, targets)
-            honest.plot(said, came_true, "o-", color=colors[name], markersize=4)
+            said, came_true, n = bin_chances(chances, targets)
+            honest.plot(said, came_true, color=colors[name])
+            (dots,) = honest.plot(said, came_true, "o", color=colors[name], markersize=4)
+            points = zip(said, came_true, n, strict=True)
+            name_dots(
+                dots, (f"{name}: {chance:.2f} said, {share:.2f} true, of {count}" for chance, share, count in points)
+            )
         honest.set_xlabel("probability")
         honest.set_ylabel("share that is true")
         add_legend(figure, [(name, {"color": color, "linewidth": 4}) for name, color in colors.items()], 2)
         if self.is_multilabel:
-            return "How often what has a probability is true, over all labels and samples.", figure
+            return (
+                "How often what has a probability is true, over all labels and samples, by members that never saw the "
+                "sample: on the dashed line probabilities are honest.",
+                figure,
+            )
         first = next(iter(responses))
         draw_confusion(panels[0], axes_of, responses[first], targets)
         return (
             f"Left, how many samples of a class (row) the {first} takes for which (column). Right, how often what has "
-            "a probability is true, over all classes and samples: on the dashed line probabilities are honest.",
+            "a probability is true, over all classes and samples: on the dashed line probabilities are honest. "
+            f"{say_sets(answer, len(targets))}",
             figure,
         )
+
+    def draw_sample(
+        self, axes_of: TargetAxes, truth: OneTarget, mean: OneResponse, own: Mapping[str, Bool[np.ndarray, " class"]]
+    ) -> Figure:
+        """Probability of each class; the true ones are dark, and those in the prediction set have a mark."""
+        from ray_ft.drawing import COLORS, INK, add_legend, draw_grid
+
+        figure, (axes,) = draw_grid(1, 1.8)
+        places = np.arange(len(mean))
+        shown = np.where(np.isnan(truth), np.nan, mean)  # not of a label that is not known
+        axes.bar(places, shown, color=[INK if own else COLORS[0] for own in truth > 0.5], width=0.7)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("probability")
+        name_classes(axes, axes_of, places)
+        what = "label" if self.is_multilabel else "class"
+        looks: list[tuple[str, Any]] = [(f"true {what}", {"color": INK, "linewidth": 6})]
+        looks.append((f"other {what}", {"color": COLORS[0], "linewidth": 6}))
+        if "in_set" in own:
+            mark: dict[str, Any] = {"color": COLORS[1], "marker": "v", "linestyle": "", "markersize": 5}
+            axes.plot(places[own["in_set"]], np.full(own["in_set"].sum(), 1.05), clip_on=False, **mark)
+            looks.append(("in the prediction set", mark))
+        add_legend(figure, looks, 3)
+        return figure
+
+    def draw_errors(self, axes_of: TargetAxes, responses: Mapping[str, Chances], targets: Chances) -> None:
+        """Nothing: the confusion matrix says it."""
+
+
+def say_sets(answer: BlindAnswer, n: int) -> str:
+    """Say of which level prediction sets are, what they hold, and by what that was measured."""
+    level = f"{100 * answer.level:.6g} %"
+    if not answer.measures:
+        return f"There are no prediction sets of {level}, as the samples are too few."
+    held, size = write_share(answer.measures["coverage"]), answer.measures["set_size"]
+    return (
+        f"Prediction sets of {level}, by the rule of CV+ from the blind errors on the other folds, hold the true class "
+        f"of {held} of these {n} samples, and have {size:.2f} classes on average. As the samples judge one another, "
+        "the share lies near the level; ray-ft evaluate measures it on fresh ones."
+    )
 
 
 def draw_confusion(axes: Any, axes_of: TargetAxes, chances: Chances, targets: Chances) -> None:
@@ -149,11 +182,12 @@ def name_classes(axes: Any, axes_of: TargetAxes, places: Int[np.ndarray, " class
             axes.set_yticks(places, axes_of.ticks)
 
 
-def bin_chances(chances: Chances, targets: Chances) -> tuple[Float[np.ndarray, " bin"], Float[np.ndarray, " bin"]]:
-    """Mean of the probabilities, and the share that is true, in bins of one width that are not empty."""
+def bin_chances(
+    chances: Chances, targets: Chances
+) -> tuple[Float[np.ndarray, " bin"], Float[np.ndarray, " bin"], Int[np.ndarray, " bin"]]:
+    """Mean of the probabilities, the share that is true and how many there are, in bins of one width with any."""
     known = ~np.isnan(targets)
     chances, targets = chances[known], targets[known]
     bins = np.minimum((chances * N_BINS).astype(int), N_BINS - 1)
-    kept = [(own.mean() for own in (chances[bins == i], targets[bins == i])) for i in np.unique(bins)]
-    said, true = np.array([tuple(pair) for pair in kept]).T
-    return said, true
+    _, place, n = np.unique(bins, return_inverse=True, return_counts=True)
+    return np.bincount(place, chances) / n, np.bincount(place, targets) / n, n

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ray_ft.domains import Tensor
-from ray_ft.objectives import FoldOf, Folds, Measures, Members, Residuals, Shares
-from ray_ft.objectives.averaging import average_members, measure_std, pick_blind
+from ray_ft.objectives import BlindAnswer, FoldOf, Folds, Measures, Members, Residuals, Shares
+from ray_ft.objectives.averaging import average_members, measure_std, pick_blind, walk_folds
 from ray_ft.objectives.regression_losses import Values, measure_fit, score_predictions
 from ray_ft.statistics import intervals
 
@@ -84,6 +84,24 @@ class RegressionAnswers:
         if {"band_lower", "band_upper"} & set(asked):
             found["band_lower"], found["band_upper"] = intervals.build_simultaneous(*around)
         return found
+
+    def answer_blind(
+        self, blind: Values, targets: Values, fold_of: Int[np.ndarray, " sample"], level: float
+    ) -> BlindAnswer:
+        """Build intervals and bands; those of a fold for which the samples of the others are too few are NaN."""
+        residuals = self.measure_residuals(blind, targets)
+        found = {name: np.full(blind.shape, np.nan, np.float32) for name in self.leveled}
+        for own, folds, others in walk_folds(blind, fold_of):
+            left = residuals[~own]
+            if not intervals.describe_lack(1 - level, intervals.count_most(left)):
+                around = (folds, left, others, 1 - level)
+                found["lower"][own], found["upper"][own] = intervals.build_pointwise(*around)
+                found["band_lower"][own], found["band_upper"][own] = intervals.build_simultaneous(*around)
+        if np.isnan(targets - found["lower"]).all():
+            return BlindAnswer(level, {}, {})
+        single = intervals.measure_coverage(found["lower"], found["upper"], targets)
+        whole = intervals.measure_coverage(found["band_lower"], found["band_upper"], targets)
+        return BlindAnswer(level, found, {"coverage": single.values, "band_coverage": whole.samples})
 
     def evaluate(
         self,

@@ -1,6 +1,8 @@
-"""How regressions are shown: curves with the spread of the members, errors along the target's axes, coverage."""
+"""How regressions are shown: predicted against measured with intervals, errors along the target's axes, coverage.
 
-import math
+A target of few values is shown value by value, another as curves.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +12,14 @@ from jaxtyping import Float
 
 from ray_ft.domains import TargetAxes
 from ray_ft.errors import write_share
-from ray_ft.objectives import STANDARDISED, Column, Figure, OneResponse, OneTarget
+from ray_ft.objectives import STANDARDISED, BlindAnswer, Column, Figure, OneResponse, OneTarget
 from ray_ft.objectives.regression_losses import Values, score_values
 
-MANY_CHANNELS = 8  # above which bars bear no names
+MANY_NAMES = 12  # of bars, above which they bear none
+FEW_VALUES = 8  # on the last axis of a target, from which on it is a curve
+MOST_PANELS, MOST_DOTS = 6, 300  # of a figure, and of a panel
+ENDS = ("lower", "upper")
+N_BINS = 40  # of measured and of predicted values
 BESIDE = (
     Column("rmse", "rmse, lower is better", ".4g"),
     Column("mae", "mae, lower", ".4g"),
@@ -63,62 +69,170 @@ class RegressionPresentation:
         axes.legend()
         return figure
 
-    def draw_sample(self, axes_of: TargetAxes, truth: OneTarget, mean: OneResponse, std: OneResponse) -> Figure:
-        """Truth, and the blind ensemble with the spread of its members, channel by channel."""
+    def draw_predictions(
+        self, axes_of: TargetAxes, responses: Mapping[str, Values], targets: Values, answer: BlindAnswer
+    ) -> tuple[str, Figure]:
+        """A dot a sample with its interval, for each of a few values; of curves, how many values fall where."""
+        blind = next(iter(responses.values()))
+        return (draw_scatter if has_few(axes_of) else draw_density)(axes_of, blind, targets, answer)
+
+    def draw_sample(
+        self, axes_of: TargetAxes, truth: OneTarget, mean: OneResponse, own: Mapping[str, OneResponse]
+    ) -> Figure | None:
+        """A curve, and the blind ensemble with its intervals and its band, channel by channel."""
         from ray_ft.drawing import COLORS, INK, add_legend, draw_grid
 
-        rows = [axes_of.flatten(values[None])[0] for values in (truth, mean, std)]
+        if has_few(axes_of):
+            return None
         names = axes_of.channels[:4]
         figure, panels = draw_grid(len(names), 1.55)
-        marker = "o" if len(axes_of.x) < 8 or np.isnan(truth).any() else ""  # a value between missing ones has no line
+        marker = "o" if np.isnan(truth).any() else ""  # a value between missing ones has no line
+        drawn = {**own, "truth": truth, "mean": mean}
+        rows = {name: axes_of.flatten(values[None])[0] for name, values in drawn.items()}
+        shades = {("band_lower", "band_upper"): 0.18, ("lower", "upper"): 0.3} if own else {}
         for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
-            true, predicted, spread = (row[i] for row in rows)
-            axes.plot(axes_of.x, true, color=INK, linewidth=1, marker=marker, markersize=4)
-            axes.plot(axes_of.x, predicted, color=COLORS[0], marker=marker, markersize=4)
-            low, high = predicted - spread, predicted + spread
-            axes.fill_between(axes_of.x, low, high, color=COLORS[0], alpha=0.3, linewidth=0)
+            axes.plot(axes_of.x, rows["truth"][i], color=INK, linewidth=1, marker=marker, markersize=4)
+            axes.plot(axes_of.x, rows["mean"][i], color=COLORS[0])
+            for (low, high), alpha in shades.items():
+                axes.fill_between(axes_of.x, rows[low][i], rows[high][i], color=COLORS[0], alpha=alpha, linewidth=0)
             axes.set_title(name)
             if i >= len(names) - 2:
                 axes.set_xlabel(axes_of.label)
-        ensemble = ("blind ensemble ± std of members", {"color": COLORS[0]})
-        add_legend(figure, [("truth", {"color": INK, "linewidth": 1}), ensemble], 2)
+        looks = [("measured", {"color": INK, "linewidth": 1}), ("predicted", {"color": COLORS[0]})]
+        for said, alpha in (("interval", 0.48), ("band", 0.18)):
+            looks += [(said, {"color": COLORS[0], "alpha": alpha, "linewidth": 6})] if own else []
+        add_legend(figure, looks, 4)
         return figure
 
-    def draw_errors(self, axes_of: TargetAxes, responses: Mapping[str, Values], targets: Values) -> tuple[str, Figure]:
-        """Error by value of the last axis, and by channel."""
+    def draw_errors(
+        self, axes_of: TargetAxes, responses: Mapping[str, Values], targets: Values
+    ) -> tuple[str, Figure] | None:
+        """Error by value of the last axis, and by channel; a bar for each of a few values."""
         from ray_ft.drawing import COLORS, MUTED, add_legend, draw_grid
 
+        if len(axes_of.x) * len(axes_of.channels) == 1:
+            return None
         errors = {name: self.average_errors(axes_of, own, targets) for name, own in responses.items()}
         colors = dict(zip(errors, (COLORS[0], MUTED), strict=True))
-        n_panels = 2 if len(axes_of.channels) > 1 else 1
-        figure, panels = draw_grid(n_panels, 2.2)
         kind = self.metric.removeprefix(STANDARDISED)
         quantity = {"mse": "rms error", "mae": "mean absolute error"}.get(kind, self.metric)
         quantity += " in standard deviations" * (kind != self.metric)
-        root = math.sqrt if kind == "mse" else float
-        marker = "o" if len(axes_of.x) < 8 else ""
-        for name, values in errors.items():
-            by_value = [root(value) for value in average_known(values, 0)]
-            panels[0].plot(axes_of.x, by_value, color=colors[name], marker=marker, label=name)
-        panels[0].set_xlabel(axes_of.label)
-        panels[0].set_ylabel(quantity)
-        panels[0].set_ylim(bottom=0)
-        if n_panels == 2:
-            places = np.arange(len(axes_of.channels))
-            for shift, (name, values) in zip((-0.2, 0.2), errors.items(), strict=True):
-                by_channel = [root(value) for value in average_known(values, 1)]
-                panels[1].barh(places + shift, by_channel, 0.38, color=colors[name])
-            panels[1].invert_yaxis()
-            panels[1].set_xlabel(quantity)
-            if len(places) <= MANY_CHANNELS:
-                panels[1].set_yticks(places, axes_of.channels)
+        root = np.sqrt if kind == "mse" else np.asarray
+        few, several = has_few(axes_of), len(axes_of.channels) > 1
+        places = name_values(axes_of) if few else axes_of.channels
+        figure, panels = draw_grid(1 if few or not several else 2, 0.8 + 0.3 * min(len(places), 12) if few else 2.2)
+        for shift, (name, values) in zip((-0.2, 0.2), errors.items(), strict=True):
+            if few or several:
+                lengths = root(values.ravel() if few else average_known(values, 1))
+                panels[-1].barh(np.arange(len(places)) + shift, lengths, 0.38, color=colors[name])
+            if not few:
+                panels[0].plot(axes_of.x, root(average_known(values, 0)), color=colors[name])
+        if few or several:
+            panels[-1].invert_yaxis()
+            panels[-1].set_xlabel(quantity)
+            panels[-1].set_yticks(range(len(places)), places) if len(places) <= MANY_NAMES else None
+        if not few:
+            panels[0].set_xlabel(axes_of.label)
+            panels[0].set_ylabel(quantity)
+            panels[0].set_ylim(bottom=0)
         add_legend(figure, [(name, {"color": color, "linewidth": 4}) for name, color in colors.items()], 2)
-        return "Over all samples, along the targets' last axis and by channel.", figure
+        return "Over all samples" + ("." if few else ", along the targets' last axis and by channel."), figure
 
     def average_errors(self, axes_of: TargetAxes, own: Values, targets: Values) -> Float[np.ndarray, "channel value"]:
         """Mean loss of each target value over the samples that have it."""
         errors = average_known(score_values(self.metric, own, targets, self.scales), 0)
         return errors.reshape(len(axes_of.channels), len(axes_of.x))
+
+
+def has_few(axes_of: TargetAxes) -> bool:
+    return len(axes_of.x) < FEW_VALUES
+
+
+def name_values(axes_of: TargetAxes) -> tuple[str, ...]:
+    """Name the values of a target, channel by channel."""
+    if len(axes_of.x) == 1:
+        return axes_of.channels
+    if axes_of.ticks and len(axes_of.channels) == 1:
+        return axes_of.ticks
+    places = axes_of.ticks or tuple(f"{x:g}" for x in axes_of.x)
+    return tuple(f"{channel} {place}" for channel in axes_of.channels for place in places)
+
+
+def draw_scatter(axes_of: TargetAxes, blind: Values, targets: Values, answer: BlindAnswer) -> tuple[str, Figure]:
+    """A panel a value: a dot a sample, and a bar from end to end of its interval."""
+    from ray_ft.drawing import COLORS, MUTED, draw_grid, name_dots
+
+    names, n = name_values(axes_of), len(targets)
+    n_panels = min(len(names), MOST_PANELS)
+    figure, panels = draw_grid(n_panels, 2.0 if n_panels > 1 else 3.4)
+    true, predicted, low, high = (
+        array.reshape(n, -1)
+        for array in (targets, blind, *(answer.quantities.get(end, np.full_like(blind, np.nan)) for end in ENDS))
+    )
+    for i, axes in enumerate(panels):
+        known = np.flatnonzero(~np.isnan(true[:, i]))
+        shown = known[np.unique(np.linspace(0, len(known) - 1, min(len(known), MOST_DOTS)).astype(int))]
+        x, y, *ends = (array[shown, i] for array in (true, predicted, low, high))
+        axes.plot([x.min(), x.max()], [x.min(), x.max()], "--", color=MUTED, linewidth=0.8)
+        axes.vlines(x, *ends, color=COLORS[0], alpha=0.35, linewidth=0.8)
+        (dots,) = axes.plot(x, y, "o", color=COLORS[0], markersize=4, markeredgewidth=0)
+        said = (
+            f"sample {sample}: measured {true:.4g}, predicted {guess:.4g}"
+            + f" [{lower:.4g}, {upper:.4g}]" * bool(answer.measures)
+            for sample, true, guess, lower, upper in zip(shown, x, y, *ends, strict=True)
+        )
+        name_dots(dots, said)
+        axes.set_title(names[i] if len(names) > 1 else "")
+    figure.supxlabel("measured", fontsize="medium")
+    figure.supylabel("predicted", fontsize="medium")
+    some = f" The first {n_panels} of {len(names)} values are shown." if n_panels < len(names) else ""
+    some += f" {MOST_DOTS} samples are shown." if n > MOST_DOTS else ""
+    return (
+        f"A dot is a sample, as the members that never saw it predict it. On the dashed line they are right.{some} "
+        f"{say_intervals(answer, n, 'The bars, intervals')}",
+        figure,
+    )
+
+
+def draw_density(axes_of: TargetAxes, blind: Values, targets: Values, answer: BlindAnswer) -> tuple[str, Figure]:
+    """A panel a channel: how many values of all samples were measured as this and predicted as that."""
+    from matplotlib.colors import LogNorm
+
+    from ray_ft.drawing import MUTED, draw_grid
+
+    names = axes_of.channels[:4]
+    figure, panels = draw_grid(len(names), 2.0 if len(names) > 1 else 3.4)
+    true, predicted = axes_of.flatten(targets), axes_of.flatten(blind)
+    for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        known = ~np.isnan(true[:, i])
+        x, y = true[:, i][known], predicted[:, i][known]
+        edges = np.linspace(min(x.min(), y.min()), max(x.max(), y.max()), N_BINS + 1)
+        counts = np.histogram2d(x, y, (edges, edges))[0]
+        span = (edges[0], edges[-1])
+        shown = np.where(counts > 0, counts, np.nan).T
+        axes.imshow(shown, cmap="viridis", norm=LogNorm(), origin="lower", extent=span * 2, aspect="auto")
+        axes.plot(span, span, "--", color=MUTED, linewidth=0.8)
+        axes.set_title(name)
+    figure.supxlabel("measured", fontsize="medium")
+    figure.supylabel("predicted", fontsize="medium")
+    return (
+        "Every value of every sample, as the members that never saw it predict it: the lighter, the more values. On "
+        f"the dashed line they are right. {say_intervals(answer, len(targets), 'Intervals')}",
+        figure,
+    )
+
+
+def say_intervals(answer: BlindAnswer, n: int, what: str) -> str:
+    """Say of which level intervals are, what they hold, and by what that was measured."""
+    level = f"{100 * answer.level:.6g} %"
+    if not answer.measures:
+        return f"There are no intervals of {level}, as the samples are too few."
+    single, whole = (write_share(answer.measures[name]) for name in ("coverage", "band_coverage"))
+    return (
+        f"{what} of {level}, by the rule of CV+ from the blind errors on the other folds, hold {single} of the values; "
+        f"bands of {level} hold {whole} of the whole samples, as counted on these {n}. As the samples judge one "
+        "another, both shares lie near the level; ray-ft evaluate measures them on fresh ones."
+    )
 
 
 def average_known(values: Float[np.ndarray, "*axes"], axis: int) -> Float[np.ndarray, "*others"]:

@@ -56,12 +56,12 @@ def open_folder(root: Path, plan: Mapping[str, Any], n_samples: int) -> Iterator
     if root.is_dir() and not (root / PLAN).exists():
         strangers = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
         if strangers:
-            raise DataError(f"--output needs a new folder, got {root} with {first_few(strangers)}; choose another")
+            raise DataError(f"--out needs a new folder, got {root} with {first_few(strangers)}; choose another")
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / ".lock").open("a")
     except OSError as error:
-        raise DataError(f"--output must be a folder to write in, got {root}: {error.strerror}") from error
+        raise DataError(f"--out must be a folder to write in, got {root}: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however it ends
@@ -102,7 +102,7 @@ def check_same(root: Path, begun: Mapping[str, Any], plan: Mapping[str, Any]) ->
         changes = [f"inputs: other files, or changed since, in {other}"]
     if changes:
         differ = "\n  ".join([f"predictions go on as they began, got {root} with", *changes])
-        raise DataError(f"{differ}\ngive the same again, or another --output")
+        raise DataError(f"{differ}\ngive the same again, or another --out")
 
 
 def check_space(root: Path, first: Found, n_left: int) -> None:
@@ -111,7 +111,7 @@ def check_space(root: Path, first: Found, n_left: int) -> None:
     free = shutil.disk_usage(next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())).free
     if needed > free:
         text = f"{n_left:,} samples need {needed / 1e6:,.2f} MB for {', '.join(first)}, got {free / 1e6:,.2f} MB free"
-        raise DataError(f"{text} for {root}; ask for fewer --quantities, or another --output")
+        raise DataError(f"{text} for {root}; ask for fewer --quantities, or another --out")
 
 
 def make_arrays(root: Path, first: Found, n_samples: int, n_done: int) -> None:

@@ -144,7 +144,7 @@ class PartPredictor:
         except UserError as problem:  # as text, because Ray would wrap it
             error = f"{problem}; other parts are kept, and the same command does the rest if no file changes"
         except OSError as problem:
-            error = f"--output must be writable from every node, got {self.output}: {problem.strerror}"
+            error = f"--out must be writable from every node, got {self.output}: {problem.strerror}"
         return {"n_samples": np.array([stop - start]), "error": np.array([error])}
 
     def write_part(self, span: Span) -> None:

@@ -69,11 +69,11 @@ def write_chunks(
         write_json(output / DONE, position.model_dump())
         (output / PROGRESS).unlink(missing_ok=True)
     except DataError as error:
-        kept = f"{position.n_done:,} samples are done; corrected inputs need another --output"
+        kept = f"{position.n_done:,} samples are done; corrected inputs need another --out"
         raise DataError(f"{error}; {kept}") from error
     except OSError as error:
         kept = f"{position.n_done:,} samples are done, and the same command goes on after them"
-        raise DataError(f"--output must be writable, got {output}: {error.strerror}; {kept}") from error
+        raise DataError(f"--out must be writable, got {output}: {error.strerror}; {kept}") from error
     return position
 
 
@@ -92,12 +92,12 @@ def predict_to_archive(
 ) -> Streamed:
     """Predict into one `.npz`, which is written at the end; predictions wait in memory."""
     if output.exists() and any(output.samefile(path) for path, *_ in source.files):
-        raise DataError(f"--output must be another file than the inputs, got {output}; name another")
+        raise DataError(f"--out must be another file than the inputs, got {output}; name another")
     spec, n_samples = choose_quantities(ensemble, quantities, level), len(source)
     of_sample = sum(array.nbytes for array in try_first(ensemble, source, spec).values())
     if excess := describe_excess(2 * n_samples * of_sample):  # in parts, and whole
         rule = f"what goes into one file must fit into memory, got {n_samples:,} samples: {excess}"
-        raise DataError(f"{rule}; give --output as a folder, or fewer --quantities")
+        raise DataError(f"{rule}; give --out as a folder, or fewer --quantities")
     parts = []
     with show_pace(console, n_samples) as advance:
         for n_new, found in predict_chunks(ensemble, source, spec, (0, n_samples), None, n_threads):
@@ -107,5 +107,5 @@ def predict_to_archive(
     try:
         write_arrays(output, **whole)
     except OSError as error:
-        raise DataError(f"--output must be writable, got {output}: {error.strerror}") from error
+        raise DataError(f"--out must be writable, got {output}: {error.strerror}") from error
     return Streamed(n_samples, 0, count_flagged(whole))

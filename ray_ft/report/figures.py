@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ray_ft.drawing import COLORS, INK, MUTED, add_legend, draw_grid, use_log
+from ray_ft.drawing import COLORS, INK, MUTED, add_legend, draw_grid, name_dots, use_log
 from ray_ft.objectives import ZERO_SHOT, list_baselines
 from ray_ft.report.candidates import list_columns
-from ray_ft.report.words import Unit, label
+from ray_ft.report.words import Unit, label, say_pair
 from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.records import Plan, Verdict, Verdicts
 from ray_ft.results.summary import Summary
@@ -22,7 +22,9 @@ MARKERS = ("o", "s", "D", "^", "v", "P")  # of strategies that share a colour
 BETTER, WORSE = "#2a9d78", "#c2483d"
 RING: Any = {"color": INK, "marker": "o", "linestyle": "", "fillstyle": "none", "markersize": 12}  # around a recipe
 MANY_ROWS, MANY_SEEDS = 40, 5  # of a heat map, above which it grows no more and some bear no names
-MANY_CELLS = 80  # of a heat map, above which its numbers are not written
+MANY_CELLS, MANY_NUMBERS = 80, 3  # of a heat map, and in its row, above which they bear no numbers
+WIDE = 30  # ratio of the highest score and the lowest, above which their axis is logarithmic
+SMALL = 8  # size of text in a panel
 
 
 def color_of(summary: Summary) -> dict[str, str]:
@@ -37,38 +39,52 @@ def choose_look(i: int) -> tuple[str, str]:
 def draw_members(summary: Summary, unit: Unit) -> Figure:
     """Every member as a dot, mean ± std beside it; baselines by their folds."""
     rows = [
-        (row.score_mean, row.score_std, np.ravel(row.scores), label(name), color_of(summary).get(name, MUTED))
+        (row.score_mean, row.score_std, np.array(row.scores), label(name), color_of(summary).get(name, MUTED))
         for name, row in (summary.strategies | summary.baselines).items()
         if row.score_mean is not None and row.score_std is not None
     ]
     rows.sort(key=lambda row: -row[0])
     figure, (axes,) = draw_grid(1, 0.8 + 0.36 * len(rows))
     rng = np.random.default_rng(0)
-    for y, (mean, std, scores, _, color) in enumerate(rows):
-        jitter = y + rng.uniform(-0.22, 0.02, len(scores))
-        axes.scatter(unit.factor * scores, jitter, s=14, color=color, alpha=0.65, linewidths=0)
+    for y, (mean, std, scores, name, color) in enumerate(rows):
+        jitter = y + rng.uniform(-0.22, 0.02, scores.size)
+        look: Any = {"color": color, "alpha": 0.65, "markersize": 3.7, "markeredgewidth": 0}
+        (dots,) = axes.plot(unit.factor * scores.ravel(), jitter, "o", **look)
+        name_dots(dots, (name_member(name, place, score, unit) for place, score in np.ndenumerate(scores)))
         axes.errorbar(unit.scale(mean), y + 0.2, xerr=unit.scale(std), fmt="D", color=color, markersize=4.5, capsize=3)
     axes.set_yticks(range(len(rows)), [name for _, _, _, name, _ in rows])
     axes.set_xlabel(f"held-out {summary.metric}{unit.suffix}, lower is better")
+    if rows and rows[0][0] > WIDE * rows[-1][0] > 0:
+        use_log(axes, "x")
     axes.grid(axis="x", alpha=0.25)
     return figure
 
 
+def name_member(name: str, place: tuple[int, ...], score: float, unit: Unit) -> str:
+    """Say of which strategy or baseline, repeat, fold and seed a score is."""
+    where = ", ".join(f"{axis} {i}" for axis, i in zip(("repeat", "fold", "seed"), place, strict=False))
+    return f"{name}, {where}: {unit.write(score)}{unit.suffix}"
+
+
 def draw_differences(comparisons: Sequence[Comparison], unit: Unit) -> Figure:
     """Each paired difference with its interval, over the region of practical equivalence."""
-    figure, (axes,) = draw_grid(1, 0.8 + 0.32 * len(comparisons))
+    figure, (axes,) = draw_grid(1, 0.8 + 0.42 * len(comparisons))
     pairs = comparisons[::-1]
     for y, pair in enumerate(pairs):
         color = {"better": BETTER, "worse": WORSE}.get(pair.verdict, MUTED)
         low, high = (unit.scale(value) for value in pair.interval)
         axes.plot([low, high], [y, y], color=color, linewidth=2)
-        axes.plot(unit.scale(pair.difference), y, "o", color=color, markersize=5)
+        (dot,) = axes.plot(unit.scale(pair.difference), y, "o", color=color, markersize=5)
+        name_dots(dot, [say_pair(pair, unit)])
         rope = unit.scale(pair.rope)
         numbers = f"{unit.write(pair.difference, '+')} {unit.interval(pair.interval, '+')}"
-        axes.text(1.02, y, numbers, transform=axes.get_yaxis_transform(), va="center", fontsize=7)
-        axes.fill_betweenx([y - 0.35, y + 0.35], -rope, rope, color=MUTED, alpha=0.3, linewidth=0)
+        said = f"{label(pair.first)} − {label(pair.second)}: {numbers}"
+        axes.text(0, y + 0.2, said, transform=axes.get_yaxis_transform(), fontsize=SMALL)
+        axes.fill_betweenx([y - 0.25, y + 0.15], -rope, rope, color=MUTED, alpha=0.3, linewidth=0)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    axes.set_yticks(range(len(pairs)), [f"{label(pair.first)} − {label(pair.second)}" for pair in pairs])
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(-0.5, len(pairs) - 0.3)
     axes.set_xlabel(f"difference{unit.suffix}: below 0, the first is better")
     axes.grid(axis="x", alpha=0.25)
     return figure
@@ -102,12 +118,14 @@ def draw_folds(summary: Summary, unit: Unit) -> Figure:
     for axes, (name, scores) in zip(panels, scored.items(), strict=True):
         cells = unit.factor * scores.reshape(n_rows, -1)
         image = axes.imshow(cells, cmap="cividis", aspect="auto")
-        figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
+        numbered = cells.size <= MANY_CELLS and cells.shape[1] <= MANY_NUMBERS
+        if not numbered:
+            figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
         middle = (cells.min() + cells.max()) / 2
         for (row, seed), value in np.ndenumerate(cells):
-            if cells.size <= MANY_CELLS:
+            if numbered:
                 color = "white" if value < middle else "black"
-                axes.text(seed, row, f"{value:.3f}", ha="center", va="center", fontsize=7, color=color)
+                axes.text(seed, row, f"{value:.3f}", ha="center", va="center", fontsize=SMALL, color=color)
         axes.set_title(name)
         seeds = range(0, summary.n_seeds, -(-summary.n_seeds // MANY_SEEDS))
         axes.set_xticks(seeds, [f"seed {s}" for s in seeds])
@@ -168,13 +186,18 @@ def draw_search(
     lowest = {spec.name: find_lowest(curves[spec.name], verdicts[spec.name]) for spec in seen}
     figure, panels = draw_grid(len(varied), 1.9)
     for axes, (key, declared) in zip(panels, varied.items(), strict=True):
-        points: dict[tuple[str, str], list[tuple[float, float]]] = {}  # of one look each, as drawing costs by the call
+        points: dict[tuple[str, str], list[tuple[float, float, str]]] = {}  # of one look, as drawing costs by the call
         for spec in seen:
             verdict, value = verdicts[spec.name], read_value(spec, key)
             if value is not None:
-                points.setdefault((spec.strategy, verdict.state), []).append((value, unit.scale(lowest[spec.name])))
+                said = f"{spec.name}, {declared.title} {declared.show(value)}, {verdict.state}"
+                said += f": {unit.write(lowest[spec.name])}{unit.suffix}"
+                mark = value, unit.scale(lowest[spec.name]), said
+                points.setdefault((spec.strategy, verdict.state), []).append(mark)
         for (name, state), own in points.items():
-            axes.plot(*zip(*own, strict=True), markersize=6, **style_candidate(summary, name, state))
+            x, y, names = zip(*own, strict=True)
+            (dots,) = axes.plot(x, y, markersize=5, **style_candidate(summary, name, state))
+            name_dots(dots, names)
         for spec in seen:
             if spec.origin == RECIPE and (value := read_value(spec, key)) is not None:
                 axes.plot(value, unit.scale(lowest[spec.name]), **RING)

@@ -5,7 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -18,12 +18,14 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from ray_ft.config import Config, reload_config
+from ray_ft.data.folds import Splits
 from ray_ft.domains import TargetAxes, find_domain
-from ray_ft.drawing import INK, MUTED, use_style
+from ray_ft.drawing import INK, MUTED, add_titles, number_dots, use_style
+from ray_ft.ensemble.artefact import Card
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import replace_file, write_text
 from ray_ft.objectives import find_objective
-from ray_ft.report import figures, words
+from ray_ft.report import figures, using, words
 from ray_ft.report.candidates import describe_candidate, list_columns
 from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.records import load_blind, load_history, load_plan, load_provenance, load_splits
@@ -68,9 +70,6 @@ CAPTIONS = {
 }
 
 
-SHOWN = ("targets", "mean", "std")  # of a sample
-
-
 @dataclass(frozen=True)
 class Findings:
     """A finished run as read from its folder."""
@@ -81,6 +80,8 @@ class Findings:
     plan: Sequence[CandidateSpec]
     curves: Mapping[str, Curves]  # of every candidate that trained an epoch
     blind: Mapping[str, Float[np.ndarray, "sample *target"]]
+    splits: Splits
+    card: Card | None  # of the ensemble
     provenance: Mapping[str, Any]
 
     @cached_property
@@ -132,7 +133,8 @@ def load_findings(run: RunFolder) -> Findings:
     histories = {spec.name: load_history(run, spec.name, splits) for spec in plan}
     curves = {name: build_curves(h.losses, h.inner, splits) for name, h in histories.items() if h is not None}
     config, blind = reload_config(run.config), load_blind(run, find_objective(summary.metric))
-    return Findings(run, summary, config, plan, curves, blind, load_provenance(run))
+    card = using.find_card(run)
+    return Findings(run, summary, config, plan, curves, blind, splits, card, load_provenance(run))
 
 
 def draw_plates(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
@@ -157,33 +159,49 @@ def draw_plates(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
 
 
 def draw_samples(findings: Findings) -> Iterator[tuple[str, str, str, Figure]]:
-    blind, metric, data = findings.blind, findings.summary.metric, findings.config.data
-    objective, targets = find_objective(metric).settle(blind["targets"]), blind["targets"]
-    axes = find_domain(findings.config.layout).name_axes(targets.shape[1:], data.wavelengths_nm)
-    if classes := findings.summary.classes:
-        axes = TargetAxes(("probability",), np.arange(float(len(classes))), "class", classes)
-    scores = objective.score(blind["mean"], targets)
+    """What members that never saw a sample predict of it, against the truth."""
+    blind, summary, axes = findings.blind, findings.summary, name_axes(findings)
+    mean, targets = blind["mean"], blind["targets"]
+    objective = find_objective(summary.metric).settle(targets)
+    level = findings.card.level if findings.card else findings.config.ensemble.level
+    answer = objective.answers.answer_blind(mean, targets, np.array(findings.splits.fold_of[0]), level)
+    responses = {"blind ensemble": mean, "zero-shot": blind["zero_shot"]}
+    yield (
+        "predictions",
+        "Predicted against measured",
+        *objective.presentation.draw_predictions(axes, responses, targets, answer),
+    )
+    scores = objective.score(mean, targets)
     order = np.argsort(scores)
-    places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    n_blind = findings.summary.ensemble.n_blind
-    for which, sample in places.items():
-        yield (
-            f"sample_{which}", f"The {which} sample", f"Sample {sample} has the {metric} "
-            f"{findings.unit.write(scores[sample])}{findings.unit.suffix} by the {n_blind} members that never saw it.",
-            objective.presentation.draw_sample(axes, *(np.asarray(blind[name][sample]) for name in SHOWN)),
-        )  # fmt: skip
-    responses = {"blind ensemble": blind["mean"], "zero-shot": blind["zero_shot"]}
-    caption, figure = objective.presentation.draw_errors(axes, responses, targets)
-    yield "errors", "Where the error is", caption, figure
+    for which, sample in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
+        own = {name: np.asarray(array[sample]) for name, array in answer.quantities.items()}
+        truth, said = np.asarray(targets[sample]), np.asarray(mean[sample])
+        if figure := objective.presentation.draw_sample(axes, truth, said, own):
+            score = f"{summary.metric} {findings.unit.write(scores[sample])}{findings.unit.suffix}"
+            caption = f"Sample {sample} has the {score}, as members that never saw it predict it."
+            yield f"sample_{which}", f"The {which} sample", caption, figure
+    if errors := objective.presentation.draw_errors(axes, responses, targets):
+        yield "errors", "Where the error is", *errors
+
+
+def name_axes(findings: Findings) -> TargetAxes:
+    """Name the axes of a target, by classes or columns of a table where it has some."""
+    shape, data = findings.blind["targets"].shape[1:], findings.config.data
+    if classes := findings.summary.classes:
+        return TargetAxes(("probability",), np.arange(float(len(classes))), "class", classes)
+    axes = find_domain(findings.config.layout).name_axes(shape, data.wavelengths_nm)
+    columns = tuple(findings.card.data_keys[1].split(",")) if findings.card else ()
+    return replace(axes, ticks=columns) if shape == (len(columns),) else axes
 
 
 def save_plate(run: RunFolder, name: str, title: str, caption: str, figure: Figure) -> tuple[str, ...]:
     """Write a figure on white as PNG and SVG, and take it without ground for the page."""
+    names = number_dots(figure)
     for suffix in ("png", "svg"):
         save_figure(figure, run.figures / f"{name}.{suffix}")
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return name, title, caption, adapt_svg(text.getvalue(), title)
+    return name, title, caption, adapt_svg(add_titles(text.getvalue(), names), title)
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
@@ -204,16 +222,24 @@ def fill_page(findings: Findings, plates: Sequence[tuple[str, ...]]) -> str:
     summary, unit, environment = findings.summary, findings.unit, findings.provenance["environment"]
     templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     templates.filters["mark_options"] = mark_options
-    template = templates.from_string(files("ray_ft.report").joinpath("page.html.jinja").read_text(encoding="utf-8"))
+    template = templates.from_string(read_part("page.html.jinja"))
+    place = using.find_place(summary, findings.run)
+    obstacle = using.say_obstacle(summary, findings.card, place)
+    ways = using.list_ways(summary, findings.run, findings.card) if findings.card and not obstacle else ()
     strategies = sorted(summary.strategies.items(), key=lambda item: (item[1].score_mean is None, item[1].score_mean))
     return template.render(
         summary=summary, unit=unit, words=words, plates=plates, strategies=strategies, plan=findings.plan,
+        obstacle=obstacle, ways=ways, script=read_part("page.js"), style=read_part("page.css"),
         columns=list_columns(findings.plan), describe_candidate=describe_candidate,
         baselines=sorted(summary.baselines.items(), key=lambda item: item[1].score_mean),
         changes=words.say_changes(summary, unit), beside=words.list_beside(summary),
         command=shlex.join(map(str, environment["command"])), environment=environment, provenance=findings.provenance,
         config_text=findings.run.config.read_text(encoding="utf-8"),
     )  # fmt: skip
+
+
+def read_part(name: str) -> Markup:
+    return Markup(files("ray_ft.report").joinpath(name).read_text(encoding="utf-8"))
 
 
 def mark_options(line: str) -> Markup:

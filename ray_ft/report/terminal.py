@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
 
 from rich.console import Group
 from rich.table import Column, Table
@@ -14,6 +13,7 @@ from ray_ft.ensemble.artefact import read_card
 from ray_ft.errors import write_share
 from ray_ft.report import words
 from ray_ft.report.candidates import describe_candidate, list_columns
+from ray_ft.report.using import find_place, name_output
 from ray_ft.report.words import Unit, choose_unit, describe_shape, describe_trained, label, say_pair
 from ray_ft.results.learning_curve import LearningCurve, StrategyCurve, describe_sizes
 from ray_ft.results.run_comparison import RunComparison
@@ -141,12 +141,10 @@ def head_lines(head: str, lines: Iterable[str]) -> Iterator[str]:
 
 def suggest_commands(summary: Summary, run: RunFolder, own_code: bool) -> list[tuple[str, ...]]:
     """Write what can follow; its output has a name of the run's own, so that it takes the place of no other file."""
-    folder = Path("runs") / summary.name if run.mirror else run.root
-    named = folder if folder.name.strip(".") else folder.resolve()
-    output = named.with_name(f"{named.name}-predictions.npz")
+    folder = find_place(summary, run)
     card = read_card(run.ensemble) if run.ensemble.card.is_file() else None
     trust = ["--trust"] if card and card.needs_code else []
-    predict = ("predict", str(folder), "--inputs", "x.npy", "--output", str(output), *trust)
+    predict = ("predict", str(folder), "--inputs", "x.npy", "--out", name_output(folder, "predictions"), *trust)
     return [
         *([("fetch", run.place, str(folder))] if run.mirror else []),
         *([] if card and is_ragged(card.inputs) else [predict]),  # samples of unequal shapes stand in no file
@@ -218,7 +216,7 @@ def render_plan(
     budget: str,
 ) -> Group:
     """Draw what a config would train: by strategy and part of the network, by what, then the candidates it knows."""
-    by_part = start_table("trained parameters", *parts, "all")
+    by_part = start_table("trained parameters", *parts, "(parameters)")
     for part in next(iter(parts.values())):
         learning = [f"{counts[part][0]:,}" if counts[part][0] else "frozen" for counts in parts.values()]
         by_part.add_row(Text(part), *learning, f"{next(iter(parts.values()))[part][1]:,}")

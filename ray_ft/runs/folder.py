@@ -56,6 +56,7 @@ class EnsembleFolder:
     members = File("members.safetensors")
     calibration = File("calibration.safetensors")
     config = File("config.yaml")
+    model_card = File("README.md")
 
 
 @dataclass(frozen=True)
@@ -215,5 +216,5 @@ def find_newest_run(folder: Path) -> Path:
     """Find the run in a folder that finished last."""
     finished = [run for run in map(RunFolder, folder.glob("*")) if run.summary.is_file()]
     if not finished:
-        raise RunFolderError(f"a run must be named where {folder} has no finished one; give its folder with --run")
+        raise RunFolderError(f"a run must be named where {folder} has no finished one; give its folder")
     return max(finished, key=lambda run: run.summary.stat().st_mtime).root

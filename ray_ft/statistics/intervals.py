@@ -216,7 +216,8 @@ def build_band(predictions: Predictions, margins: Residuals, fold_of: FoldOf, al
             above.partition(n_samples - rank, axis=0)
             lower[part], upper[part] = below[rank - 1], above[n_samples - rank]
         else:
-            lower[part], upper[part] = pick_sorted(below, ranks - 1), pick_sorted(above, n_labels - ranks)
+            first, last = np.asarray(ranks - 1), np.asarray(n_labels - ranks)  # else numbers where a target is one
+            lower[part], upper[part] = pick_sorted(below, first), pick_sorted(above, last)
             lower[part, ranks < 1] = upper[part, ranks < 1] = np.nan
     return lower, upper
 
