@@ -72,8 +72,9 @@ def add_titles(svg: str, names: dict[str, list[str]]) -> str:
     """Write the names of `number_dots` into an SVG, where browsers show them and read them out."""
     for group, own in names.items():
         before, opening, rest = svg.partition(f'<g id="{group}">')
-        body, closing, after = rest.partition("</defs>")
-        dots, ending, others = after.partition("</g>")
+        lead = re.match(r"\s*(<defs>.*?</defs>)?", rest, re.S)  # a look that was drawn before is not defined again
+        assert lead is not None
+        dots, ending, others = rest[lead.end() :].partition("</g>")
         waiting = iter(own)
         if dots.count("<use ") == len(own):  # a dot outside of the axes is not drawn
             dots = re.sub(
@@ -81,7 +82,7 @@ def add_titles(svg: str, names: dict[str, list[str]]) -> str:
                 lambda use: f'<use class="dot" {use[1]}><title>{escape(next(waiting))}</title></use>',  # noqa: B023
                 dots,
             )
-        svg = before + opening.replace(f' id="{group}"', "") + body + closing + dots + ending + others
+        svg = before + opening.replace(f' id="{group}"', "") + lead[0] + dots + ending + others
     return svg
 
 

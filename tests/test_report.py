@@ -32,9 +32,11 @@ from ray_ft.data.packing import Part
 from ray_ft.domains.raw import DOMAIN
 from ray_ft.drawing import add_titles, name_dots, number_dots, use_log
 from ray_ft.errors import RunFolderError, UserError
-from ray_ft.objectives import find_objective
+from ray_ft.objectives import TargetAxes, find_objective
+from ray_ft.objectives.regression import build_objective
+from ray_ft.objectives.regression_presentation import draw_density, draw_scatter
 from ray_ft.report.figures import draw_depth, draw_search, style_candidate
-from ray_ft.report.page import Findings, draw_plates, load_findings, write_report
+from ray_ft.report.page import Findings, draw_plates, escape_mathtext, load_findings, write_report
 from ray_ft.report.terminal import render_summary
 from ray_ft.report.using import list_ways, say_obstacle
 from ray_ft.report.words import Unit, choose_unit, describe_shape, say_changes, say_depth, say_winner, unit_of
@@ -445,3 +447,22 @@ def test_a_report_that_cannot_be_written_says_so(toy_config: Config, tmp_path: P
     (tmp_path / "run/figures").touch()
     with pytest.raises(RunFolderError, match=r"goes into its run's folder, got .*figures: File exists"):
         write_report(tmp_path / "run")
+
+
+def test_values_without_labels_and_names_with_dollars_are_no_fault_of_a_figure() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.normal(size=(20, 3)).astype(np.float32)
+    targets[:, 1] = np.nan
+    objective = build_objective("mse")
+    answer = objective.answers.answer_blind(targets + 0.1, targets, np.arange(20) % 5, 0.9)
+    names = tuple(escape_mathtext(name) for name in ("cost $ of_$", "b", "$\\foo$"))
+    for axes in (TargetAxes(("",), np.arange(3.0), "value", names), TargetAxes(names, np.arange(1.0), "value")):
+        caption, figure = draw_scatter(axes, targets + 0.1, targets, answer)
+        dots = number_dots(figure)
+        text = io.StringIO()
+        figure.savefig(text, format="svg")
+        assert "2 of 3 values are shown" in caption
+        assert add_titles(text.getvalue(), dots).count('class="dot"') == 40, "dots of every panel have names"
+    curves = np.repeat(targets[:, :, None], 30, 2)
+    answer = objective.answers.answer_blind(curves + 0.1, curves, np.arange(20) % 5, 0.9)
+    draw_density(TargetAxes(names, np.arange(30.0), "x"), curves + 0.1, curves, answer)[1].savefig(io.BytesIO())

@@ -223,20 +223,20 @@ def check(config: ConfigOption = None, overrides: SetOption = None, as_json: Jso
     say_code(loaded, aside=as_json)
     prepared = prepare(loaded)
     data, told = prepared.problem.samples, prepared.config.selected
+    notes = [*prepared.notes, *warn_of_chance(loaded)]
     if as_json:
         shapes = {"inputs": data.inputs.shape, "targets": data.targets.shape}
         learning = {
             name: {"does": told[name].describe(), "n_trained": own.n_trained}
             for name, own in prepared.strategies.items()
         }
-        show_json(**shapes, checkpoint=loaded.checkpoint, strategies=learning, notes=prepared.notes)
+        show_json(**shapes, checkpoint=loaded.checkpoint, strategies=learning, notes=notes)
         return
     typer.echo(f"config      {config or 'embedded demo'}: valid")
     typer.echo(f"data        {len(data)} samples, inputs {data.inputs.shape[1:]}, targets {data.targets.shape[1:]}")
-    for note in prepared.notes:
+    for note in notes:
         typer.echo(f"note        {note}")
     typer.echo(f"checkpoint  {loaded.checkpoint or 'none: the weights of the factory'}: fits the network")
-    warn_of_chance(loaded)
     for name, strategy in prepared.strategies.items():
         trained = f"{strategy.n_trained:,} trained parameters" if strategy.n_trained else "in closed form"
         typer.echo(f"strategy    {name}: {trained}; {told[name].describe()}")

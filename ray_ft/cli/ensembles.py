@@ -336,7 +336,7 @@ def suggest(
     from ray_ft.report.ensembles import name_suggestion, write_suggestion
     from ray_ft.runs.folder import find_newest_run
 
-    if inputs is None and source is not None:  # as it was once
+    if inputs is None and source is not None and not source.is_dir():  # as it was once
         source, inputs = run, str(source)
         note_former("the pool as an argument", "--inputs")
     elif run is not None:
@@ -350,15 +350,14 @@ def suggest(
     check_files(loaded.card)
     found = suggest_samples(loaded, read_inputs(pool, loaded.card.data_keys[0]).array, n, pool)
     files = write_suggestion(found, out)
+    if found.known is None:
+        note = f"note: {source} is of an earlier release and does not know its training samples; some may be chosen"
+        typer.echo(note, err=as_json)
+    elif n_known := int(found.known.sum()):
+        typer.echo(f"note: {n_known} of {pool} are training samples, or images of some, and are skipped", err=as_json)
     if as_json:
         show_json(run=source, pool=pool, indices=[int(index) for index in found.indices], files=files)
         return
-    if found.known is None:
-        typer.echo(
-            f"note: {source} is of an earlier release and does not know its training samples; some may be chosen"
-        )
-    elif n_known := int(found.known.sum()):
-        typer.echo(f"note: {n_known} of {pool} are training samples, or images of some, and are skipped")
     typer.echo(f"measure next, in this order, of {len(found.disagreement)} in {pool}, by {source}:")
     typer.echo("  " + " ".join(map(str, found.indices)))
     typer.echo(f"written  {files[0]}, {files[1]}")

@@ -28,7 +28,7 @@ def open_console(quiet: bool, verbose: bool = False, aside: bool = False) -> "Co
     """Open where progress is shown: `aside` where the standard output is for the result alone."""
     from rich.console import Console
 
-    console = Console(highlight=False, quiet=quiet, stderr=aside)
+    console = Console(highlight=False, quiet=quiet and not verbose, stderr=aside)
     if verbose:
         import logging
 
@@ -107,13 +107,14 @@ def say_code(config: "Config", aside: bool = False) -> None:
         typer.echo(f"runs        {path}, code that begins with {find_code(path, key)}", err=aside)
 
 
-def warn_of_chance(config: "Config") -> None:
+def warn_of_chance(config: "Config") -> list[str]:
     """Say where a factory draws parameters, and no checkpoint takes their place."""
     if config.model.factory and not config.checkpoint and (n_drawn := count_drawn(config)):
-        typer.echo(
-            f"note        the factory draws {n_drawn:,} parameters by chance, so these are not pretrained: name "
-            "model.checkpoint, or load their values in the factory"
-        )
+        return [
+            f"the factory draws {n_drawn:,} parameters by chance, so these are not pretrained: name model.checkpoint, "
+            "or load their values in the factory"
+        ]
+    return []
 
 
 def count_drawn(config: "Config") -> int:

@@ -51,7 +51,8 @@ def init(
     from ray_ft.files.writing import write_text
 
     write_text(out, "\n".join([*list_lines(given, metric, prepared), ""]))
-    warn_of_chance(prepared.config)
+    for note in warn_of_chance(prepared.config):
+        typer.echo(f"note        {note}")
     typer.echo(f"config      {out}: {count(len(prepared.problem.samples), 'sample')}, {metric}")
     typer.echo(f"strategies  {', '.join(prepared.strategies)}")
     typer.echo(f"next        ray-ft check --config {out}\n            ray-ft cv --config {out}")

@@ -76,7 +76,8 @@ def write_mlflow(source: Path, path: Path) -> Path:
             warnings.simplefilter("ignore")  # it asks for an example of the inputs, to guess their form
             save_model(
                 whole := Path(partial, "model"), loader_module=__name__, data_path=folder.root, signature=signature,
-                pip_requirements=[f"ray-ft=={find_version('ray-ft')}"], metadata={"run": card.run, "score": card.score},
+                pip_requirements=[],  # ray-ft is installed from its repository, and what it needs with it
+                metadata={"run": card.run, "score": card.score, "ray-ft": find_version("ray-ft")},
             )  # fmt: skip
             whole.rename(path)
     except OSError as error:

@@ -47,7 +47,7 @@ Each sample of the training data is scored by {n_blind} of {n_members} members a
 
 ## How to load it
 
-    pip install 'ray-ft=={release}'
+It needs ray-ft {release}, installed from a copy of its repository.
 
 ```python
 import ray_ft
@@ -55,7 +55,8 @@ import ray_ft
 prediction = ray_ft.Ensemble.load("{folder}"{trust}).predict(inputs)
 ```
 
-The folder holds tensors (safetensors) and JSON. {code}
+The folder holds tensors (safetensors), JSON and the run's config. {code}
+ray-ft has written this card, and writes it anew with the ensemble: keep what you add elsewhere.
 """
 
 

@@ -177,7 +177,8 @@ class KernelPart:
             solved = np.linalg.solve(kept, np.hstack([residual[own], left[own]]))
             without, moved = np.hsplit(solved, 2)
             spared = weights - (left[own] * moved).sum(0)  # what divides the gain of the other groups
-            change = ((left[own] * without).sum(0) - slopes * (left[own] * moved).sum(0)) / spared
+            with np.errstate(divide="ignore", invalid="ignore"):
+                change = ((left[own] * without).sum(0) - slopes * (left[own] * moved).sum(0)) / spared
             others = np.where(spared > CONSTANT * weights, slopes - change, 0.0)  # without them no gain is known
             errors = (without - others[:, None] * moved) / self.scales
             total += (errors**2).sum((1, 2))

@@ -63,7 +63,8 @@ class RidgeTail(nn.Module):
             return added
         tensors = {name: self.get_buffer(own) for name, own in self.own.items()}
         answer: Tensor = self.split.evaluation.run((tensors, features, ()), tensors)
-        return answer * (self.gain - self.beside).reshape(self.output_shape) + added
+        scale = (self.gain - self.beside).reshape(self.output_shape)
+        return (answer * scale).masked_fill(scale == 0, 0.0) + added  # an infinite answer counts for nothing there
 
 
 def compute_kernel(

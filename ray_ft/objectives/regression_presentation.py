@@ -163,13 +163,14 @@ def draw_scatter(axes_of: TargetAxes, blind: Values, targets: Values, answer: Bl
     from ray_ft.drawing import COLORS, MUTED, draw_grid, name_dots
 
     names, n = name_values(axes_of), len(targets)
-    n_panels = min(len(names), MOST_PANELS)
+    labelled = np.flatnonzero(~np.isnan(targets.reshape(n, -1)).all(0))
+    n_panels = min(len(labelled), MOST_PANELS)
     figure, panels = draw_grid(n_panels, 2.0 if n_panels > 1 else 3.4)
     true, predicted, low, high = (
         array.reshape(n, -1)
         for array in (targets, blind, *(answer.quantities.get(end, np.full_like(blind, np.nan)) for end in ENDS))
     )
-    for i, axes in enumerate(panels):
+    for i, axes in zip(labelled, panels, strict=False):
         known = np.flatnonzero(~np.isnan(true[:, i]))
         shown = known[np.unique(np.linspace(0, len(known) - 1, min(len(known), MOST_DOTS)).astype(int))]
         x, y, *ends = (array[shown, i] for array in (true, predicted, low, high))
@@ -178,18 +179,18 @@ def draw_scatter(axes_of: TargetAxes, blind: Values, targets: Values, answer: Bl
         (dots,) = axes.plot(x, y, "o", color=COLORS[0], markersize=4, markeredgewidth=0)
         said = (
             f"sample {sample}: measured {true:.4g}, predicted {guess:.4g}"
-            + f" [{lower:.4g}, {upper:.4g}]" * bool(answer.measures)
+            + f" [{lower:.4g}, {upper:.4g}]" * bool(np.isfinite(upper - lower))
             for sample, true, guess, lower, upper in zip(shown, x, y, *ends, strict=True)
         )
         name_dots(dots, said)
         axes.set_title(names[i] if len(names) > 1 else "")
     figure.supxlabel("measured", fontsize="medium")
     figure.supylabel("predicted", fontsize="medium")
-    some = f" The first {n_panels} of {len(names)} values are shown." if n_panels < len(names) else ""
-    some += f" {MOST_DOTS} samples are shown." if n > MOST_DOTS else ""
+    some = f" {n_panels} of {len(names)} values are shown." if n_panels < len(names) else ""
+    some += f" {MOST_DOTS} samples at most are shown of each." if n > MOST_DOTS else ""
     return (
         f"A dot is a sample, as the members that never saw it predict it. On the dashed line they are right.{some} "
-        f"{say_intervals(answer, n, 'The bars, intervals')}",
+        f"{say_intervals(answer, targets, 'The bars, intervals')}",
         figure,
     )
 
@@ -200,10 +201,10 @@ def draw_density(axes_of: TargetAxes, blind: Values, targets: Values, answer: Bl
 
     from ray_ft.drawing import MUTED, draw_grid
 
-    names = axes_of.channels[:4]
-    figure, panels = draw_grid(len(names), 2.0 if len(names) > 1 else 3.4)
     true, predicted = axes_of.flatten(targets), axes_of.flatten(blind)
-    for i, (axes, name) in enumerate(zip(panels, names, strict=True)):
+    labelled = [i for i in range(len(axes_of.channels)) if not np.isnan(true[:, i]).all()][:MOST_PANELS]
+    figure, panels = draw_grid(len(labelled), 2.0 if len(labelled) > 1 else 3.4)
+    for i, axes in zip(labelled, panels, strict=False):
         known = ~np.isnan(true[:, i])
         x, y = true[:, i][known], predicted[:, i][known]
         edges = np.linspace(min(x.min(), y.min()), max(x.max(), y.max()), N_BINS + 1)
@@ -212,26 +213,27 @@ def draw_density(axes_of: TargetAxes, blind: Values, targets: Values, answer: Bl
         shown = np.where(counts > 0, counts, np.nan).T
         axes.imshow(shown, cmap="viridis", norm=LogNorm(), origin="lower", extent=span * 2, aspect="auto")
         axes.plot(span, span, "--", color=MUTED, linewidth=0.8)
-        axes.set_title(name)
+        axes.set_title(axes_of.channels[i])
     figure.supxlabel("measured", fontsize="medium")
     figure.supylabel("predicted", fontsize="medium")
     return (
         "Every value of every sample, as the members that never saw it predict it: the lighter, the more values. On "
-        f"the dashed line they are right. {say_intervals(answer, len(targets), 'Intervals')}",
+        f"the dashed line they are right. {say_intervals(answer, targets, 'Intervals')}",
         figure,
     )
 
 
-def say_intervals(answer: BlindAnswer, n: int, what: str) -> str:
+def say_intervals(answer: BlindAnswer, targets: Values, what: str) -> str:
     """Say of which level intervals are, what they hold, and by what that was measured."""
     level = f"{100 * answer.level:.6g} %"
     if not answer.measures:
         return f"There are no intervals of {level}, as the samples are too few."
+    there = np.isfinite(answer.quantities["lower"] - targets).reshape(len(targets), -1).any(1)
     single, whole = (write_share(answer.measures[name]) for name in ("coverage", "band_coverage"))
     return (
         f"{what} of {level}, by the rule of CV+ from the blind errors on the other folds, hold {single} of the values; "
-        f"bands of {level} hold {whole} of the whole samples, as counted on these {n}. As the samples judge one "
-        "another, both shares lie near the level; ray-ft evaluate measures them on fresh ones."
+        f"bands of {level} hold {whole} of the whole samples, as counted on the {there.sum()} that have both "
+        "intervals and labels. These samples judge one another; ray-ft evaluate measures the shares on fresh ones."
     )
 
 

@@ -188,10 +188,16 @@ def name_axes(findings: Findings) -> TargetAxes:
     """Name the axes of a target, by classes or columns of a table where it has some."""
     shape, data = findings.blind["targets"].shape[1:], findings.config.data
     if classes := findings.summary.classes:
-        return TargetAxes(("probability",), np.arange(float(len(classes))), "class", classes)
+        ticks = tuple(escape_mathtext(name) for name in classes)
+        return TargetAxes(("probability",), np.arange(float(len(classes))), "class", ticks)
     axes = find_domain(findings.config.layout).name_axes(shape, data.wavelengths_nm)
-    columns = tuple(findings.card.data_keys[1].split(",")) if findings.card else ()
+    columns = tuple(escape_mathtext(name) for name in findings.card.data_keys[1].split(",")) if findings.card else ()
     return replace(axes, ticks=columns) if shape == (len(columns),) else axes
+
+
+def escape_mathtext(name: str) -> str:
+    """Write a user's name so that matplotlib takes none of it for a formula."""
+    return name.replace("$", r"\$")
 
 
 def save_plate(run: RunFolder, name: str, title: str, caption: str, figure: Figure) -> tuple[str, ...]:

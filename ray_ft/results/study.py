@@ -4,6 +4,8 @@ A candidate is a trial. Its value is the lowest of its means over the folds, by 
 candidate that ASHA stopped is pruned, and one that failed has failed.
 """
 
+import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -46,8 +48,10 @@ def write_study(root: Path, path: Path) -> dict[str, int]:
         attempts = load_attempts(run, plan, verdicts, name, splits)
         space = find_space(strategy, [own.spec for own in attempts])
         trials[name] = [build_trial(own, verdicts[own.spec.name], space) for own in attempts]
-    with replace_file(path) as partial:
-        write_trials(trials, {"run": config.name, "metric": config.cv.metric}, partial)
+    with tempfile.TemporaryDirectory() as folder, replace_file(path) as partial:
+        plain = Path(folder, "study.db")  # as a path in a URL ends at a question mark
+        write_trials(trials, {"run": config.name, "metric": config.cv.metric}, plain)
+        shutil.copyfile(plain, partial)
     return {name: len(own) for name, own in trials.items()}
 
 
