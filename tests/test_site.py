@@ -44,7 +44,7 @@ def test_the_page_of_commands_has_every_option(name: str) -> None:
 
 
 def test_a_link_of_a_page_leads_to_a_file() -> None:
-    for path in (*DOCS.glob("*.md"), ROOT / "README.md", *ROOT.glob("examples/*/README.md")):
+    for path in (*DOCS.glob("*.md"), *ROOT.glob("README*.md"), *ROOT.glob("examples/*/README.md")):
         text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
         for link in re.findall(r"\]\(([^)#\s]+)[)#]", text):
             assert link.startswith("http") or (path.parent / link).exists(), f"{path.name}: {link}"
