@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_once
 from rich.console import Console
 from toy import enter_toy
@@ -19,12 +20,16 @@ from toy import enter_toy
 from ray_ft import cross_validation
 from ray_ft.backends.progress import Display
 from ray_ft.config import Config, load_config
-from ray_ft.cross_validation import cross_validate, rebuild_ensemble
+from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
 from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import read_record, write_record
+from ray_ft.fitting.fitter import FitSettings
+from ray_ft.fitting.preparation import prepare_strategy
+from ray_ft.fitting.range_test import run_range_test
 from ray_ft.results.records import load_splits
 from ray_ft.results.summary import Summary
 from ray_ft.runs.folder import RunFolder
+from ray_ft.search.best import BestProposer
 
 KEYS = {
     "cv.strategies": ["top", "mine", "closed"],
@@ -211,3 +216,17 @@ def test_time_that_is_spent_ends_the_search_and_more_goes_on(config: Config, tmp
     again = cross_validate(few, tmp_path / "run", inline=True)
     assert {name: own.n_candidates for name, own in again.strategies.items()} == counts, "what was trained counts"
     assert cross_validate(config, tmp_path / "run", inline=True).strategies["top"].n_candidates == 6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_range_test_believes_no_lucky_first_batch(toy_folder: Path, seed: int) -> None:
+    """All but a few samples are answered without error, so that many a batch has next to no loss."""
+    config = load_config("toy.yaml", {"cv.seed": seed, "search.method": "best", "cv.strategies": ["top"]})
+    targets = np.array(prepare(config).zero_shot)
+    targets[::9] += 3
+    np.save("y.npy", targets)
+    prepared = prepare(config)
+    cpu = torch.device("cpu")
+    own = prepare_strategy(prepared.problem, prepared.pretrained, prepared.strategies["top"], "auto", cpu)
+    (spec,) = BestProposer("top", prepared.config.strategies["top"], 6, 0, rope=0.01).range_tests
+    assert run_range_test(prepared.problem, own, spec, FitSettings(), cpu).lr > 1e-5

@@ -358,7 +358,7 @@ def suggest(
     if as_json:
         show_json(run=source, pool=pool, indices=[int(index) for index in found.indices], files=files)
         return
-    typer.echo(f"measure next, in this order, of {len(found.disagreement)} in {pool}, by {source}:")
+    typer.echo(f"measure next, in this order, of {len(found.disagreement)} in {pool}, counted from 0, by {source}:")
     typer.echo("  " + " ".join(map(str, found.indices)))
     typer.echo(f"written  {files[0]}, {files[1]}")
 

@@ -54,7 +54,7 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
         )
     if unnamed := [name for name in lacking if not keys[name]]:
         rule = f"the {' and '.join(unnamed)} of the run had no names, by which to find them in {data}"
-        raise DataError(f"{rule}; give {' '.join(f'--{name} {data}::KEY' for name in unnamed)}{describe_keys(data)}")
+        raise DataError(f"{rule}; give {' '.join(f'--{name} {data}::KEY' for name in lacking)}{describe_keys(data)}")
     sources |= {name: f"{data}::{keys[name]}" for name in lacking}
     encode = partial(ensemble.objective.encode_targets, classes=ensemble.card.classes)
     named = Sources(str(sources["inputs"]), str(sources["targets"]), keys=ensemble.card.data_keys)

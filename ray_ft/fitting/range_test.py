@@ -27,6 +27,7 @@ from ray_ft.split.network import SplitNetwork
 
 LOWEST, HIGHEST, N_STEPS = 1e-6, 10.0, 84  # twelve steps a decade
 KEPT = 0.7  # share of the smoothed loss that a step keeps
+N_FIRST = 12  # steps whose losses are of one batch or a few, by whose luck nothing is said to be lowest
 WORSE = 4.0  # times the lowest smoothed loss, from which on nothing better is expected
 N_COUNTED = 4  # samples of the batch whose operations are counted
 
@@ -58,12 +59,12 @@ def run_range_test(
     batches = chain.from_iterable(draw_batches(member, recipe, epoch) for epoch in count())
     rates = np.geomspace(LOWEST, HIGHEST, N_STEPS)
     smoothed, weight, lowest, found = 0.0, 0.0, math.inf, LOWEST
-    for lr, batch in zip(rates, batches, strict=False):
+    for step, (lr, batch) in enumerate(zip(rates, batches, strict=False)):
         loss = float(step_alone(member, recipe, replace(batch, lr=float(lr))))  # of the weights before the step
         smoothed, weight = KEPT * smoothed + (1 - KEPT) * loss, KEPT * weight + (1 - KEPT)
         if not math.isfinite(loss) or smoothed / weight > WORSE * lowest:
             break
-        if smoothed / weight < lowest:
+        if step >= N_FIRST and smoothed / weight < lowest:
             lowest, found = smoothed / weight, float(lr)
     return RangeTest(found, measure_work(problem, recipe.split))
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ray_ft.errors import write_share
+from ray_ft.errors import count, write_share
 from ray_ft.objectives import find_objective, list_baselines
 from ray_ft.results.learning_curve import LearningCurve
 from ray_ft.results.summary import EnsembleSummary, StrategySummary, Summary
@@ -212,7 +212,7 @@ def say_ensemble(ensemble: EnsembleSummary, unit: Unit) -> Iterator[str]:
 
 
 def say_blind(n_blind: int) -> str:
-    return f"by the {n_blind} of them that never saw a sample" if n_blind > 1 else "by the one that never saw a sample"
+    return f"each sample by the {count(n_blind, 'member')} that never saw it"
 
 
 def say_depth(summary: Summary, unit: Unit) -> Iterator[str]:
