@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from benchmarks.fresh import ENSEMBLE, read_rows
 from benchmarks.hand_written_search import search, train_one
-from benchmarks.problems import Problem, Samples, choose, load_problem
+from benchmarks.problems import NAMES, Problem, Samples, choose, load_problem
 from ray_ft.cross_validation import prepare
 
 RESULTS = Path(__file__).parent / "results" / "versus.csv"
@@ -190,8 +190,8 @@ def compare(name: str, done: set[tuple[str, str]], asked: set[str]) -> Iterator[
 
 def print_table(rows: list[dict[str, str]]) -> None:
     """Print, as Markdown, the error of each method in multiples of that of ray-ft, and the seconds."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    methods = list(dict.fromkeys([OURS, *(row["method"] for row in rows)]))
+    problems = sorted({row["problem"] for row in rows}, key=NAMES.index)
     found = {(row["problem"], row["method"]): row for row in rows}
     print(f"| method | {' | '.join(problems)} | geometric mean | seconds |\n|---|{'---|' * (len(problems) + 2)}")
     for method in methods:
