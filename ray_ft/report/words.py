@@ -196,7 +196,7 @@ def say_ensemble(ensemble: EnsembleSummary, unit: Unit) -> Iterator[str]:
     averaged = f", averaged over {ensemble.n_views} views" if ensemble.symmetric else ""
     members = f"{ensemble.n_members} members of {', '.join(ensemble.strategies)}, {ensemble.method}{pulled}{averaged}"
     yield (
-        f"{members}: score {unit.write(ensemble.score)}{unit.suffix} {say_blind(ensemble.n_blind)}, in {ensemble.path}"
+        f"{members}: score {unit.write(ensemble.score)}{unit.suffix}, {say_blind(ensemble.n_blind)}, in {ensemble.path}"
     )
     if (pair := ensemble.pulled_pair) and not pair.difference:
         yield "no fold gains by weights pulled back to the pretrained ones"
