@@ -14,7 +14,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = ("CHANGELOG.md", "CONTRIBUTING.md", "README.ko.md", "examples/*/README.md", "examples/own_network/spots.ipynb")
+ELSEWHERE = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "README.ko.md",
+    "examples/*/README.md",
+    "examples/own_network/spots.ipynb",
+)
 LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(?=[)#])")
 LOADED = re.compile(r'<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//[^"]*"|<link[^>]*rel="stylesheet"[^>]*"https?://')
 
