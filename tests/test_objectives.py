@@ -21,7 +21,17 @@ from ray_ft.ensemble.evaluation import evaluate_ensemble, read_labelled
 from ray_ft.ensemble.export import export_ensemble
 from ray_ft.ensemble.suggestion import suggest_samples
 from ray_ft.errors import ConfigError, DataError
-from ray_ft.objectives import METRICS, ZERO_SHOT, Answers, Column, Measures, Objective, Presentation, find_objective
+from ray_ft.objectives import (
+    METRICS,
+    ZERO_SHOT,
+    Answers,
+    BlindAnswer,
+    Column,
+    Measures,
+    Objective,
+    Presentation,
+    find_objective,
+)
 from ray_ft.prediction.sources import open_source
 from ray_ft.prediction.streams import predict_to_archive
 from ray_ft.report.ensembles import render_evaluation, write_calibration
@@ -61,6 +71,9 @@ class ChanceAnswers:
         mean = folds.mean((0, 1))
         return {"mean": mean, "sure": np.abs(mean - 0.5).min(-1) > np.quantile(residuals, 1 - alpha) - 0.5}
 
+    def answer_blind(self, blind: np.ndarray, targets: np.ndarray, fold_of: np.ndarray, level: float) -> BlindAnswer:
+        return BlindAnswer(level, {}, {})
+
     def evaluate(
         self,
         folds: Mapping[str, np.ndarray],
@@ -92,7 +105,14 @@ class ChancePresentation:
     def draw_calibration(self, points: Sequence[Mapping[str, float]], n_samples: int) -> Figure:
         return Figure()
 
-    def draw_sample(self, axes_of: TargetAxes, truth: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Figure:
+    def draw_predictions(
+        self, axes_of: TargetAxes, responses: Mapping[str, np.ndarray], targets: np.ndarray, answer: BlindAnswer
+    ) -> tuple[str, Figure]:
+        return f"Chances at the level {answer.level}.", Figure()
+
+    def draw_sample(
+        self, axes_of: TargetAxes, truth: np.ndarray, mean: np.ndarray, own: Mapping[str, np.ndarray]
+    ) -> Figure:
         return Figure()
 
     def draw_errors(
