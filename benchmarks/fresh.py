@@ -1,4 +1,4 @@
-"""Is the strategy that 100 samples name the best on fresh ones? `python -m benchmarks.fresh` (20 minutes on two cores).
+"""Is the strategy that 100 samples name the best on fresh ones? `python -m benchmarks.fresh` (an hour on two cores).
 
 A row for each strategy of each of `benchmarks.problems`: what the run says of it, and the error of the uniform ensemble
 of its members on samples that no run has seen. `behind` is by how much that is above the error of the run's own pick on

@@ -29,7 +29,7 @@ from ray_ft.cli.show import (
     say_code,
     show,
     show_json,
-    warn_of_chance,
+    note_chance,
 )
 from ray_ft.cli.starting import starting
 from ray_ft.errors import ConfigError, RayFTError, RunError, count
@@ -223,7 +223,7 @@ def check(config: ConfigOption = None, overrides: SetOption = None, as_json: Jso
     say_code(loaded, aside=as_json)
     prepared = prepare(loaded)
     data, told = prepared.problem.samples, prepared.config.selected
-    notes = [*prepared.notes, *warn_of_chance(loaded)]
+    notes = [*prepared.notes, *note_chance(loaded)]
     if as_json:
         shapes = {"inputs": data.inputs.shape, "targets": data.targets.shape}
         learning = {

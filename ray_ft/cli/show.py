@@ -107,7 +107,7 @@ def say_code(config: "Config", aside: bool = False) -> None:
         typer.echo(f"runs        {path}, code that begins with {find_code(path, key)}", err=aside)
 
 
-def warn_of_chance(config: "Config") -> list[str]:
+def note_chance(config: "Config") -> list[str]:
     """Say where a factory draws parameters, and no checkpoint takes their place."""
     if config.model.factory and not config.checkpoint and (n_drawn := count_drawn(config)):
         return [

@@ -9,7 +9,7 @@ from typer import Option
 
 from ray_ft.cli.options import ForceOption
 from ray_ft.cli.outputs import check_output
-from ray_ft.cli.show import say_code, warn_of_chance
+from ray_ft.cli.show import say_code, note_chance
 from ray_ft.errors import count, first_few
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def init(
     from ray_ft.files.writing import write_text
 
     write_text(out, "\n".join([*list_lines(given, metric, prepared), ""]))
-    for note in warn_of_chance(prepared.config):
+    for note in note_chance(prepared.config):
         typer.echo(f"note        {note}")
     typer.echo(f"config      {out}: {count(len(prepared.problem.samples), 'sample')}, {metric}")
     typer.echo(f"strategies  {', '.join(prepared.strategies)}")
