@@ -24,12 +24,12 @@ from ray_ft.cli.options import (
 )
 from ray_ft.cli.show import (
     describe_shortage,
+    note_chance,
     open_console,
     resumable,
     say_code,
     show,
     show_json,
-    note_chance,
 )
 from ray_ft.cli.starting import starting
 from ray_ft.errors import ConfigError, RayFTError, RunError, count

@@ -9,7 +9,7 @@ from typer import Option
 
 from ray_ft.cli.options import ForceOption
 from ray_ft.cli.outputs import check_output
-from ray_ft.cli.show import say_code, note_chance
+from ray_ft.cli.show import note_chance, say_code
 from ray_ft.errors import count, first_few
 
 if TYPE_CHECKING:
