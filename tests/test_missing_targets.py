@@ -96,9 +96,11 @@ def list_numbers(summary: Summary, out: str, output: int = 0) -> dict[str, np.nd
     return found | {f"new {name}": getattr(prediction, name)[:, output] for name in names}
 
 
-def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], tolerance: float = 1e-6) -> None:
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], rounded: str = "") -> None:
+    """What has the name of a strategy that is `rounded` differs by its answers' rounding, in float32."""
     assert one.keys() == other.keys()
     for name, values in one.items():
+        tolerance = 1e-5 if rounded and name.startswith(rounded) else 1e-6
         np.testing.assert_allclose(values, other[name], rtol=tolerance, atol=tolerance, err_msg=name)
 
 
@@ -160,8 +162,8 @@ def test_an_output_without_labels_leaves_the_others_as_they_are_alone(small_fold
     pair[:, 1] = np.nan
     np.save("pair.npy", pair)
     alone, beside = run("alone"), run("beside", **PAIR)
-    # Ridge reads answers in float32, which a layer of two outputs rounds otherwise; penalties are next to ties here.
-    assert_same(list_numbers(beside, "beside"), list_numbers(alone, "alone"), tolerance=1e-5)
+    # A layer of two outputs rounds otherwise, and a gain without penalty is of the hundredth that features leave of it.
+    assert_same(list_numbers(beside, "beside"), list_numbers(alone, "alone"), rounded="closed")
     prediction = Ensemble.load("beside").predict(np.load("x.npy"))
     assert np.isfinite(prediction.mean).all()
     for name in ("lower", "upper", "band_lower", "band_upper"):
