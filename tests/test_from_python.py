@@ -473,3 +473,19 @@ def test_a_failure_names_no_folder_that_is_gone(toy: Any) -> None:
         )
     assert "ray-ft-" not in str(error.value)
     assert str(error.value).endswith("name a folder by out, where candidates/*/error.txt tells more")
+
+
+def test_what_a_static_reader_is_told_is_what_is_called() -> None:
+    """In a process of its own, as the type checks of these tests take the overloads for one."""
+    code = """
+import inspect, typing, ray_ft
+from ray_ft.cross_validation import cross_validate
+
+def list_defaults(function):
+    return [(name, own.default) for name, own in inspect.signature(function).parameters.items()]
+
+of_config, of_module = map(list_defaults, typing.get_overloads(ray_ft.cross_validate))
+assert of_module == list_defaults(ray_ft.cross_validate), of_module
+assert of_config[2:] == list_defaults(cross_validate)[2:5], of_config  # the first two have other names
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
