@@ -1,11 +1,14 @@
-"""A range test: the learning rate at which the training loss of a strategy is lowest, when it rises step by step.
+"""A range test: the learning rate at which most of a strategy's training loss is gone, when it rises step by step.
 
 It trains a single member on the training part of the first fold, and looks at nothing but its training loss. The other
 folds are in that part: what they know of their own samples by this is the scale that the search of all begins at.
 
+Losses of single batches differ by far more than a small step changes them, so that the lowest of them says little. A
+twin sees the same batches and learns nothing: what the two lose is compared.
+
 References:
     Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017. We raise the rate by a factor and not by
-    a difference, and smooth the losses of the batches.
+    a difference, smooth the losses of the batches, and compare them with those of the twin.
 """
 
 import math
@@ -27,8 +30,8 @@ from ray_ft.split.network import SplitNetwork
 
 LOWEST, HIGHEST, N_STEPS = 1e-6, 10.0, 84  # twelve steps a decade
 KEPT = 0.7  # share of the smoothed loss that a step keeps
-N_FIRST = 12  # steps whose losses are of one batch or a few, by whose luck nothing is said to be lowest
-WORSE = 4.0  # times the lowest smoothed loss, from which on nothing better is expected
+WORSE = 4.0  # times the lowest share, from which on nothing better is expected
+SMALLEST = 1e-300  # loss that is taken for a share's whole
 N_COUNTED = 4  # samples of the batch whose operations are counted
 
 
@@ -54,18 +57,22 @@ def run_range_test(
     hyper, key = spec.stages[-1], MemberKey(0, 0, 0)
     prepared = prepared.stages[len(spec.stages) - 1]
     assert isinstance(hyper, GradientHyperparameters)
-    fitter = GradientFitter(problem, prepared, spec.name, hyper, [key], replace(settings, packing="looped"), device)
-    member, recipe = fitter.whole.members[0], fitter.recipe
+    fitter = GradientFitter(
+        problem, prepared, spec.name, hyper, [key, key], replace(settings, packing="looped"), device
+    )
+    (member, twin), recipe = fitter.whole.members, fitter.recipe
     batches = chain.from_iterable(draw_batches(member, recipe, epoch) for epoch in count())
     rates = np.geomspace(LOWEST, HIGHEST, N_STEPS)
-    smoothed, weight, lowest, found = 0.0, 0.0, math.inf, LOWEST
-    for step, (lr, batch) in enumerate(zip(rates, batches, strict=False)):
+    left, whole, lowest, found = 0.0, 0.0, 1.0, LOWEST
+    for lr, batch in zip(rates, batches, strict=False):
         loss = float(step_alone(member, recipe, replace(batch, lr=float(lr))))  # of the weights before the step
-        smoothed, weight = KEPT * smoothed + (1 - KEPT) * loss, KEPT * weight + (1 - KEPT)
-        if not math.isfinite(loss) or smoothed / weight > WORSE * lowest:
+        left = KEPT * left + (1 - KEPT) * loss
+        whole = KEPT * whole + (1 - KEPT) * float(step_alone(twin, recipe, replace(batch, lr=0.0)))
+        share = 1 + (left - whole) / max(abs(whole), SMALLEST)  # which holds for losses below zero too
+        if not math.isfinite(loss) or share > max(1.0, WORSE * lowest):
             break
-        if step >= N_FIRST and smoothed / weight < lowest:
-            lowest, found = smoothed / weight, float(lr)
+        if share < lowest:
+            lowest, found = share, float(lr)
     return RangeTest(found, measure_work(problem, recipe.split))
 
 
