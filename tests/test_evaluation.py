@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
+from sklearn.metrics import r2_score, root_mean_squared_error
 
 from ray_ft.ensemble import Ensemble
 from ray_ft.ensemble.evaluation import evaluate_ensemble, read_labelled
@@ -39,6 +41,26 @@ def test_numbers_are_those_of_the_predictions(run: Path) -> None:
     (at_level,) = (point for point in found.calibration if point.nominal == pytest.approx(0.8))
     assert sorted(levels, reverse=True) == levels
     assert (at_level.coverage, at_level.band_coverage) == (found.coverage, found.band_coverage)
+
+
+def test_each_output_is_measured_in_its_own_unit(run: Path, ray_ft_here: Callable[..., Any]) -> None:
+    draw_fresh()
+    ensemble, x, y = Ensemble.load(run), np.load("fresh_x.npy"), np.load("fresh_y.npy")
+    found = evaluate_ensemble(ensemble, read_labelled(ensemble, None, "fresh_x.npy", "fresh_y.npy"))
+    prediction = ensemble.predict(x)
+    assert list(found.outputs) == ["target 0", "target 1", "target 2"]
+    for i, own in enumerate(found.outputs.values()):
+        told, true = prediction.mean[:, i], y[:, i]
+        assert own["rmse"] == pytest.approx(root_mean_squared_error(true, told), rel=1e-5)
+        assert own["r2"] == pytest.approx(r2_score(true, told), rel=1e-5)
+        inside = (prediction.lower[:, i] <= true) & (true <= prediction.upper[:, i])
+        assert own["coverage"] == pytest.approx(inside.mean())
+    said = ray_ft_here("evaluate", "run", "--inputs", "fresh_x.npy", "--targets", "fresh_y.npy").stdout
+    assert f"{own['rmse']:.4g}" in said
+    share, z, n = found.band_coverage, norm.ppf(0.975), 60
+    middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    assert f"may be {low:.0%} to {high:.0%}".replace("%", " %") in said
 
 
 def test_the_command_prints_one_json_object_and_draws(run: Path, ray_ft_here: Callable[..., Any]) -> None:

@@ -83,6 +83,7 @@ class ChanceAnswers:
         targets: np.ndarray,
         method: str,
         level: float,
+        outputs: Mapping[str, slice],
     ) -> Measures:
         right = {name: {"accuracy": float(((own.mean((0, 1)) > 0.5) == targets).mean())} for name, own in folds.items()}
         return Measures(right, {"widest_spread": float(spread.max())}, {level: {"accuracy": right[method]["accuracy"]}})

@@ -18,6 +18,7 @@ else:
     Tensor = Any
 
 DomainName: TypeAlias = Literal["diffraction", "raw"]
+FEW_VALUES = 8  # on the last axis of a target, from which on it is a curve
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,26 @@ class TargetAxes:
 
     def flatten(self, values: Float[np.ndarray, "sample *target"]) -> Float[np.ndarray, "sample channel value"]:
         return values.reshape(len(values), len(self.channels), len(self.x))
+
+    @property
+    def has_few(self) -> bool:
+        """Whether values stand for themselves, and are no curves."""
+        return len(self.x) < FEW_VALUES
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """Names of the values of a target, channel by channel."""
+        if len(self.x) == 1:
+            return self.channels
+        if self.ticks and len(self.channels) == 1:
+            return self.ticks
+        places = self.ticks or tuple(f"{x:g}" for x in self.x)
+        return tuple(f"{channel} {place}" for channel in self.channels for place in places)
+
+    def divide_outputs(self) -> dict[str, slice]:
+        """Where each output lies among the values of a flat target: a value where they are few, else a curve."""
+        names, width = (self.value_names, 1) if self.has_few else (self.channels, len(self.x))
+        return {name: slice(i * width, (i + 1) * width) for i, name in enumerate(names)}
 
 
 @runtime_checkable  # for the checks of types in tests

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from ray_ft.config import ModelSection
 from ray_ft.data.packing import Part
 from ray_ft.data.ragged import is_ragged
-from ray_ft.domains import DomainName
+from ray_ft.domains import DomainName, TargetAxes, find_domain
 from ray_ft.errors import EnsembleError, RayFTError, first_line, show_value
 from ray_ft.files.json_text import parse_json, read_json
 from ray_ft.files.memory import describe_excess
@@ -105,6 +105,12 @@ class Card(BaseModel, extra="forbid", frozen=True):
     def needs_code(self) -> bool:
         """Whether the network could not be written down, and is built or given its batches by code."""
         return bool(self.split and (self.model.factory or self.collate))
+
+    def name_axes(self) -> TargetAxes:
+        """Name the axes of a target, its values by the columns of a table where it was one."""
+        axes = find_domain(self.layout).name_axes(self.target_shape, self.wavelengths_nm)
+        columns = tuple(self.data_keys[1].split(","))
+        return replace(axes, ticks=columns) if self.target_shape == (len(columns),) else axes
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Evaluation(BaseModel, frozen=True, extra="allow"):
     n_missing: int = 0  # target values that no label is there for, of samples that have one
     methods: dict[str, dict[str, float]]
     calibration: tuple[CalibrationPoint, ...]
+    outputs: dict[str, dict[str, float]] = {}  # of each of several outputs, by the method in use
 
 
 def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targets: str | None) -> Samples:
@@ -93,7 +94,8 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Samples, level: float | None 
     folds = {method: np.concatenate(own, 2) for method, own in parts.items()}
     kept, spread = (ensemble.calibration.residuals, ensemble.calibration.fold_of), np.concatenate(spreads)
     evaluate = ensemble.objective.answers.evaluate
-    found = evaluate(folds, *kept, spread, dataset.targets, ensemble.card.method, level)
+    outputs = ensemble.card.name_axes().divide_outputs()
+    found = evaluate(folds, *kept, spread, dataset.targets, ensemble.card.method, level, outputs)
     content = {
         "n_samples": len(dataset),
         "method": ensemble.card.method,
@@ -107,5 +109,6 @@ def evaluate_ensemble(ensemble: Ensemble, dataset: Samples, level: float | None 
         "n_missing": int(np.isnan(dataset.targets).sum()),
         "methods": found.methods,
         "calibration": [{"nominal": at, **measures} for at, measures in found.calibration.items()],
+        "outputs": found.outputs,
     }
     return Evaluation.model_validate(content)

@@ -9,7 +9,7 @@ before it computes or draws something, so that a config can ask for names.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -158,11 +158,16 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Measures:
-    """What fresh samples say of an ensemble: measures by name, `beside` and by level for the method in use alone."""
+    """What fresh samples say of an ensemble: measures by name; but by method, for the method in use alone.
+
+    Attributes:
+        outputs: Of each output by itself, in its own unit, where there are several.
+    """
 
     methods: Mapping[str, Mapping[str, float]]
     beside: Mapping[str, float]
     calibration: Mapping[float, Mapping[str, float]]
+    outputs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -239,8 +244,11 @@ class Answers(Protocol):
         targets: Targets,
         method: str,
         level: float,
+        outputs: Mapping[str, slice],
     ) -> Measures:
         """Measure an ensemble on fresh samples, by every method of weighing; `spread` is by the method in use.
+
+        `outputs` says where each output lies among the values of a flat target.
 
         What the training samples are too few for, at this level, is not among the measures.
         """

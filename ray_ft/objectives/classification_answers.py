@@ -127,6 +127,7 @@ class ClassAnswers:
         targets: Chances,
         method: str,
         level: float,
+        outputs: Mapping[str, slice],
     ) -> Measures:
         """Measure scores and sets; by level, what the sets hold and how large they are."""
         ranks = {name: rank_classes(own, residuals[name], fold_of) for name, own in folds.items()}
@@ -241,6 +242,7 @@ class LabelAnswers:
         targets: Chances,
         method: str,
         level: float,
+        outputs: Mapping[str, slice],
     ) -> Measures:
         """Measure by label, and average over those that are true of some samples and not of others."""
         methods = {name: measure_labels(own.mean((0, 1)), targets) for name, own in folds.items()}

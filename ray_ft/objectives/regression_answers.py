@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from ray_ft.objectives import BlindAnswer, FoldOf, Folds, Measures, Members, Res
 from ray_ft.objectives.averaging import average_members, measure_std, pick_blind, walk_folds
 from ray_ft.objectives.regression_losses import Values, measure_fit, score_predictions
 from ray_ft.statistics import intervals
+
+MOST_OUTPUTS = 24  # that are measured one by one
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class RegressionAnswers:
         targets: Values,
         method: str,
         level: float,
+        outputs: Mapping[str, slice],
     ) -> Measures:
         """Measure what `measure_one` does, and the share of target values within two standard deviations."""
         there = ~np.isnan(targets)
@@ -119,7 +122,26 @@ class RegressionAnswers:
         points = intervals.trace_calibration(folds[method], residuals[method], fold_of, targets)
         methods = {name: self.measure_one(own, residuals[name], fold_of, targets, level) for name, own in folds.items()}
         calibration = {p.level: {"coverage": p.values, "band_coverage": p.samples} for p in points}
-        return Measures(methods, {"spread_coverage": float(within.mean())}, calibration)
+        by_output = {}
+        if 1 < len(outputs) <= MOST_OUTPUTS:
+            by_output = {
+                name: self.measure_output(place, folds[method], residuals[method], fold_of, targets, level)
+                for name, place in outputs.items()
+            }
+        return Measures(methods, {"spread_coverage": float(within.mean())}, calibration, by_output)
+
+    def measure_output(
+        self, place: slice, folds: Folds, residuals: Residuals, fold_of: FoldOf, targets: Values, level: float
+    ) -> dict[str, float]:
+        """Measure one output as if there were no other; nothing where no sample has it."""
+        own = (
+            array.reshape(*array.shape[: array.ndim - targets.ndim + 1], -1)[..., place]
+            for array in (folds, residuals, targets)
+        )
+        folds, residuals, targets = own
+        if np.isnan(targets).all():
+            return {}
+        return replace(self, metric="mse", scales=()).measure_one(folds, residuals, fold_of, targets, level)
 
     def measure_one(
         self, folds: Folds, residuals: Residuals, fold_of: FoldOf, targets: Values, level: float

@@ -11,12 +11,11 @@ import numpy as np
 from jaxtyping import Float
 
 from ray_ft.domains import TargetAxes
-from ray_ft.errors import write_share
+from ray_ft.errors import count, write_share
 from ray_ft.objectives import STANDARDISED, BlindAnswer, Column, Figure, OneResponse, OneTarget
 from ray_ft.objectives.regression_losses import Values, score_values
 
 MANY_NAMES = 12  # of bars, above which they bear none
-FEW_VALUES = 8  # on the last axis of a target, from which on it is a curve
 MOST_PANELS, MOST_DOTS = 6, 300  # of a figure, and of a panel
 ENDS = ("lower", "upper")
 N_BINS = 40  # of measured and of predicted values
@@ -48,11 +47,14 @@ class RegressionPresentation:
         return COLUMNS if self.metric in ("mse", "mae") else (Column(self.metric, self.metric, ".4g"), *COLUMNS)
 
     def describe_evaluation(self, found: Mapping[str, Any]) -> tuple[str, ...]:
-        around = f"intervals of {100 * found['nominal']:.6g} % (CV+) around {found['n_samples']} samples"
-        return (
+        around = f"intervals of {100 * found['nominal']:.6g} % (CV+) around {count(found['n_samples'], 'sample')}"
+        said = (
             f"{found['lack'] or around}; two standard deviations of the members alone hold "
             f"{write_share(found['spread_coverage'], 1)} of the values",
         )
+        if "band_coverage" not in found:
+            return said
+        return (*said, describe_chance(found["band_coverage"], found["n_samples"]))
 
     def draw_calibration(self, points: Sequence[Mapping[str, float]], n_samples: int) -> Figure:
         """Coverage measured against the level asked for."""
@@ -74,7 +76,7 @@ class RegressionPresentation:
     ) -> tuple[str, Figure]:
         """A dot a sample with its interval, for each of a few values; of curves, how many values fall where."""
         blind = next(iter(responses.values()))
-        return (draw_scatter if has_few(axes_of) else draw_density)(axes_of, blind, targets, answer)
+        return (draw_scatter if axes_of.has_few else draw_density)(axes_of, blind, targets, answer)
 
     def draw_sample(
         self, axes_of: TargetAxes, truth: OneTarget, mean: OneResponse, own: Mapping[str, OneResponse]
@@ -82,7 +84,7 @@ class RegressionPresentation:
         """A curve, and the blind ensemble with its intervals and its band, channel by channel."""
         from ray_ft.drawing import COLORS, INK, add_legend, draw_grid
 
-        if has_few(axes_of):
+        if axes_of.has_few:
             return None
         names = axes_of.channels[:4]
         figure, panels = draw_grid(len(names), 1.55)
@@ -118,8 +120,8 @@ class RegressionPresentation:
         quantity = {"mse": "rms error", "mae": "mean absolute error"}.get(kind, self.metric)
         quantity += " in standard deviations" * (kind != self.metric)
         root = np.sqrt if kind == "mse" else np.asarray
-        few, several = has_few(axes_of), len(axes_of.channels) > 1
-        places = name_values(axes_of) if few else axes_of.channels
+        few, several = axes_of.has_few, len(axes_of.channels) > 1
+        places = axes_of.value_names if few else axes_of.channels
         figure, panels = draw_grid(1 if few or not several else 2, 0.8 + 0.3 * min(len(places), 12) if few else 2.2)
         for shift, (name, values) in zip((-0.2, 0.2), errors.items(), strict=True):
             if few or several:
@@ -144,25 +146,22 @@ class RegressionPresentation:
         return errors.reshape(len(axes_of.channels), len(axes_of.x))
 
 
-def has_few(axes_of: TargetAxes) -> bool:
-    return len(axes_of.x) < FEW_VALUES
+def describe_chance(share: float, n_samples: int) -> str:
+    """Say what share of many samples this one of a few speaks for, by Wilson's interval."""
+    from scipy.stats import binomtest
 
-
-def name_values(axes_of: TargetAxes) -> tuple[str, ...]:
-    """Name the values of a target, channel by channel."""
-    if len(axes_of.x) == 1:
-        return axes_of.channels
-    if axes_of.ticks and len(axes_of.channels) == 1:
-        return axes_of.ticks
-    places = axes_of.ticks or tuple(f"{x:g}" for x in axes_of.x)
-    return tuple(f"{channel} {place}" for channel in axes_of.channels for place in places)
+    found = binomtest(round(share * n_samples), n_samples).proportion_ci(0.95, method="wilson")
+    return (
+        f"the share of whole samples, {write_share(share, 1)} of {n_samples}, may be {write_share(found.low)} to "
+        f"{write_share(found.high)} of many more (95 % confidence)"
+    )
 
 
 def draw_scatter(axes_of: TargetAxes, blind: Values, targets: Values, answer: BlindAnswer) -> tuple[str, Figure]:
     """A panel a value: a dot a sample, and a bar from end to end of its interval."""
     from ray_ft.drawing import COLORS, MUTED, draw_grid, name_dots
 
-    names, n = name_values(axes_of), len(targets)
+    names, n = axes_of.value_names, len(targets)
     labelled = np.flatnonzero(~np.isnan(targets.reshape(n, -1)).all(0))
     n_panels = min(len(labelled), MOST_PANELS)
     figure, panels = draw_grid(n_panels, 2.0 if n_panels > 1 else 3.4)

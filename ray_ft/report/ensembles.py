@@ -1,12 +1,13 @@
 """What an ensemble is worth, in the terminal and as a figure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 
 from ray_ft.drawing import COLORS, draw_grid, use_style
@@ -64,22 +65,49 @@ def render_evaluation(found: Evaluation) -> Group:
     columns = [column for column in presentation.columns if column.measure in found.methods[found.method]]
     unit = choose_unit(own[c.measure] for own in found.methods.values() for c in columns if not c.form)
     table = start_table("method", *(c.header if c.form else f"{c.header}{unit.suffix}" for c in columns))
-    for method, own in found.methods.items():
+    alike = group_alike(found.methods)
+    for methods in alike:
+        own = found.methods[methods[0]]
         measures = ((own[c.measure], c.form) for c in columns)
         cells = (write_measure(value, form) if form else unit.write(value) for value, form in measures)
-        style = "green" if method == found.method else None
-        table.add_row(LABELS.get(method, method), *cells, style=style)
+        style = "green" if found.method in methods and len(alike) > 1 else None
+        table.add_row(", ".join(LABELS.get(method, method) for method in methods), *cells, style=style)
+    by_output = (build_output_table(found), "") if found.outputs else ()
     warning = "note: these are the training samples: nothing here says how good the ensemble is"
     gaps = f"note: {found.n_missing} target values of these samples are missing, and not measured"
     return join_lines(
         table,
         "",
+        *by_output,
         *([warning] if found.n_known else []),
         *([gaps] if found.n_missing else []),
         *presentation.describe_evaluation(found.model_dump()),
         f"{write_share(found.flagged)} of the samples are flagged as unlike the training samples, where 5 % of samples "
         "like them would be",
     )
+
+
+def group_alike(methods: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """Put methods together that weigh members alike, as their measures are the same."""
+    groups: list[list[str]] = []
+    for name, own in methods.items():
+        same = next((group for group in groups if methods[group[0]] == own), None)
+        if same is None:
+            groups.append([name])
+        else:
+            same.append(name)
+    return groups
+
+
+def build_output_table(found: Evaluation) -> Table:
+    """A row an output, in its own unit."""
+    asked = {"rmse": ".4g", "mae": ".4g", "r2": ".3f", "coverage": ".1%", "width": ".4g"}
+    shown = {name: form for name, form in asked.items() if any(name in own for own in found.outputs.values())}
+    table = start_table("output", *(name.replace("r2", "R²") for name in shown))
+    for name, own in found.outputs.items():
+        cells = (write_measure(own[measure], form) if measure in own else "" for measure, form in shown.items())
+        table.add_row(Text(name), *cells)
+    return table
 
 
 def draw_suggestion(found: Suggestion) -> Figure:
