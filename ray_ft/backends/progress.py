@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from ray_ft.errors import count
 from ray_ft.search.plan import Assignment
 
 LINE_EVERY_S = 10.0
@@ -23,6 +24,7 @@ class Display:
         self.epochs: dict[str, int] = {}
         self.states: dict[str, str] = {}
         self.best: dict[str, tuple[float, float | None]] = {}  # mean of a strategy, and at which learning rate
+        self.settled: dict[str, bool | None] = {}
         self.started = self.printed = time.monotonic()
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
 
@@ -55,7 +57,11 @@ class Display:
         """Take note of how an assignment ended."""
         self.states[name] = state
         own = self.entered[name]
-        self.print_line(own, state if own.is_range_test else f"{state} after {self.epochs[name]} epochs")
+        self.print_line(own, state if own.is_range_test else f"{state} after {count(self.epochs[name], 'epoch')}")
+
+    def show_standing(self, strategy: str, settled: bool | None) -> None:
+        """Take note of whether a strategy is settled by what was tried so far; None where that is not looked for."""
+        self.settled[strategy] = settled
 
     def print_line(self, own: Assignment, event: str) -> None:
         if not self.console.is_terminal:
@@ -78,7 +84,7 @@ class Display:
     def describe_time(self) -> str:
         elapsed = time.monotonic() - self.started
         left = self.estimate_left(elapsed)
-        return f"{elapsed:.0f} s" + ("" if left is None else f", about {left:.0f} s left of these")
+        return f"{elapsed:.0f} s" + (f", about {left:.0f} s left of these" if left and left >= 1 else "")
 
     def estimate_left(self, elapsed: float) -> float | None:
         """Extend the pace so far over the epochs that are left, as if no more were stopped."""
@@ -89,7 +95,7 @@ class Display:
 
     def render(self) -> Table:
         table = Table(title=f"training, {self.describe_time()}", title_justify="left", box=None, pad_edge=False)
-        for column in ("strategy", "candidates", "epochs", f"best {self.metric} so far", "at lr", "now"):
+        for column in ("strategy", "candidates", "epochs", f"best {self.metric} so far", "at lr", "settled", "now"):
             table.add_column(column, justify="left" if column in ("strategy", "now") else "right")
         for strategy in dict.fromkeys(own.spec.strategy for own in self.entered.values()):
             owns = {name: own for name, own in self.entered.items() if own.spec.strategy == strategy}
@@ -99,7 +105,8 @@ class Display:
             left = [own for name, own in owns.items() if name not in self.states]
             now = describe(left[0]) if left else "done so far"
             shown = "" if best is None else f"{best:.3g}", "" if lr is None else f"{lr:.1e}"
-            table.add_row(strategy, f"{done}/{n}", epochs, *shown, now)
+            settled = {True: "yes", False: "not yet", None: ""}[self.settled.get(strategy)]
+            table.add_row(strategy, f"{done}/{n}", epochs, *shown, settled, now)
         return table
 
 

@@ -196,6 +196,7 @@ class Rounds:
             for spec in specs:
                 self.verdicts[spec.name] = self.read_verdict(spec)
                 proposer.tell(load_attempt(shared.run, spec, self.verdicts[spec.name], shared.problem.splits))
+            shared.display.show_standing(name, proposer.is_settled)
         yield from self.complete(name)
 
     def count_begun(self, name: str) -> int:

@@ -79,7 +79,9 @@ def pick_columns(asked: str, names: Sequence[str], path: Path) -> list[str]:
             )
         picked |= dict.fromkeys(found)
     if not picked:
-        raise DataError(f"a table needs ::columns out of {first_few(list(names), 8)}, got none for {path}")
+        raise DataError(
+            f"a table needs ::columns out of {first_few(list(names), 8)}, got none for {path}; ::* takes all"
+        )
     if twice := [name for name in picked if counts[name] > 1]:
         raise DataError(f"columns must have different names, got {first_few(twice)} more than once in {path}")
     return list(picked)

@@ -80,6 +80,14 @@ class BestProposer:
         """The place of the last stage."""
         return len(self.strategy.stages) - 1
 
+    @property
+    def standing(self) -> Standing:
+        return assess(self.attempts, self.rope, [i for i in self.list_open() if i < self.last])
+
+    @property
+    def is_settled(self) -> bool:
+        return self.standing.settled
+
     def list_open(self) -> list[int]:
         """The places of the stages whose learning rate the config leaves open."""
         return [i for i in range(self.last + 1) if self.is_gradient(i) and not self.stage(i).is_single("lr")]
@@ -115,7 +123,7 @@ class BestProposer:
         to take its epochs from.
         """
         n, first = len(self.attempts), list(self.list_first())
-        points = first[n:] or list(islice(self.list_next(self.attempts), 1 if n else 0))
+        points = first[n:] or list(islice(self.list_next(), 1 if n else 0))
         return tuple(
             CandidateSpec(self.name, n + i, stages, origin)
             for i, (origin, stages) in enumerate(points[: max(0, self.n_candidates - n)])
@@ -144,11 +152,11 @@ class BestProposer:
                 seen.add(point)
                 yield LR, point
 
-    def list_next(self, known: Sequence[Attempt]) -> Iterator[Point]:
+    def list_next(self) -> Iterator[Point]:
         """List what the rules ask for, then what Optuna proposes; none where nothing can vary."""
         if not is_random(self.strategy):
             return
-        standing = assess(known, self.rope, [i for i in self.list_open() if i < self.last])
+        known, standing = self.attempts, self.standing
         tried = [attempt.spec.stages for attempt in known]
         yield from ((why, point) for why, point in self.list_extensions(known, standing) if point not in tried)
         if standing.best is None:

@@ -27,6 +27,11 @@ class Proposer(Protocol):
         ...
 
     @property
+    def is_settled(self) -> bool | None:
+        """Whether the best of what was told has had its chance; None where the search does not look for that."""
+        ...
+
+    @property
     def range_tests(self) -> tuple[CandidateSpec, ...]:
         """What to test ranges of learning rates with, before the first round, each that of its last stage."""
         ...
@@ -57,6 +62,7 @@ class RandomProposer:
     seed: int
     attempts: list[Attempt] = field(default_factory=list)
     range_tests: tuple[CandidateSpec, ...] = ()
+    is_settled: bool | None = None
 
     @property
     def width(self) -> int:
