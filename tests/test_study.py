@@ -83,6 +83,7 @@ def test_the_command_writes_a_new_file_of_a_finished_run(
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith("export  study.db: studies top with 1 trial, last with 1 trial; see them with: ")
     assert "which exists" in ray_ft_here("export", "run", "--out", "study.db").stderr
+    assert "the search is that of a run" in ray_ft_here("export", "run/ensemble", "--out", "other.db").stderr
     assert ray_ft_here("export", "run", "--out", "study.db", "--force").returncode == 0
     assert (
         "--soup and --allow-worse are for .pt2 and .onnx"

@@ -53,7 +53,9 @@ def write_mlflow(source: Path, path: Path) -> Path:
     """
     folder = find_folder(source)
     if os.path.lexists(path):
-        raise EnsembleError(f"a model of MLflow is a new folder, got {path}, which exists; name another")
+        raise EnsembleError(
+            f"a model of MLflow is a new folder, got {path}, which exists; name another, as --force is for files"
+        )
     if (card := read_card(folder)).needs_code:
         raise EnsembleError(f"an ensemble must be tensor operations to be exported, but {card.split}")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it is on where nothing is said

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from ray_ft.ensemble.model import Ensemble
+from ray_ft.errors import count
 from ray_ft.statistics.intervals import WITHOUT_INTERVALS
 
 KNOWN = ("apache-2.0", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0", "gpl-3.0", "mit")
@@ -18,7 +19,7 @@ TEXT = """---
 ## What it is
 
 Members trained from one pretrained network by ray-ft, by the strategy {strategies}:
-{n_folds} folds × {n_seeds} seeds × {n_repeats} deals of the folds.
+{shape} of the folds.
 A prediction is their average. An input has the shape {input_shape}, a target {target_shape}{units}.{symmetric}
 
 ## Intended use
@@ -77,10 +78,12 @@ def render_model_card(ensemble: Ensemble, folder: str) -> str:
     )
     if lack or not leveled:
         coverage = f"{lack}; {WITHOUT_INTERVALS}." if leveled else "There are no intervals of labels."
+    parts = {"fold": card.n_folds, "seed": card.n_seeds, "deal": card.n_repeats}
     return TEXT.format(
         header=yaml.safe_dump(describe_header(ensemble), sort_keys=False, allow_unicode=True),
         warning=f"\n**Do not use it**: {card.warning}.\n" if card.warning else "",
-        **{name: getattr(card, name) for name in ("run", "n_folds", "n_repeats", "n_seeds", "method", "metric")},
+        **{name: getattr(card, name) for name in ("run", "method", "metric")},
+        shape=" × ".join(count(n, what) for what, n in parts.items()),
         n_members=len(card.members), n_blind=card.n_blind, strategies=" and ".join(card.strategies),
         input_shape=card.input_shape, target_shape=card.target_shape, units=f" in {card.units}" if card.units else "",
         symmetric=f" Each is averaged over {ensemble.n_views} views of the input." if card.symmetric else "",

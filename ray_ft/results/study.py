@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ray_ft.config import StrategyConfig, list_declared, reload_config
+from ray_ft.errors import RunFolderError
 from ray_ft.files.writing import replace_file
 from ray_ft.results.records import Verdict, load_attempts, load_judged, load_splits
-from ray_ft.runs.folder import RunFolder
+from ray_ft.runs.folder import EnsembleFolder, RunFolder
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.settling import Attempt
 
@@ -40,6 +41,10 @@ def write_study(root: Path, path: Path) -> dict[str, int]:
     Raises:
         RunFolderError: The folder is no finished run, or damaged.
     """
+    if EnsembleFolder(root).card.is_file():
+        raise RunFolderError(
+            f"the search is that of a run, got {root}, the folder of an ensemble; name its run's folder"
+        )
     run = RunFolder(root)
     plan, verdicts = load_judged(run)
     config, splits = reload_config(run.config), load_splits(run)
