@@ -1,6 +1,7 @@
 """What a run says at its end, in the terminal and on its page, and of a strategy with a hole."""
 
 import csv
+import html
 import io
 import json
 import re
@@ -36,10 +37,20 @@ from ray_ft.objectives import TargetAxes, find_objective
 from ray_ft.objectives.regression import build_objective
 from ray_ft.objectives.regression_presentation import draw_density, draw_scatter
 from ray_ft.report.figures import draw_depth, draw_search, style_candidate
-from ray_ft.report.page import Findings, draw_plates, escape_mathtext, load_findings, write_report
+from ray_ft.report.page import Findings, draw_plates, escape_mathtext, fill_page, load_findings, write_report
 from ray_ft.report.terminal import render_summary
 from ray_ft.report.using import list_ways, say_obstacle
-from ray_ft.report.words import Unit, choose_unit, describe_shape, say_changes, say_depth, say_winner, unit_of
+from ray_ft.report.words import (
+    Unit,
+    choose_unit,
+    describe_shape,
+    list_beside,
+    list_search,
+    say_changes,
+    say_depth,
+    say_lowest,
+    unit_of,
+)  # fmt: skip
 from ray_ft.results.records import Verdict, load_judged
 from ray_ft.runs.folder import RunFolder
 from ray_ft.statistics.comparison import Comparison
@@ -69,15 +80,33 @@ def findings(toy_config: Config, tmp_path: Path) -> Findings:
 def test_what_is_said_of_a_choice_needs_one(findings: Findings) -> None:
     """Of one strategy there was none to pick from."""
     summary, unit, text = findings.summary, findings.unit, io.StringIO()
-    assert "Corrected for having been picked" in say_winner(summary, unit)
+    assert "Corrected for having been picked" in say_lowest(summary, unit)
     single = summary.model_copy(update={"strategies": {summary.lowest: summary.strategies[summary.lowest]}})
-    assert "orrected for having been picked" not in say_winner(single, unit)
+    assert "orrected for having been picked" not in say_lowest(single, unit)
     Console(file=text, width=160).print(render_summary(single, findings.run))
     assert "orrected for having been picked" not in text.getvalue()
     changes = "".join(say_changes(summary, unit))
     assert "so this ranks recipes" in changes
     for name, row in summary.strategies.items():
         assert (f"{name} is not settled: {'; '.join(row.unsettled_because)}" in changes) == (not row.settled)
+
+
+def test_a_column_of_which_no_row_has_anything_is_left_out(findings: Findings) -> None:
+    summary, unit = findings.summary, findings.unit
+    rows = {name: row.model_copy(update={"guide_score": None}) for name, row in summary.strategies.items()}
+    some = rows | {"top": summary.strategies["top"].model_copy(update={"guide_score": unit.factor**-1})}
+    headers, cells = list_search(summary.model_copy(update={"strategies": some}), unit)
+    place = headers.index("recipe's score")
+    assert [cells[name][place] for name in ("last", "top")] == ["", "1.000"]
+    none = summary.model_copy(update={"strategies": rows})
+    without = list_search(none, unit)
+    assert without[0] == [header for header in headers if header != "recipe's score"]
+    assert without[1]["last"] == [cell for i, cell in enumerate(cells["last"]) if i != place]
+    text = io.StringIO()
+    Console(file=text, width=200).print(render_summary(none, findings.run))
+    assert "recipe's score" not in text.getvalue()
+    measured = summary.model_copy(update={"strategies": {}, "baselines": {}})
+    assert list_beside(measured) == ([], {})
 
 
 def pair(first: str, second: str, ratio: float, *unsettled: str) -> Comparison:
@@ -258,7 +287,9 @@ def test_the_page_answers_and_needs_nothing_else(reported: Path) -> None:
     assert "The worst sample" not in outline.headings, "three numbers are no curve"
     assert all(link.startswith(("data:", "#")) for link in outline.links), "nothing is fetched"
     assert outline.tags["script"] == 1
-    assert "no strategy beats gain-offset" in text[: text.index("Which strategy")]
+    headline = "No strategy beats gain-offset, so do not use this model; top is the lowest of them."
+    assert text.index(headline) < text.index("How to use it") < text.index("Do not use this ensemble")
+    assert text.count("so do not use this model") == 1, "it is said once"
     assert "no candidate completed" in text
     assert "3 of 3 candidates of wild failed: it may be better than it looks" in text
     assert "&lt;b&gt;x&lt;/b&gt;.npy" in text
@@ -358,37 +389,78 @@ const table = document.querySelector("table");
 const read = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
 const press = (i) => table.tHead.rows[0].cells[i].querySelector("button").click();
 const found = { width: innerWidth, page: document.documentElement.scrollWidth };
+const boxes = [...document.querySelectorAll(".scroll")];
+found.cut = boxes.filter((box) => box.scrollWidth > box.clientWidth).map((box) => box.textContent.trim());
+found.tallest = Math.max(...[...document.querySelectorAll("tbody tr")].map((row) => row.offsetHeight));
+found.line = parseFloat(getComputedStyle(document.querySelector("td")).lineHeight);
+found.names = boxes.map((box) => {
+  box.scrollLeft = 10000;
+  return box.querySelector("td").getBoundingClientRect().left - box.getBoundingClientRect().left;
+});
+boxes.forEach((box) => { box.scrollLeft = 0; });
 press(1);
 found.rising = read();
 press(1);
 found.falling = read();
 found.sorted = [...table.tHead.rows[0].cells].map((cell) => cell.getAttribute("aria-sort"));
-const dots = document.querySelectorAll("#members .dot");
-dots[0].focus();
-dots[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
-found.told = [document.getElementById("tip").textContent, dots[1].getAttribute("aria-label")];
+const [dot, next] = document.querySelectorAll("#members .dot");
+dot?.focus();
+dot?.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+found.told = [document.getElementById("tip").textContent, next?.getAttribute("aria-label")];
 parent.postMessage(JSON.stringify(found), "*");
 </script></body>"""
 FRAME = """<title></title><script>onmessage = (event) => { document.title = event.data; };</script>
-<iframe src="page.html" style="width: 420px; height: 800px; border: 0"></iframe>"""
+<iframe src="page.html" style="width: WIDTHpx; height: 800px; border: 0"></iframe>"""
+
+
+def measure_page(page: str, width: int, folder: Path) -> Any:
+    """What the probe finds in a page; in a frame, as a window of the browser has 500 pixels at the least."""
+    (folder / "page.html").write_text(page.replace("</body>", PROBE))
+    (folder / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
+    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+    command += ["--virtual-time-budget=4000", "--dump-dom", (folder / "frame.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    return json.loads(html.unescape(dom.partition("<title>")[2].partition("</title>")[0]))
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_the_page_fits_a_phone_and_its_tables_sort(reported: Path, tmp_path: Path) -> None:
-    """In a frame, as a window of the browser has 500 pixels at the least."""
-    (tmp_path / "page.html").write_text(reported.read_text().replace("</body>", PROBE))
-    (tmp_path / "frame.html").write_text(FRAME)
-    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
-    command += ["--virtual-time-budget=4000", "--dump-dom", (tmp_path / "frame.html").as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    found = json.loads(dom.partition("<title>")[2].partition("</title>")[0])
+    found = measure_page(reported.read_text(), 420, tmp_path)
     assert found["page"] <= found["width"] <= 420
+    assert found["tallest"] < 4 * found["line"], "no row is tall and mostly empty"
+    assert found["cut"]
+    assert max(map(abs, found["names"])) < 1, "names stay in sight where their table scrolls"
     assert found["rising"][-1] == found["falling"][-1] == "wild", "what has no score stays last"
     assert found["rising"][:-1] == found["falling"][-2::-1]
     assert found["sorted"].count("descending") == 1
     assert found["sorted"].count(None) == len(found["sorted"]) - 1
     assert found["told"][0] == found["told"][1]
     assert "fold" in found["told"][0]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_no_table_is_cut_on_a_small_laptop(findings: Findings, tmp_path: Path) -> None:
+    """Large numbers, and strategies that lack much."""
+    large = {"score_std": 213.771, "best_epoch_mean": 1018.751, "optimism": 1018.751, "fold_std": 1018.751}
+    large |= {"seed_std": 1018.751, "n_trained_params": 123456789, "trained_share": 1.0, "settled": False}
+    large |= {"unsettled_because": ("still improving, and much else that takes a while to be said",) * 4}
+    scores = {"last": 0.132, "top": 1018.751}
+    rows = {
+        name: row.model_copy(update=large | {"score_mean": scores[name]})
+        for name, row in findings.summary.strategies.items()
+    }
+    wide = {
+        "difference": -604.455,
+        "interval": (-1057.262, 1050.729),
+        "ratio": 0.0785,
+        "ratio_interval": (0.0959, 6430.0),
+    }
+    pairs = [pair.model_copy(update=wide) for pair in findings.summary.comparisons]
+    summary = findings.summary.model_copy(update={"strategies": rows, "comparisons": tuple(pairs)})
+    found = measure_page(fill_page(replace(findings, summary=summary), []), 1280, tmp_path)
+    assert found["width"] == 1280
+    assert not found["cut"]
+    assert found["tallest"] < 3 * found["line"]
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")

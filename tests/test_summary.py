@@ -15,7 +15,7 @@ from ray_ft.files.writing import read_record, write_record
 from ray_ft.objectives import find_objective
 from ray_ft.report.page import load_findings, write_report
 from ray_ft.report.terminal import render_summary
-from ray_ft.report.words import say_crown, say_pair, say_repeats, unit_of, write_chance
+from ray_ft.report.words import say_crown, say_headline, say_pair, say_repeats, unit_of, write_chance
 from ray_ft.results.summarizing import differ_by, note_deals, note_dominance, note_seeds
 from ray_ft.runs.folder import RunFolder
 from ray_ft.statistics.comparison import compare_pair
@@ -107,6 +107,7 @@ def test_a_winner_that_is_not_surely_better_than_a_baseline_is_said_to_be_so(toy
     pairs = [summary.against_baseline.model_copy(update=surely)]
     better = crowned.model_copy(update={"comparisons": pairs})
     assert say_crown(better) == f"{summary.lowest} (lowest mean score, below the best baseline)"
+    assert say_headline(better) == f"{summary.lowest} has the lowest mean score, below the best baseline"
 
 
 def test_a_summary_of_the_first_release_is_read(toy_folder: Path) -> None:
@@ -181,6 +182,6 @@ def test_advice_names_both_ends_and_promises_nothing(toy_folder: Path) -> None:
     for found, text in ends.items():
         said = say_repeats(pair.model_copy(update={"n_repeats_range": found}))
         assert said.startswith(text)
-        assert ("never be settled" in said) == (found != (None, None))
+        assert ("where it stays open, take the simpler of the two" in said) == (found != (None, None))
     summary = cross_validate_toy(toy_folder)
     assert "ratio" in say_pair(summary.against_baseline, unit_of(summary))

@@ -227,7 +227,7 @@ def adapt_svg(text: str, title: str) -> str:
 def fill_page(findings: Findings, plates: Sequence[tuple[str, ...]]) -> str:
     summary, unit, environment = findings.summary, findings.unit, findings.provenance["environment"]
     templates = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    templates.filters["mark_options"] = mark_options
+    templates.filters |= {"keep_together": keep_together, "wrap_name": wrap_name}
     template = templates.from_string(read_part("page.html.jinja"))
     place = using.find_place(summary, findings.run)
     obstacle = using.say_obstacle(summary, findings.card, place)
@@ -239,6 +239,7 @@ def fill_page(findings: Findings, plates: Sequence[tuple[str, ...]]) -> str:
         columns=list_columns(findings.plan), describe_candidate=describe_candidate,
         baselines=sorted(summary.baselines.items(), key=lambda item: item[1].score_mean),
         changes=words.say_changes(summary, unit), beside=words.list_beside(summary),
+        search=words.list_search(summary, unit),
         command=shlex.join(map(str, environment["command"])), environment=environment, provenance=findings.provenance,
         config_text=findings.run.config.read_text(encoding="utf-8"),
     )  # fmt: skip
@@ -248,6 +249,12 @@ def read_part(name: str) -> Markup:
     return Markup(files("ray_ft.report").joinpath(name).read_text(encoding="utf-8"))
 
 
-def mark_options(line: str) -> Markup:
-    """Set the options of commands apart, so that no line breaks within one."""
-    return Markup(re.sub(r"--[a-z]+ \d+", r"<code>\g<0></code>", str(escape(line))))
+def keep_together(line: str) -> Markup:
+    """Let no line break within an option of a command, nor before a percent sign."""
+    text = str(escape(line)).replace(" %", "&nbsp;%")
+    return Markup(re.sub(r"--[a-z]+ \d+", r"<code>\g<0></code>", text))
+
+
+def wrap_name(name: str) -> Markup:
+    """Let a line break behind the underscores of a name, or a long one would widen its table."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>"))

@@ -81,16 +81,10 @@ def build_beside_table(summary: Summary) -> tuple[Table | str, ...]:
 
 def build_search_table(summary: Summary, unit: Unit) -> Table:
     """What was tried of each strategy, and what was best."""
-    headers = ("tried", "lr tried", "best lr", "epochs", "recipe's score", "late progress", "settled", "time")
+    headers, rows = words.list_search(summary, unit)
     table = start_table("search", *headers)
-    for name, row in summary.strategies.items():
-        late = "" if row.second_half_share is None else f"{row.second_half_share:.0%}"
-        lr, epochs = row.best.get("lr"), row.best.get("epochs", "")
-        table.add_row(
-            Text(name), str(row.n_candidates), words.describe_rates(row), "" if lr is None else f"{lr:.1e}",
-            str(epochs), "" if row.guide_score is None else unit.write(row.guide_score), late,
-            "yes" if row.settled else "no !", f"{row.seconds:.0f} s",
-        )  # fmt: skip
+    for name, cells in rows.items():
+        table.add_row(Text(name), *cells)
     return table
 
 

@@ -137,9 +137,13 @@ def say_method(summary: Summary) -> Iterator[str]:
 
 
 def say_ratio(pair: Comparison) -> str:
+    return "" if pair.ratio is None else f", ratio {describe_ratio(pair)}"
+
+
+def describe_ratio(pair: Comparison) -> str:
     if pair.ratio is None or pair.ratio_interval is None:
         return ""
-    return f", ratio {pair.ratio:.3g} [{pair.ratio_interval[0]:.3g}, {pair.ratio_interval[1]:.3g}]"
+    return f"{pair.ratio:.3g} [{pair.ratio_interval[0]:.3g}, {pair.ratio_interval[1]:.3g}]"
 
 
 def say_remedy(pair: Comparison) -> str:
@@ -152,32 +156,43 @@ def say_repeats(pair: Comparison) -> str:
     fewest, most = pair.n_repeats_range
     if fewest is None:
         return "repeats alone are unlikely to settle it, as they deal the same samples again; more samples might"
-    never = "it may also never be settled"
-    if most is None:
-        return f"--repeats {fewest} may settle it if the difference is as large as it may be; {never}; {ANOTHER_RUN}"
+    small = "" if most is None else f", {most} if as small"
     return (
-        f"--repeats {fewest} may settle it if the difference is as large as it may be, {most} if as small; {never}; "
-        f"{ANOTHER_RUN}"
+        f"--repeats {fewest} may settle it if the difference is as large as it may be{small}; {ANOTHER_RUN}; where it "
+        "stays open, take the simpler of the two, or add samples"
     )
 
 
 def say_crown(summary: Summary) -> str:
-    """Who wins, if anyone, and whether it is known to be better than what costs no training."""
+    """Who wins, if anyone, behind the word for it."""
+    if summary.winner is None:
+        return f"none: {say_headline(summary)}"
+    return f"{summary.winner} ({describe_win(summary)})"
+
+
+def say_headline(summary: Summary) -> str:
+    """Who wins, if anyone, as a sentence."""
     if summary.winner is None:
         far = ", as far as they were searched," if any(say_way_on(summary)) else ""
-        beaten = f"none: no strategy{far} beats {label(summary.best_baseline)}, so do not use this model"
+        beaten = f"no strategy{far} beats {label(summary.best_baseline)}, so do not use this model"
         return f"{beaten}; {summary.lowest} is the lowest of them"
+    return f"{summary.winner} has the {describe_win(summary)}"
+
+
+def describe_win(summary: Summary) -> str:
+    """What the winner has, and whether it is known to be better than what costs no training."""
     surely = summary.against_baseline.verdict == "better"
     beside = "" if surely else f", but not known to be better than {label(summary.best_baseline)}"
     unsettled = [name for name, row in summary.strategies.items() if not row.settled]
     so_far = f"; not settled: {', '.join(unsettled)}" if any(say_way_on(summary)) else ""
-    return f"{summary.winner} (lowest mean score, below the best baseline{beside}{so_far})"
+    return f"lowest mean score, below the best baseline{beside}{so_far}"
 
 
-def say_winner(summary: Summary, unit: Unit) -> str:
+def say_lowest(summary: Summary, unit: Unit) -> str:
+    """The score of the strategy that has the lowest, and what it is worth after the choice."""
     lowest = summary.strategies[summary.lowest]
     score = f"{summary.metric} {unit.spread(lowest.score_mean, lowest.score_std)}{unit.suffix}"
-    said = f"{say_crown(summary)}: {score} over {describe_shape(summary)}"
+    said = f"{summary.lowest}: {score} over {describe_shape(summary)}"
     return ". Corrected for having been picked as the lowest: ".join([said, *say_corrected(summary, unit)])
 
 
@@ -304,7 +319,27 @@ def list_beside(summary: Summary) -> tuple[list[str], dict[str, list[str]]]:
         label(name): [write_measure(own[c.measure], c.form) if c.measure in own else "" for c in columns]
         for name, own in known.items()
     }
-    return [column.header for column in columns], cells
+    return drop_empty([column.header for column in columns], cells)
+
+
+def list_search(summary: Summary, unit: Unit) -> tuple[list[str], dict[str, list[str]]]:
+    """What was tried of each strategy, and what was best: headers, and the cells of each row by its name."""
+    headers = ["tried", "lr tried", "best lr", "epochs", "recipe's score", "late progress", "settled", "time"]
+    cells = {}
+    for name, row in summary.strategies.items():
+        lr, late = row.best.get("lr"), row.second_half_share
+        cells[name] = [
+            str(row.n_candidates), describe_rates(row), "" if lr is None else f"{lr:.1e}",
+            str(row.best.get("epochs", "")), "" if row.guide_score is None else unit.write(row.guide_score),
+            "" if late is None else f"{late:.0%}", "yes" if row.settled else "no !", f"{row.seconds:.0f} s",
+        ]  # fmt: skip
+    return drop_empty(headers, cells)
+
+
+def drop_empty(headers: list[str], cells: dict[str, list[str]]) -> tuple[list[str], dict[str, list[str]]]:
+    """Leave out the columns in which no row has anything."""
+    kept = [i for i in range(len(headers)) if any(row[i] for row in cells.values())]
+    return [headers[i] for i in kept], {name: [row[i] for i in kept] for name, row in cells.items()}
 
 
 def write_measure(value: float, form: str) -> str:

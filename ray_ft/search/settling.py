@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ray_ft.config import GradientHyperparameters, Hyperparameters, scale_lr
+from ray_ft.errors import write_share
 from ray_ft.search.plan import CandidateSpec
 from ray_ft.search.problem import Place
 
@@ -277,7 +278,7 @@ def say_ends(held: Mapping[Place, Attempt], n_folds: int) -> Iterator[str]:
         first = next(iter(own.values()))
         of_last = " of the last stage" if first.spec.n_before else ""
         yield (
-            f"still improving after {first.last.n_epochs} epochs{of_last} in {len(own)} of {n_folds} folds: in the "
-            f"second half of the summed learning rate the loss fell by {shares[0]:.0%} of all its progress, which is "
-            f"{shares[1]:.2g} times the loss that is left"
+            f"still improving after {first.last.n_epochs} epochs{of_last} in {len(own)} of {n_folds} folds: "
+            f"{write_share(shares[0])} of its progress fell in the second half of the summed learning rate, and before "
+            f"that its loss was at best {1 + shares[1]:.3g} times its lowest"
         )
