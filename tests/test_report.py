@@ -120,6 +120,20 @@ def pair(first: str, second: str, ratio: float, *unsettled: str) -> Comparison:
     )  # fmt: skip
 
 
+def test_few_folds_are_said_to_be_few_where_nothing_is_known(findings: Findings) -> None:
+    lowest = findings.summary.lowest
+    other = next(name for name in findings.summary.strategies if name != lowest)
+    for ratio, n_folds, n_repeats, said in (
+        (0.8, 3, 1, True),
+        (0.8, 5, 1, False),
+        (0.8, 3, 4, False),
+        (0.4, 3, 1, False),
+    ):
+        few = {"comparisons": (pair(lowest, other, ratio),), "n_folds": n_folds, "n_repeats": n_repeats}
+        summary = findings.summary.model_copy(update=few)
+        assert ("3 folds tell only a large difference" in "".join(say_changes(summary, findings.unit))) == said
+
+
 FALL = "falls from last to {} by 50 % [44 %, 55 %]"
 DEPTHS = (  # scores; ratios of last to half, of last to all, and of half to all
     ((2, 2, 2), (1.0, 1.0, 1.0), "late layers pay: last is as good as all"),

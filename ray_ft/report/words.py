@@ -12,6 +12,7 @@ from ray_ft.statistics.comparison import Comparison
 
 ANOTHER_RUN = "it is another run (--out)"
 EQUAL = "practically equal"
+FEW_FOLDS = 5  # of one deal, below which next to nothing is told from chance
 NOTHING = 1e-3  # of a score, below which an optimism is none
 
 
@@ -279,9 +280,14 @@ def say_changes(summary: Summary, unit: Unit) -> list[str]:
 
 
 def say_undecided(summary: Summary) -> Iterator[str]:
-    for pair in summary.of(summary.lowest):
-        if pair.verdict == "no evidence of a difference":
-            yield f"{label(pair.second)} may be as good as {pair.first}, or better: {say_remedy(pair)}"
+    pairs = [pair for pair in summary.of(summary.lowest) if pair.verdict == "no evidence of a difference"]
+    for pair in pairs:
+        yield f"{label(pair.second)} may be as good as {pair.first}, or better: {say_remedy(pair)}"
+    if pairs and summary.n_folds < FEW_FOLDS and summary.n_repeats == 1:
+        yield (
+            f"{count(summary.n_folds, 'fold')} tell only a large difference from chance; --folds {FEW_FOLDS} tells "
+            f"more, and {ANOTHER_RUN}"
+        )
 
 
 def describe_spread(row: StrategySummary, unit: Unit) -> str:
