@@ -200,6 +200,9 @@ def test_a_run_with_gaps_goes_all_the_way(small_folder: Path, ray_ft_here: Comma
     there = ~np.isnan(pair[:30])
     labelled = there.any(1)
     errors = np.where(there, ((prediction.mean[:30] - pair[:30]) / ensemble.card.scales) ** 2, 0.0)
+    for own, told, true in zip(found.outputs.values(), prediction.mean[:30].T, pair[:30].T, strict=True):
+        known = ~np.isnan(true)
+        assert own["mae"] == pytest.approx(np.abs(told - true)[known].mean(), rel=1e-5)
     by_sample = errors.sum(1)[labelled] / there.sum(1)[labelled]
     assert found.standardised_mse == pytest.approx(by_sample.mean(), rel=1e-5)
     inside = (prediction.lower[:30] <= pair[:30]) & (pair[:30] <= prediction.upper[:30])

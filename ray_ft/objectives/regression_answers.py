@@ -139,9 +139,11 @@ class RegressionAnswers:
             for array in (folds, residuals, targets)
         )
         folds, residuals, targets = own
-        if np.isnan(targets).all():
+        there = ~np.isnan(targets).all(1)
+        if not there.any():
             return {}
-        return replace(self, metric="mse", scales=()).measure_one(folds, residuals, fold_of, targets, level)
+        plain = replace(self, metric="mse", scales=())
+        return plain.measure_one(folds[:, :, there], residuals, fold_of, targets[there], level)
 
     def measure_one(
         self, folds: Folds, residuals: Residuals, fold_of: FoldOf, targets: Values, level: float
