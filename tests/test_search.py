@@ -194,8 +194,8 @@ def test_a_best_that_still_improves_at_its_end_is_not_settled_until_twice_the_ep
     standing = assess([RISING, *BRACKETS], ROPE)
     assert standing.held_back
     assert standing.because == (
-        "still improving after 5 epochs in 3 of 3 folds: 73 % of its progress fell in the second half of the summed "
-        "learning rate, and before that its loss was at best 1.73 times its lowest",
+        "still improving after 5 epochs in 3 of 3 folds: in the second half of the summed learning rate their "
+        "loss fell from 1.73 times its lowest to that, 73 % of all progress",
     )
     better = attempt(1e-3, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05])
     assert not assess([RISING, better, *BRACKETS], ROPE).settled

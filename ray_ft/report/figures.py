@@ -24,7 +24,14 @@ RING: Any = {"color": INK, "marker": "o", "linestyle": "", "fillstyle": "none", 
 MANY_ROWS, MANY_SEEDS = 40, 5  # of a heat map, above which it grows no more and some bear no names
 MANY_CELLS, MANY_NUMBERS = 80, 3  # of a heat map, and in its row, above which they bear no numbers
 WIDE = 30  # ratio of the highest score and the lowest, above which their axis is logarithmic
+LONG = 8  # letters of a metric, which has a line of its own from there on
 SMALL = 8  # size of text in a panel
+
+
+def name_score(metric: str, unit: Unit, which: str = "held-out") -> str:
+    """Name an axis of scores, in two lines where one is longer than the axis."""
+    separator = "\n" if len(metric) > LONG else " "
+    return f"{which}{separator}{metric}{unit.suffix}"
 
 
 def color_of(summary: Summary) -> dict[str, str]:
@@ -105,7 +112,7 @@ def draw_depth(summary: Summary, unit: Unit) -> Figure | None:
     axes.set_xticks(range(len(names)), [f"{name}\n{share}" for name, share in zip(names, shares, strict=True)])
     axes.set_xlim(-0.4, len(names) - 0.6)
     axes.set_xlabel("layers that learn, from the last on")
-    axes.set_ylabel(f"held-out {summary.metric}{unit.suffix}")
+    axes.set_ylabel(name_score(summary.metric, unit))
     axes.grid(axis="y", alpha=0.25)
     return figure
 
@@ -163,7 +170,7 @@ def draw_curves(summary: Summary, plan: Plan, curves: Mapping[str, Curves], unit
         axes.set_title(name)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-    figure.supylabel(f"held-out {summary.metric}{unit.suffix}", fontsize="medium")
+    figure.supylabel(name_score(summary.metric, unit), fontsize="medium")
     looks: dict[str, Any] = {
         "a fold's stop": {"color": INK, "marker": "|", "linestyle": "", "markersize": 8},
         "stopped by ASHA": {"color": INK, "marker": "x", "linestyle": ""},
@@ -205,7 +212,7 @@ def draw_search(
         if declared.log:
             use_log(axes, "x")
         axes.set_xlabel(declared.title)
-    figure.supylabel(f"lowest mean {summary.metric}{unit.suffix}", fontsize="medium")
+    figure.supylabel(name_score(summary.metric, unit, "lowest mean"), fontsize="medium")
     looks = [(name, style_candidate(summary, name, "completed")) for name in summary.strategies]
     looks.append(("stopped by ASHA", {"color": MUTED, "marker": "o", "linestyle": "", "fillstyle": "none"}))
     looks.append(("recipe", RING))
@@ -250,7 +257,7 @@ def draw_learning_curve(curve: LearningCurve, unit: Unit) -> Figure:
     axes.axvline(curve.sizes[-1], color=MUTED, linestyle=":", linewidth=0.8)
     use_log(axes)
     axes.set_xlabel("training samples; right of the dotted line, forecast")
-    axes.set_ylabel(f"held-out {curve.metric}{unit.suffix}")
+    axes.set_ylabel(name_score(curve.metric, unit))
     if curve.curves:
         figure.legend(loc="outside lower center", ncols=4)
     return figure

@@ -109,7 +109,8 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
     ]
     pairs = summary.of(summary.lowest)
     return [
-        "* each fold's own best epoch, by the seeds that were searched: most tools print it; optimism is what it omits",
+        "* each fold's own best epoch, which most tools print; optimism is what that omits"
+        + "; both are of the seeds that were searched, the score of all" * (summary.n_seeds > 1),
         *(f"! {line}" for line in words.say_unsettled(summary)),
         *(f"  {line}" for line in words.say_way_on(summary)),
         *words.say_method(summary),
@@ -119,6 +120,7 @@ def describe_outcome(summary: Summary, run: RunFolder, unit: Unit) -> list[str]:
         f"winner    {words.say_crown(summary)}",
         *(f"          {say_pair(pair, unit)}" for pair in pairs),
         *(f"          corrected for having been picked: {said}" for said in words.say_corrected(summary, unit)),
+        *(f"          {line}" for line in words.say_few_folds(summary)),
         *(f"depth     {line}" for line in words.say_depth(summary, unit)),
         f"spread    {words.describe_spread(summary.strategies[summary.lowest], unit)}",
         *head_lines("ensemble", words.say_ensemble(summary.ensemble, unit)),

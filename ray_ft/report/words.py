@@ -280,13 +280,19 @@ def say_changes(summary: Summary, unit: Unit) -> list[str]:
 
 
 def say_undecided(summary: Summary) -> Iterator[str]:
-    pairs = [pair for pair in summary.of(summary.lowest) if pair.verdict == "no evidence of a difference"]
-    for pair in pairs:
-        yield f"{label(pair.second)} may be as good as {pair.first}, or better: {say_remedy(pair)}"
-    if pairs and summary.n_folds < FEW_FOLDS and summary.n_repeats == 1:
+    for pair in summary.of(summary.lowest):
+        if pair.verdict == "no evidence of a difference":
+            yield f"{label(pair.second)} may be as good as {pair.first}, or better: {say_remedy(pair)}"
+    yield from say_few_folds(summary)
+
+
+def say_few_folds(summary: Summary) -> Iterator[str]:
+    """That folds are few, where some pair is not told apart."""
+    unknown = any(pair.verdict == "no evidence of a difference" for pair in summary.of(summary.lowest))
+    if unknown and summary.n_folds < FEW_FOLDS and summary.n_repeats == 1:
         yield (
-            f"{count(summary.n_folds, 'fold')} tell only a large difference from chance; --folds {FEW_FOLDS} tells "
-            f"more, and {ANOTHER_RUN}"
+            f"{count(summary.n_folds, 'fold')} tell only a large difference from chance, so that p may be high where "
+            f"one is lower in all of them; --folds {FEW_FOLDS} tells more, and {ANOTHER_RUN}"
         )
 
 
@@ -373,4 +379,4 @@ def describe_stops(row: StrategySummary) -> str:
 def describe_optimism(row: StrategySummary, unit: Unit) -> str:
     """What the best-epoch value leaves out; nothing where no fold stopped early, nor chose another candidate."""
     acted = row.stops_early or abs(row.optimism or 0.0) > NOTHING * (row.score_mean or 0.0)
-    return unit.write(row.optimism) if acted else "never stopped"
+    return unit.write(row.optimism) if acted else "none"

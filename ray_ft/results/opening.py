@@ -128,6 +128,9 @@ def compare(old: Any, new: Any, key: str) -> Iterator[str]:
     """List the keys whose values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys([*old, *new]):
+            if key == "strategies" and (name not in old or name not in new):  # whose settings say no more
+                yield f"strategy {name}: {'there' if name in old else 'here'} alone"
+                continue
             yield from compare(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, pair in enumerate(zip(old, new, strict=True)):

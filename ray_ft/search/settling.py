@@ -278,7 +278,7 @@ def say_ends(held: Mapping[Place, Attempt], n_folds: int) -> Iterator[str]:
         first = next(iter(own.values()))
         of_last = " of the last stage" if first.spec.n_before else ""
         yield (
-            f"still improving after {first.last.n_epochs} epochs{of_last} in {len(own)} of {n_folds} folds: "
-            f"{write_share(shares[0])} of its progress fell in the second half of the summed learning rate, and before "
-            f"that its loss was at best {1 + shares[1]:.3g} times its lowest"
+            f"still improving after {first.last.n_epochs} epochs{of_last} in {len(own)} of {n_folds} folds: in the "
+            f"second half of the summed learning rate their loss fell from {1 + shares[1]:.3g} times its lowest to "
+            f"that, {write_share(shares[0])} of all progress"
         )
