@@ -100,7 +100,7 @@ def test_a_run_and_the_commands_that_it_suggests(toy_folder: Path, ray_ft: Comma
     card = (toy_folder / "runs/toy/ensemble/card.json").read_text()
     summary = (toy_folder / "runs/toy/summary.json").read_text()
     suggested = first.stdout.partition("next:\n")[2].splitlines()
-    assert [line.split()[:2] for line in suggested] == [["ray-ft", "predict"], ["ray-ft", "ensemble"]]
+    assert [line.split()[:2] for line in suggested] == [["ray-ft", "predict"], ["ray-ft", "evaluate"]]
     for line in suggested:  # as a user would copy it
         followed = ray_ft_here(*shlex.split(line)[1:])
         assert followed.returncode == 0, followed.stderr

@@ -17,7 +17,7 @@ from ray_ft.config import ModelSection
 from ray_ft.data.packing import Part
 from ray_ft.data.ragged import is_ragged
 from ray_ft.domains import DomainName, TargetAxes, find_domain
-from ray_ft.errors import EnsembleError, RayFTError, first_line, show_value
+from ray_ft.errors import EnsembleError, RayFTError, count, first_line, show_value
 from ray_ft.files.json_text import parse_json, read_json
 from ray_ft.files.memory import describe_excess
 from ray_ft.files.writing import replace_file, write_text
@@ -105,6 +105,11 @@ class Card(BaseModel, extra="forbid", frozen=True):
     def needs_code(self) -> bool:
         """Whether the network could not be written down, and is built or given its batches by code."""
         return bool(self.split and (self.model.factory or self.collate))
+
+    def describe(self) -> str:
+        """What it is, in a line: run, members, how they are weighed and its score."""
+        members = f"{count(len(self.members), 'member')} of {' and '.join(self.strategies)}, {self.method}"
+        return f"{self.run}: {members}, {self.metric} {self.score:.4g}"
 
     def name_axes(self) -> TargetAxes:
         """Name the axes of a target, its values by the columns of a table where it was one."""

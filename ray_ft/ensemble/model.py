@@ -68,6 +68,9 @@ class Ensemble:
     states: Mapping[str, State]  # tensors of the members by strategy and name, stacked in the order of the card
     calibration: Calibration
 
+    def __repr__(self) -> str:
+        return f"Ensemble({self.card.describe()})"
+
     @classmethod
     def load(
         cls,
@@ -278,8 +281,7 @@ class Ensemble:
     @property
     def weights(self) -> Shares:
         """Of the members within their fold models: each fold's sum to 1."""
-        card = self.card
-        weights = np.array(card.weights[card.method], np.float32)
+        card, weights = self.card, np.array(self.card.weights[self.card.method], np.float32)
         return weights.reshape(len(card.strategies), card.n_repeats, card.n_folds, card.n_seeds)
 
     @property

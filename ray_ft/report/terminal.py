@@ -36,9 +36,8 @@ def join_lines(*parts: str | Text | Table | Group) -> Group:
 def render_summary(summary: Summary, run: RunFolder, own_code: bool = False) -> Group:
     """Draw the table of a finished run, its winner, and what to do next, which may need code of the user's own."""
     commands = suggest_commands(summary, run, own_code)
-    return join_lines(
-        render_findings(summary, run), "", "next:", *(f"  ray-ft {shlex.join(command)}" for command in commands)
-    )
+    lines = ["", "next:", *(f"  ray-ft {shlex.join(command)}" for command in commands)] if commands else []
+    return join_lines(render_findings(summary, run), *lines)
 
 
 def render_findings(summary: Summary, run: RunFolder) -> Group:
@@ -140,12 +139,13 @@ def suggest_commands(summary: Summary, run: RunFolder, own_code: bool) -> list[t
     folder = find_place(summary, run)
     card = read_card(run.ensemble) if run.ensemble.card.is_file() else None
     trust = ["--trust"] if card and card.needs_code else []
+    fetch: list[tuple[str, ...]] = [("fetch", run.place, str(folder))] if run.mirror else []
+    if card is None:
+        return [*fetch, ("ensemble", str(folder), *(["--trust"] if own_code else []))]
+    if is_ragged(card.inputs):  # samples of unequal shapes stand in no file
+        return fetch
     predict = ("predict", str(folder), "--inputs", "x.npy", "--out", name_output(folder, "predictions"), *trust)
-    return [
-        *([("fetch", run.place, str(folder))] if run.mirror else []),
-        *([] if card and is_ragged(card.inputs) else [predict]),  # samples of unequal shapes stand in no file
-        ("ensemble", str(folder), *(["--trust"] if own_code else [])),
-    ]
+    return [*fetch, predict, ("evaluate", str(folder), "--inputs", "x.npy", "--targets", "y.npy", *trust)]
 
 
 def say_interruptions(summary: Summary) -> list[str]:
