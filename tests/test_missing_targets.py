@@ -203,6 +203,9 @@ def test_a_run_with_gaps_goes_all_the_way(small_folder: Path, ray_ft_here: Comma
     for own, told, true in zip(found.outputs.values(), prediction.mean[:30].T, pair[:30].T, strict=True):
         known = ~np.isnan(true)
         assert own["mae"] == pytest.approx(np.abs(told - true)[known].mean(), rel=1e-5)
+        for measure, of_band in (("coverage", "band_coverage"), ("width", "band_width")):
+            assert (measure in own) == (of_band in own)
+            assert own.get(measure, 0.0) == pytest.approx(own.get(of_band, 0.0), rel=1e-5), "a value is its whole band"
     by_sample = errors.sum(1)[labelled] / there.sum(1)[labelled]
     assert found.standardised_mse == pytest.approx(by_sample.mean(), rel=1e-5)
     inside = (prediction.lower[:30] <= pair[:30]) & (pair[:30] <= prediction.upper[:30])

@@ -62,9 +62,10 @@ def test_the_live_table_has_the_lowest_mean_and_its_learning_rate() -> None:
     Console(file=text, width=200).print(display.render())
     (row,) = (line.split() for line in text.getvalue().splitlines() if line.startswith("head "))
     assert row == ["head", "0/1", "2/10", "0.5", "1.0e-03", "head-000"]
-    display.show_standing("head", False)
     display.show_end("head-000", "completed")
-    text.seek(0)
-    Console(file=text, width=200).print(display.render())
-    (row,) = (line.split("  ") for line in text.getvalue().splitlines() if line.startswith("head "))
-    assert [cell.strip() for cell in row if cell.strip()][-2:] == ["not yet", "done so far"]
+    for settled, said in ((False, ["not yet"]), (True, ["yes"]), (None, [])):
+        display.show_standing("head", settled)
+        text = io.StringIO()
+        Console(file=text, width=200).print(display.render())
+        (row,) = (line.split("  ") for line in text.getvalue().splitlines() if line.startswith("head "))
+        assert [cell.strip() for cell in row if cell.strip()][5:] == [*said, "done so far"]

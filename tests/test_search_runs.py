@@ -233,3 +233,22 @@ def test_a_range_test_is_not_led_by_the_luck_of_its_batches(toy_folder: Path, se
     whole = replace(spec, stages=(replace(spec.stages[0], batch_size=1000),))
     by_batches, by_all = (run_range_test(prepared.problem, own, it, FitSettings(), cpu).lr for it in (spec, whole))
     assert by_all / 30 < by_batches < by_all * 3, "batches of eight bear lower rates, but not by decades"
+    assert by_batches > 1e-3
+
+
+def range_of(targets: np.ndarray, seed: int = 0) -> float:
+    """Test the range of a strategy of the toy with these targets."""
+    np.save("y.npy", targets.astype(np.float32))
+    prepared = prepare(load_config("toy.yaml", {"cv.seed": seed, "search.method": "best", "cv.strategies": ["top"]}))
+    cpu = torch.device("cpu")
+    own = prepare_strategy(prepared.problem, prepared.pretrained, prepared.strategies["top"], "auto", cpu)
+    (spec,) = BestProposer("top", prepared.config.strategies["top"], 6, 0, rope=0.01).range_tests
+    return run_range_test(prepared.problem, own, spec, FitSettings(), cpu).lr
+
+
+def test_a_range_test_is_not_ended_by_batches_that_are_answered_to_rounding(toy_folder: Path) -> None:
+    zero_shot = np.array(prepare(load_config("toy.yaml", {})).zero_shot)
+    targets = zero_shot + 1e-6 * np.random.default_rng(0).normal(size=zero_shot.shape)
+    targets[4] += 3
+    assert min(range_of(targets, seed) for seed in range(4)) > 1e-4
+    assert range_of(zero_shot) > 1e-4, "of what is right already, rounding alone can be learnt"

@@ -49,8 +49,8 @@ class TargetAxes:
         return tuple(f"{channel} {place}" for channel in self.channels for place in places)
 
     def divide_outputs(self) -> dict[str, slice]:
-        """Where each output lies among the values of a flat target: a value where they are few, else a curve."""
-        names, width = (self.value_names, 1) if self.has_few else (self.channels, len(self.x))
+        """Where each output lies in a flat target: a value where they are few or have names, else a curve."""
+        names, width = (self.value_names, 1) if self.has_few or self.ticks else (self.channels, len(self.x))
         return {name: slice(i * width, (i + 1) * width) for i, name in enumerate(names)}
 
 

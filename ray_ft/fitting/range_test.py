@@ -31,7 +31,10 @@ from ray_ft.split.network import SplitNetwork
 LOWEST, HIGHEST, N_STEPS = 1e-6, 10.0, 84  # twelve steps a decade
 KEPT = 0.7  # share of the smoothed loss that a step keeps
 WORSE = 4.0  # times the lowest share, from which on nothing better is expected
-SMALLEST = 1e-300  # loss that is taken for a share's whole
+N_FIRST = 12  # steps that end nothing, as a batch that is answered to rounding gets worse by any step
+LEARNT = 0.999  # share from which on down something was learnt
+UNKNOWN = 3e-3  # learning rate where nothing is learnt by any
+SMALLEST = 1e-300
 N_COUNTED = 4  # samples of the batch whose operations are counted
 
 
@@ -63,15 +66,17 @@ def run_range_test(
     (member, twin), recipe = fitter.whole.members, fitter.recipe
     batches = chain.from_iterable(draw_batches(member, recipe, epoch) for epoch in count())
     rates = np.geomspace(LOWEST, HIGHEST, N_STEPS)
-    left, whole, lowest, found = 0.0, 0.0, 1.0, LOWEST
-    for lr, batch in zip(rates, batches, strict=False):
+    left, whole, largest, lowest, found, is_positive = 0.0, 0.0, SMALLEST, 1.0, UNKNOWN, True
+    for step, (lr, batch) in enumerate(zip(rates, batches, strict=False)):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # so that both have the same dropout
+            idle = float(step_alone(twin, recipe, replace(batch, lr=0.0)))
         loss = float(step_alone(member, recipe, replace(batch, lr=float(lr))))  # of the weights before the step
-        left = KEPT * left + (1 - KEPT) * loss
-        whole = KEPT * whole + (1 - KEPT) * float(step_alone(twin, recipe, replace(batch, lr=0.0)))
-        share = 1 + (left - whole) / max(abs(whole), SMALLEST)  # which holds for losses below zero too
-        if not math.isfinite(loss) or share > max(1.0, WORSE * lowest):
+        left, whole = (KEPT * old + (1 - KEPT) * new for old, new in ((left, loss), (whole, idle)))
+        largest, is_positive = max(largest, abs(whole)), is_positive and idle > 0
+        share = 1 + (left - whole) / (whole if is_positive else largest)  # of one that has zeros no share is a scale
+        if not math.isfinite(loss) or (step >= N_FIRST and share > max(1.0, WORSE * lowest)):
             break
-        if share < lowest:
+        if share < min(lowest, LEARNT):
             lowest, found = share, float(lr)
     return RangeTest(found, measure_work(problem, recipe.split))
 

@@ -142,8 +142,9 @@ class RegressionAnswers:
         there = ~np.isnan(targets).all(1)
         if not there.any():
             return {}
-        plain = replace(self, metric="mse", scales=())
-        return plain.measure_one(folds[:, :, there], residuals, fold_of, targets[there], level)
+        known = ~np.isnan(residuals).all(1)  # of the training samples, or those without it would narrow its bands
+        around = folds[:, :, there], residuals[known], fold_of[:, known], targets[there]
+        return replace(self, metric="mse", scales=()).measure_one(*around, level)
 
     def measure_one(
         self, folds: Folds, residuals: Residuals, fold_of: FoldOf, targets: Values, level: float

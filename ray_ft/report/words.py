@@ -289,7 +289,7 @@ def say_undecided(summary: Summary) -> Iterator[str]:
 def say_few_folds(summary: Summary) -> Iterator[str]:
     """That folds are few, where some pair is not told apart."""
     unknown = any(pair.verdict == "no evidence of a difference" for pair in summary.of(summary.lowest))
-    if unknown and summary.n_folds < FEW_FOLDS and summary.n_repeats == 1:
+    if unknown and summary.n_folds < FEW_FOLDS <= summary.n_samples and summary.n_repeats == 1:
         yield (
             f"{count(summary.n_folds, 'fold')} tell only a large difference from chance, so that p may be high where "
             f"one is lower in all of them; --folds {FEW_FOLDS} tells more, and {ANOTHER_RUN}"

@@ -7,7 +7,7 @@ twice as many. What is left of the budget goes to points around the best that Op
 
 References:
     Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, for the range test. We begin at a
-    third of the learning rate at which the loss is lowest. Optuna (Akiba et al., KDD 2019), asked and told.
+    third of the learning rate at which most of the loss is gone. Optuna (Akiba et al., KDD 2019), asked and told.
 """
 
 import math
@@ -111,7 +111,7 @@ class BestProposer:
         return self.n_candidates > 1 or self.recipe is None
 
     def tell_range(self, lr: float, work: float, stage: int = -1) -> None:
-        """Take note of where a stage's training loss was lowest, and of the share of the network that a step runs."""
+        """Take note of where most of a stage's training loss was gone, and of how much of the network a step runs."""
         place = stage % len(self.strategy.stages)
         self.middles[place] = lr * BELOW
         self.lengths[place] = round(EPOCHS / math.sqrt(max(work, (EPOCHS / MOST_FIRST) ** 2)))

@@ -37,7 +37,7 @@ class Proposer(Protocol):
         ...
 
     def tell_range(self, lr: float, work: float, stage: int = -1) -> None:
-        """Take note of where a stage's training loss was lowest, and of the share of the network that a step runs."""
+        """Take note of where most of a stage's training loss was gone, and of how much of the network a step runs."""
         ...
 
     def ask(self) -> tuple[CandidateSpec, ...]:
