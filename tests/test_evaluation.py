@@ -84,7 +84,7 @@ def test_labelled_samples_must_be_as_the_runs_were(run: Path, demo_run: Path) ->
         read_labelled(ensemble, "fresh_x.npy", None, "fresh_y.npy")
     with pytest.raises(DataError, match=r"targets must have the shape \(3,\), got \(6,\) in fresh_x.npy"):
         read_labelled(ensemble, None, "fresh_x.npy", "fresh_x.npy")
-    with pytest.raises(DataError, match=r"data must be a file that exists, got nothere\.npz"):
+    with pytest.raises(DataError, match=r"a data file must exist, got nothere\.npz; check the path"):
         read_labelled(ensemble, "nothere.npz", None, None)
     with pytest.raises(ConfigError, match="need at least"):
         evaluate_ensemble(ensemble, read_labelled(ensemble, None, "fresh_x.npy", "fresh_y.npy"), 0.999)

@@ -225,24 +225,19 @@ def test_a_range_test_is_not_led_by_the_luck_of_its_batches(toy_folder: Path, se
     config = load_config("toy.yaml", {"cv.seed": seed, "search.method": "best", "cv.strategies": ["top"]})
     targets = np.array(prepare(config).zero_shot)
     targets[::9] += 3
-    np.save("y.npy", targets)
-    prepared = prepare(config)
-    cpu = torch.device("cpu")
-    own = prepare_strategy(prepared.problem, prepared.pretrained, prepared.strategies["top"], "auto", cpu)
-    (spec,) = BestProposer("top", prepared.config.strategies["top"], 6, 0, rope=0.01).range_tests
-    whole = replace(spec, stages=(replace(spec.stages[0], batch_size=1000),))
-    by_batches, by_all = (run_range_test(prepared.problem, own, it, FitSettings(), cpu).lr for it in (spec, whole))
+    by_batches, by_all = range_of(targets, seed), range_of(targets, seed, batch_size=1000)
     assert by_all / 30 < by_batches < by_all * 3, "batches of eight bear lower rates, but not by decades"
     assert by_batches > 1e-3
 
 
-def range_of(targets: np.ndarray, seed: int = 0) -> float:
+def range_of(targets: np.ndarray, seed: int = 0, **more: int) -> float:
     """Test the range of a strategy of the toy with these targets."""
     np.save("y.npy", targets.astype(np.float32))
     prepared = prepare(load_config("toy.yaml", {"cv.seed": seed, "search.method": "best", "cv.strategies": ["top"]}))
     cpu = torch.device("cpu")
     own = prepare_strategy(prepared.problem, prepared.pretrained, prepared.strategies["top"], "auto", cpu)
     (spec,) = BestProposer("top", prepared.config.strategies["top"], 6, 0, rope=0.01).range_tests
+    spec = replace(spec, stages=(replace(spec.stages[0], **more),))
     return run_range_test(prepared.problem, own, spec, FitSettings(), cpu).lr
 
 

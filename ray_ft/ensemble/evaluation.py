@@ -53,9 +53,8 @@ def read_labelled(ensemble: Ensemble, data: str | None, inputs: str | None, targ
         raise DataError(
             f"labelled samples need inputs and targets, got no {lacking[0]}; give --{lacking[0]} FILE[::key]"
         )
-    if data is not None and not Path(data).exists():
-        raise DataError(f"data must be a file that exists, got {data}")
-    if unnamed := [name for name in lacking if not keys[name]]:
+    unnamed = [name for name in lacking if not keys[name]]
+    if unnamed and Path(str(data)).exists():  # else reading it says that it does not
         rule = f"the {' and '.join(unnamed)} of the run had no names, by which to find them in {data}"
         raise DataError(f"{rule}; give {' '.join(f'--{name} {data}::KEY' for name in lacking)}{describe_keys(data)}")
     sources |= {name: f"{data}::{keys[name]}" for name in lacking}

@@ -89,24 +89,21 @@ def render_evaluation(found: Evaluation) -> Group:
 
 def group_alike(methods: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     """Put methods together that weigh members alike, as their measures are the same."""
-    groups: list[list[str]] = []
+    groups: dict[tuple[tuple[str, float], ...], list[str]] = {}
     for name, own in methods.items():
-        same = next((group for group in groups if methods[group[0]] == own), None)
-        if same is None:
-            groups.append([name])
-        else:
-            same.append(name)
-    return groups
+        groups.setdefault(tuple(own.items()), []).append(name)
+    return list(groups.values())
 
 
 def build_output_table(found: Evaluation) -> Table:
     """A row an output, in its own unit."""
-    asked = {"rmse": ".4g", "mae": ".4g", "r2": ".3f", "coverage": ".1%", "width": ".4g"}
-    shown = {name: form for name, form in asked.items() if any(name in own for own in found.outputs.values())}
-    table = start_table("output", *(name.replace("r2", "R²") for name in shown))
+    presentation = find_objective(found.metric).presentation
+    known = {column.measure: column for column in (*presentation.beside, *presentation.columns)}
+    measured = {measure for own in found.outputs.values() for measure in own}
+    columns = [known[name] for name in ("rmse", "mae", "r2", "coverage", "width") if name in measured]
+    table = start_table("output", *(column.header.partition(",")[0] for column in columns))
     for name, own in found.outputs.items():
-        cells = (write_measure(own[measure], form) if measure in own else "" for measure, form in shown.items())
-        table.add_row(Text(name), *cells)
+        table.add_row(Text(name), *(write_measure(own[c.measure], c.form) if c.measure in own else "" for c in columns))
     return table
 
 

@@ -190,9 +190,10 @@ def name_axes(findings: Findings) -> TargetAxes:
     if classes := findings.summary.classes:
         ticks = tuple(escape_mathtext(name) for name in classes)
         return TargetAxes(("probability",), np.arange(float(len(classes))), "class", ticks)
-    axes = find_domain(findings.config.layout).name_axes(shape, data.wavelengths_nm)
-    columns = tuple(escape_mathtext(name) for name in findings.card.data_keys[1].split(",")) if findings.card else ()
-    return replace(axes, ticks=columns) if shape == (len(columns),) else axes
+    if findings.card is None:
+        return find_domain(findings.config.layout).name_axes(shape, data.wavelengths_nm)
+    axes = findings.card.name_axes()
+    return replace(axes, ticks=tuple(escape_mathtext(name) for name in axes.ticks))
 
 
 def escape_mathtext(name: str) -> str:
