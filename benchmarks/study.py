@@ -12,6 +12,8 @@ those rules that look at them. The rules:
 The problems of `benchmarks.fresh`, which comes first, are judged by fresh samples: by how much a rule's pick is above
 the lowest there.
 
+With `--checkpoint FILE` the cells are of another pretrained DiffractionNet, and its rows bear the file's name.
+
 A run that is there is not made again. All scores are kept in `benchmarks/results/study.csv`; `--draw` needs that alone.
 The whole takes hours on two cores: name `--cases` and `--sizes` for a part of it.
 """
@@ -24,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,16 +44,27 @@ ADVICE = {"measured": "head", "novel": "decoder_head", "precise": "head"}
 GUIDED = ("head", "decoder_head", "full", "spec_bias")  # the guide's own strategies, each with a recipe
 RESULTS = Path(__file__).parent / "results" / "study.csv"
 FIGURE = Path(__file__).parents[1] / "docs" / "study.png"
-COLUMNS = ("case", "size", "deal", "strategy", "score", "std", "settled", "recipe", "verdict", "ratio", "low", "high")
-COLUMNS += ("p", "split_chance")
+DEMO = "demo"  # the network that ships with the package
+COLUMNS = ("network", "case", "size", "deal", "strategy", "score", "std", "settled", "recipe", "verdict", "ratio")
+COLUMNS += ("low", "high", "p", "split_chance")
 Row = dict[str, Any]
 Cell = tuple[str, int]  # a data set, and the samples of a training part
 FULL_SIZES = {"measured": 80, "novel": 80, "precise": 64}  # all but a fifth
 
 
-def make(job: tuple[str, int, int, Path, int]) -> tuple[str, int, int]:
+class Job(NamedTuple):
+    case: str
+    size: int
+    deal: int
+    n_seeds: int
+    checkpoint: Path | None
+    root: Path
+    alone: bool  # on all cores
+
+
+def make(job: Job) -> Job:
     """Carry out a run, or find it done."""
-    case, size, deal, root, n_seeds = job
+    case, size, deal, n_seeds, checkpoint, root, alone = job
     torch.set_num_threads(1)
     values: dict[str, Any] = {"cv.seeds": n_seeds, "cv.seed": deal, "compute.packing": "looped"}
     if case != "measured":
@@ -59,11 +72,13 @@ def make(job: tuple[str, int, int, Path, int]) -> tuple[str, int, int]:
         values |= {"data.inputs": f"{source}::structure", "data.targets": f"{source}::spectra"}
     if size < FULL_SIZES[case]:
         values["cv.train_size"] = size
-    cross_validate(load_config(None, values), root / f"{case}-{size}-{deal}", inline=True)
-    return case, size, deal
+    if checkpoint:
+        values["model.checkpoint"] = str(checkpoint)
+    cross_validate(load_config(None, values), root / f"{case}-{size}-{deal}", inline=not alone)
+    return job
 
 
-def read_rows(root: Path) -> Iterator[Row]:
+def read_rows(root: Path, network: str) -> Iterator[Row]:
     """Read what finished runs found, a row a strategy."""
     for folder in sorted(root.glob("*-*-*")):
         if not (folder / "summary.json").exists():
@@ -72,7 +87,7 @@ def read_rows(root: Path) -> Iterator[Row]:
         found, chances = Summary.load(folder), draw_splits(RunFolder(folder))
         pairs = {(pair.first, pair.second): pair for pair in found.comparisons}
         for name, own in found.strategies.items():
-            row: Row = {"case": case, "size": int(size), "deal": int(deal), "strategy": name}
+            row: Row = {"network": network, "case": case, "size": int(size), "deal": int(deal), "strategy": name}
             row["split_chance"] = chances.get(name, 0.0)
             row |= {"score": own.score_mean, "std": own.score_std, "settled": own.settled, "recipe": own.guide_score}
             pair = pairs.get((name, found.lowest)) or pairs.get((found.lowest, name))
@@ -211,7 +226,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def read_csv(path: Path) -> list[Row]:
     def read(column: str, text: str) -> Any:
-        if column in ("case", "strategy", "verdict"):
+        if column in ("network", "case", "strategy", "verdict"):
             return text
         if column == "settled":
             return text == "True"
@@ -226,8 +241,8 @@ def read_csv(path: Path) -> list[Row]:
 def write_rows(rows: list[Row]) -> None:
     """Write what runs found; cells that are not among them keep their rows."""
 
-    def cell(row: Row) -> tuple[str, int, int]:
-        return row["case"], int(row["size"]), int(row["deal"])
+    def cell(row: Row) -> tuple[str, str, int, int]:
+        return row["network"], row["case"], int(row["size"]), int(row["deal"])
 
     found = {cell(row) for row in rows}
     kept = [row for row in read_csv(RESULTS) if cell(row) not in found] if RESULTS.exists() else []
@@ -244,26 +259,35 @@ def main() -> None:
     parser.add_argument("--sizes", default="20,40,80", help="samples of a training part; 80 for all but a fifth")
     parser.add_argument("--deals", default="0,1", help="seeds of the deals of the folds")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each fold")
+    parser.add_argument("--checkpoint", type=Path, help="another pretrained DiffractionNet; by itself, the demo's")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument(
         "--draw", action="store_true", help="print and draw what the table of results has; train nothing"
     )
     options = parser.parse_args()
     if not options.draw:
-        options.out.mkdir(parents=True, exist_ok=True)
-        wanted = [(int(deal), case, int(size)) for deal in options.deals.split(",") for case in options.cases.split(",")
-                  for size in options.sizes.split(",")]  # fmt: skip
-        root = options.out.resolve()
-        jobs = [(case, min(size, FULL_SIZES[case]), deal, root, options.seeds) for deal, case, size in wanted]
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
-            for case, size, deal in pool.map(make, jobs):
-                print(f"done: {case}, {size}, deal {deal}", flush=True)
-        write_rows([*read_rows(root)])
+        run(options)
     print_fresh()
-    if RESULTS.exists():
-        rows = read_csv(RESULTS)
-        print_tables(rows)
-        draw(rows, FIGURE)
+    rows = read_csv(RESULTS) if RESULTS.exists() else []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        print(f"\n{network}\n")
+        print_tables([row for row in rows if row["network"] == network])
+    draw([row for row in rows if row["network"] == DEMO], FIGURE)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the runs that were asked for, and keep what they found."""
+    checkpoint = options.checkpoint and options.checkpoint.resolve()
+    network = checkpoint.stem if checkpoint else DEMO
+    root = options.out.resolve() / (network if checkpoint else "")
+    root.mkdir(parents=True, exist_ok=True)
+    wanted = [(case, min(int(size), FULL_SIZES[case]), int(deal)) for deal in options.deals.split(",")
+              for case in options.cases.split(",") for size in options.sizes.split(",")]  # fmt: skip
+    jobs = [Job(*cell, options.seeds, checkpoint, root, alone=len(wanted) == 1) for cell in wanted]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for done in pool.map(make, jobs):
+            print(f"done: {done.case}, {done.size}, deal {done.deal}", flush=True)
+    write_rows([*read_rows(root, network)])
 
 
 if __name__ == "__main__":
