@@ -86,6 +86,23 @@ def test_what_is_no_such_value_is_refused(key: str, value: object, message: str,
         load_config(write(tmp_path, ""), {key: value})
 
 
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("a/b.py:f", "; write a.b:f, and start in the folder that holds a"),
+        ("net.py:build", "; write net:build, and start in the folder that holds net.py"),
+        ("/a/b.py:f", ""),
+        ("a.b", ""),
+        ("", ""),
+    ],
+)
+@pytest.mark.parametrize("key", ["model.factory", "data.factory", "data.collate"])
+def test_what_names_no_code_is_told_how_a_module_is_named(tmp_path: Path, key: str, path: str, remedy: str) -> None:
+    message = f"{key}: it should be package.module:callable, got {path!r}{remedy}"
+    with pytest.raises(ConfigError, match=re.escape(message) + "$"):
+        load_config(write(tmp_path, ""), {key: path})
+
+
 def test_where_it_is_computed_is_not_what_it_is(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     assert load_config(path).identity() == load_config(path, {"compute.cpus_per_candidate": 7}).identity()

@@ -1,10 +1,36 @@
 """What every section of a config is: frozen, refusing unknown keys, and true and false where it wants numbers."""
 
+import re
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from ray_ft.errors import show_value
+
+CODE_PATTERN = r"^\w+(\.\w+)*:\w+$"
+
+
+def is_code_name(path: str) -> bool:
+    """Whether a text names code as `package.module:callable`, and no file."""
+    return re.fullmatch(CODE_PATTERN, path) is not None and ".py:" not in path
+
+
+def check_code_name(path: str) -> str:
+    """Refuse what names no code, and say how to name what a file holds."""
+    if is_code_name(path):
+        return path
+    near = ""
+    if (place := PurePosixPath(path.rpartition(":")[0])).suffix == ".py":
+        named = ".".join(place.with_suffix("").parts) + path[path.rindex(":") :]
+        if is_code_name(named):
+            near = f"; write {named}, and start in the folder that holds {place.parts[0]}"
+    raise ValueError(f"it should be package.module:callable, got {show_value(path)}{near}")
+
+
+CodeName = Annotated[str, AfterValidator(check_code_name), Field(json_schema_extra={"pattern": CODE_PATTERN})]
 
 
 class Section(BaseModel):

@@ -5,14 +5,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from ray_ft.config.base import Section
+from ray_ft.config.base import CodeName, Section
 from ray_ft.config.hyperparameters import Positive
 from ray_ft.domains import DomainName, find_domain
 from ray_ft.errors import show_value, suggest
 from ray_ft.files.column_names import join_names
 
 DEFAULT_LAYOUT: DomainName = "diffraction"  # of the network that needs no factory
-FACTORY_PATTERN = r"^\w+(\.\w+)*:\w+$"
 
 
 def join_columns(names: object, info: Any) -> object:
@@ -43,10 +42,10 @@ class DataSection(Section):
 
     table: str | None = None
     """Table (.csv, .tsv, .parquet) whose columns the other keys may list by name: `targets: [n_eff, loss]`."""
-    factory: str | None = Field(default=None, pattern=FACTORY_PATTERN)
+    factory: CodeName | None = None
     """What makes the samples in place of files, as `package.module:callable`. Its code is run."""
     params: dict[str, Any] | None = Field(default=None, description="Keyword arguments of the factory, by name.")
-    collate: str | None = Field(default=None, pattern=FACTORY_PATTERN)
+    collate: CodeName | None = None
     """What makes a batch of samples of unequal shapes, as `package.module:function`. Its code is run."""
     inputs: DataSource = Field(default="", validate_default=True)
     """File of the inputs, a sample a row, such as x.npy, file.h5::path or table.csv::a,b; or columns of the table."""

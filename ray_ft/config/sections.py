@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_ft.config.base import Section
-from ray_ft.config.data_section import DEFAULT_LAYOUT, FACTORY_PATTERN, DataSection
+from ray_ft.config.base import CodeName, Section
+from ray_ft.config.data_section import DEFAULT_LAYOUT, DataSection
 from ray_ft.config.hyperparameters import (
     DRAWN_VIEWS,
     Count,
@@ -31,7 +31,7 @@ NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,39}$"  # a strategy's name is part of t
 
 
 class ModelSection(Section):
-    factory: str | None = Field(default=None, pattern=FACTORY_PATTERN)
+    factory: CodeName | None = None
     """What builds the network, as `package.module:callable`. Without it, DiffractionNet does."""
     params: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory, by name.")
     checkpoint: str | None = None

@@ -1,11 +1,10 @@
 """The section of a config that says how members are trained, whatever the strategy."""
 
-import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, field_validator
 
-from ray_ft.config.base import Section
+from ray_ft.config.base import Section, is_code_name
 from ray_ft.config.hyperparameters import FITS, Count, Positive, Share, list_declared
 from ray_ft.errors import show_value, suggest
 from ray_ft.objectives import LOSSES
@@ -36,7 +35,7 @@ class TrainingBase(Section):
     @field_validator("loss")
     @classmethod
     def check_loss(cls, name: str | None) -> str | None:
-        if name is not None and name not in LOSSES and not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+        if name is not None and name not in LOSSES and not is_code_name(name):
             known = ", ".join(LOSSES)
             law = f"a loss is one of {known}, or package.module:function of your own"
             raise ValueError(f"{law}, got {show_value(name)}{suggest(name, LOSSES)}")
