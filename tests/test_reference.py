@@ -64,6 +64,11 @@ def test_a_key_of_a_stage_is_that_of_a_strategy() -> None:
     assert find_entries("strategies.mine.stages.0.lr") == find_entries("strategies.mine.lr")
 
 
+def test_a_word_that_is_no_key_finds_the_keys_that_tell_of_it() -> None:
+    assert [entry.key for entry in find_entries("standardised_mse")] == ["cv.metric"]
+    assert [entry.key for entry in find_entries("crossfit")] == ["cv.protocol"]
+
+
 def test_a_key_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"got cv.fold; did you mean cv.folds"):
         find_entries("cv.fold")

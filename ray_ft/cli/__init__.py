@@ -243,7 +243,9 @@ def check(config: ConfigOption = None, overrides: SetOption = None, as_json: Jso
 
 
 @app.command()
-def config(key: Annotated[str, Argument(metavar="[KEY]", help="A key or a section; without it, all.")] = "") -> None:
+def config(
+    key: Annotated[str, Argument(metavar="[KEY]", help="A key, a section, or a word; without it, all.")] = "",
+) -> None:
     """Say what a key of a config takes, its default, and what it is for."""
     from ray_ft.config.reference import find_entries
 

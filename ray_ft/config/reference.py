@@ -1,5 +1,6 @@
 """Every key of a config in words, from the sections themselves: for `ray-ft config` and docs/config.md."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import UnionType
@@ -129,7 +130,9 @@ def show_default(field: FieldInfo) -> str:
 
 
 def find_entries(key: str) -> list[Entry]:
-    """Find a key by its path or its last part, or all keys of a section; a strategy may have any name.
+    """Find a key by its path or its last part, all keys of a section, or those that tell of a word.
+
+    A strategy may have any name.
 
     Args:
         key: It; all keys where it is empty.
@@ -147,6 +150,8 @@ def find_entries(key: str) -> list[Entry]:
     found = [entry for entry in every if entry.key == asked or entry.key.startswith(f"{asked}.")]
     if not found:
         ends = [entry for entry in every if entry.key.rpartition(".")[2] == key]
+        word = re.compile(rf"(?<!\w){re.escape(key)}(?!\w)")
+        ends = ends or [entry for entry in every if word.search(f"{entry.form} {entry.help}")]
         if not ends:
             near = suggest(asked, [entry.key for entry in every])
             raise ConfigError(f"a key of a config must be one of docs/config.md, got {key}{near}")
