@@ -6,7 +6,8 @@ the same samples, with its standard error. `split_chance` is how often one split
 draws of 20 samples to validate by, the share in which one of its candidates has, at its best epoch, the lowest loss of
 all, each sample judged by a network that was not trained on it.
 
-A run that is there is not made again, and problems that are not asked for keep their rows. `--list` trains nothing.
+A run that is there is not made again, and problems that are not asked for keep their rows. `--list` trains nothing; it
+also prints what each rule that picks a strategy costs (`benchmarks.rules`).
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 from jaxtyping import Float
 
 from benchmarks.problems import NAMES, Problem, choose, load_problem
+from benchmarks.rules import print_costs, print_draws, print_verdicts
 from ray_ft import Ensemble
 from ray_ft.cross_validation import cross_validate, prepare, rebuild_ensemble
 from ray_ft.objectives import ZERO_SHOT
@@ -135,9 +137,12 @@ def shorten(row: Row) -> Row:
 
 
 def print_rows(rows: Sequence[dict[str, str]]) -> None:
-    """Print, as Markdown, errors on fresh samples; the run's pick in bold."""
+    """Print, as Markdown, errors on fresh samples; the run's pick in bold, which the ensemble mostly is made of."""
     named = dict.fromkeys(row["strategy"] for row in rows)
-    strategies = [name for name in named if name not in (ENSEMBLE, ZERO_SHOT)] + [ENSEMBLE, ZERO_SHOT]
+    picked = {row["problem"]: row["fresh"] for row in rows if row["picked"] == "True"}
+    mixed = [row["problem"] for row in rows if row["strategy"] == ENSEMBLE and row["fresh"] != picked[row["problem"]]]
+    others = [ENSEMBLE, ZERO_SHOT] if mixed else [ZERO_SHOT]
+    strategies = [name for name in named if name not in (ENSEMBLE, ZERO_SHOT)] + others
     print(f"| problem | {' | '.join(strategies)} | intervals hold |\n|---|{'---|' * (len(strategies) + 1)}")
     for name in dict.fromkeys(row["problem"] for row in rows):
         found = {row["strategy"]: row for row in rows if row["problem"] == name}
@@ -173,7 +178,11 @@ def main() -> None:
             for rows in pool.map(measure, list_jobs(options)):
                 write_rows(rows)
                 print(f"done: {rows[0]['problem']}", flush=True)
-    print_rows(read_rows())
+    rows = read_rows()
+    print_rows(rows)
+    print_costs(rows)
+    print_draws(rows)
+    print_verdicts(rows)
 
 
 if __name__ == "__main__":

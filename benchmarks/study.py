@@ -9,9 +9,6 @@ those rules that look at them. The rules:
 - guide: the strategy that the guide names for such data; full, head, ridge: always the same;
 - one split: as `benchmarks.fresh` draws it, one split into 80 and 20 with early stopping, as it is used by hand.
 
-The problems of `benchmarks.fresh`, which comes first, are judged by fresh samples: by how much a rule's pick is above
-the lowest there.
-
 With `--checkpoint FILE` the cells are of another pretrained DiffractionNet, and its rows bear the file's name.
 
 A run that is there is not made again. All scores are kept in `benchmarks/results/study.csv`; `--draw` needs that alone.
@@ -33,7 +30,6 @@ import torch
 
 from benchmarks.ablation import CASES, EXAMPLES
 from benchmarks.fresh import draw_splits
-from benchmarks.fresh import read_rows as read_fresh
 from ray_ft.config import load_config
 from ray_ft.cross_validation import cross_validate
 from ray_ft.drawing import COLORS, add_legend, draw_grid, use_log, use_style
@@ -172,37 +168,6 @@ def say_beside(row: Row, lowest: str) -> str:
     )
 
 
-def pick_fresh(found: dict[str, dict[str, str]]) -> dict[str, dict[str, float]]:
-    """With which chance each rule picks which strategy of a problem of `benchmarks.fresh`."""
-    picks = {
-        "ours": {name: float(row["picked"] == "True") for name, row in found.items()},
-        "one split": {name: float(row["split_chance"]) for name, row in found.items()},
-    }
-    return picks | {f"always {name}": {name: 1.0} for name in ("everything", "last_layer", "ridge")}
-
-
-def print_fresh() -> None:
-    """Print, as Markdown, by how much a pick is above the lowest error on fresh samples, and how often it is that."""
-    problems: dict[str, dict[str, dict[str, str]]] = defaultdict(dict)
-    for row in read_fresh():
-        if row["picked"]:  # others are no strategies
-            problems[row["problem"]][row["strategy"]] = row
-    above, hits = defaultdict(list), defaultdict(float)
-    for found in problems.values():
-        errors = {name: float(row["fresh"]) for name, row in found.items()}
-        best = min(errors.values())
-        for rule, picks in pick_fresh(found).items():
-            above[rule].append(100 * sum(chance * (errors[name] / best - 1) for name, chance in picks.items()))
-            hits[rule] += sum(chance for name, chance in picks.items() if errors[name] == best)
-    print(f"\n| rule | {' | '.join(problems)} | mean | largest | names the best |\n|---|{'---|' * (len(problems) + 3)}")
-    for rule, own in above.items():
-        told = [f"{value:.0f} %" for value in (*own, np.mean(own), max(own))]
-        print(f"| {rule} | {' | '.join(told)} | {hits[rule]:.2g} of {len(problems)} |")
-    verdicts = [row for row in read_fresh() if row["verdict"] in ("better", "worse")]
-    wrong = [f"{row['problem']}, {row['strategy']}" for row in verdicts if float(row["behind"]) < 0]
-    print(f"\nverdicts of worse: {len(verdicts)}; wrong by fresh samples: {len(wrong)} {wrong or ''}")
-
-
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw the error against the size of the training parts by strategy."""
     cells = group(rows)
@@ -262,12 +227,13 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="another pretrained DiffractionNet; by itself, the demo's")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument(
-        "--draw", action="store_true", help="print and draw what the table of results has; train nothing"
+        "--draw",
+        action="store_true",
+        help="print what the table of results has, and write docs/study.png; train nothing",
     )
     options = parser.parse_args()
     if not options.draw:
         run(options)
-    print_fresh()
     rows = read_csv(RESULTS) if RESULTS.exists() else []
     for network in dict.fromkeys(row["network"] for row in rows):
         print(f"\n{network}\n")
