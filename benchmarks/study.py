@@ -169,7 +169,7 @@ def say_beside(row: Row, lowest: str) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw the error against the size of the training parts by strategy."""
+    """Draw the error against the size of the training parts by strategy; a point that is not settled is hollow."""
     cells = group(rows)
     names = list(dict.fromkeys(row["strategy"] for row in rows))
     looks = {name: {"color": color, "marker": "o", "markersize": 3} for name, color in zip(names, COLORS, strict=False)}
@@ -181,6 +181,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             for name in names:
                 means = [1e3 * np.mean([found[name]["score"] for found in cells[case, n].values()]) for n in sizes]
                 axes.plot(sizes, means, **looks[name])
+                hollow = [(n, mean) for n, mean in zip(sizes, means, strict=True)
+                          if not all(found[name]["settled"] for found in cells[case, n].values())]  # fmt: skip
+                if hollow:
+                    axes.plot(*zip(*hollow, strict=True), **looks[name], linestyle="", markerfacecolor="white")
             axes.set_title(case)
             axes.set_xlabel("training samples")
             use_log(axes)
