@@ -19,7 +19,7 @@ import argparse
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import permutations
 from pathlib import Path
@@ -136,12 +136,13 @@ def print_tables(rows: Sequence[Row]) -> None:
             told = [say_score(found, name) for name in names]
             recipes = {name: found[name]["recipe"] for name in GUIDED if found[name]["recipe"] is not None}
             lowest = min(recipes, key=lambda name: recipes[name]) if recipes else ""
-            print(f"| {case}, {size}{f', deal {deal}' if len(deals) > 1 else ''} | {' | '.join(told)} | {lowest} |")
+            print(f"| {name_run(case, size, deal, deals)} | {' | '.join(told)} | {lowest} |")
     print("\n| data, training part | advised | found | advised beside found |\n|---|---|---|---|")
     for (case, size), deals in cells.items():
-        for found in deals.values():
+        for deal, found in deals.items():
             lowest = min(found, key=lambda name: found[name]["score"])
-            print(f"| {case}, {size} | {ADVICE[case]} | {lowest} | {say_beside(found[ADVICE[case]], lowest)} |")
+            beside = say_beside(found[ADVICE[case]], lowest)
+            print(f"| {name_run(case, size, deal, deals)} | {ADVICE[case]} | {lowest} | {beside} |")
     if regrets := measure_regrets(rows):
         print(f"\n| rule | {' | '.join(f'{case}, {size}' for case, size in cells)} | mean | largest |")
         print(f"|---|{'---|' * (len(cells) + 2)}")
@@ -150,6 +151,10 @@ def print_tables(rows: Sequence[Row]) -> None:
             print(
                 f"| {rule} | {' | '.join(shown)} | {np.mean([*by_cell.values()]):.1%} | {max(by_cell.values()):.1%} |"
             )
+
+
+def name_run(case: str, size: int, deal: int, deals: Collection[int]) -> str:
+    return f"{case}, {size}, deal {deal}" if len(deals) > 1 else f"{case}, {size}"
 
 
 def say_score(found: dict[str, Row], name: str) -> str:
