@@ -103,6 +103,11 @@ def test_what_names_no_code_is_told_how_a_module_is_named(tmp_path: Path, key: s
         load_config(write(tmp_path, ""), {key: path})
 
 
+def test_a_loss_in_a_file_is_told_how_a_module_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.loss: .*got 'own/losses\.py:f'; write own\.losses:f, and start"):
+        load_config(write(tmp_path, ""), {"training.loss": "own/losses.py:f"})
+
+
 def test_where_it_is_computed_is_not_what_it_is(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     assert load_config(path).identity() == load_config(path, {"compute.cpus_per_candidate": 7}).identity()

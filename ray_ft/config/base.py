@@ -19,15 +19,18 @@ def is_code_name(path: str) -> bool:
 
 
 def check_code_name(path: str) -> str:
-    """Refuse what names no code, and say how to name what a file holds."""
-    if is_code_name(path):
-        return path
-    near = ""
-    if (place := PurePosixPath(path.rpartition(":")[0])).suffix == ".py":
-        named = ".".join(place.with_suffix("").parts) + path[path.rindex(":") :]
-        if is_code_name(named):
-            near = f"; write {named}, and start in the folder that holds {place.parts[0]}"
-    raise ValueError(f"it should be package.module:callable, got {show_value(path)}{near}")
+    """Refuse what names no code."""
+    if not is_code_name(path):
+        raise ValueError(f"it should be package.module:callable, got {show_value(path)}{suggest_module(path)}")
+    return path
+
+
+def suggest_module(path: str) -> str:
+    """Say how to name what a file holds; nothing where this names no file below the working folder."""
+    file, _, name = path.rpartition(":")
+    place = PurePosixPath(file)
+    named = ".".join(place.with_suffix("").parts) + f":{name}" if place.suffix == ".py" else ""
+    return f"; write {named}, and start in the folder that holds {place.parts[0]}" if is_code_name(named) else ""
 
 
 CodeName = Annotated[str, AfterValidator(check_code_name), Field(json_schema_extra={"pattern": CODE_PATTERN})]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, field_validator
 
-from ray_ft.config.base import Section, is_code_name
+from ray_ft.config.base import Section, is_code_name, suggest_module
 from ray_ft.config.hyperparameters import FITS, Count, Positive, Share, list_declared
 from ray_ft.errors import show_value, suggest
 from ray_ft.objectives import LOSSES
@@ -38,7 +38,7 @@ class TrainingBase(Section):
         if name is not None and name not in LOSSES and not is_code_name(name):
             known = ", ".join(LOSSES)
             law = f"a loss is one of {known}, or package.module:function of your own"
-            raise ValueError(f"{law}, got {show_value(name)}{suggest(name, LOSSES)}")
+            raise ValueError(f"{law}, got {show_value(name)}{suggest_module(name) or suggest(name, LOSSES)}")
         return name
 
 
