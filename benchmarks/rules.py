@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ray_ft.errors import write_share
+
 Row = dict[str, str]
 Found = dict[str, Row]  # rows of a problem, by strategy
 Chances = dict[str, float]  # with which a rule picks each strategy
@@ -54,13 +56,13 @@ def print_costs(rows: Sequence[Row]) -> None:
             hits[rule] += sum(chance for name, chance in chances.items() if costs[name] == 0)
     print(f"\n| problem | {' | '.join(means)} |\n|---|{'---|' * len(means)}")
     for place, problem in enumerate(problems):
-        print(f"| {problem} | {' | '.join(f'{own[place]:.0%}' for own in means.values())} |")
-    print(f"| **mean** | {' | '.join(f'{np.mean(own):.0%}' for own in means.values())} |")
-    print(f"| **largest** | {' | '.join(f'{max(own):.0%}' for own in means.values())} |")
+        print(f"| {problem} | {' | '.join(write_share(own[place]) for own in means.values())} |")
+    print(f"| **mean** | {' | '.join(write_share(np.mean(own)) for own in means.values())} |")
+    print(f"| **largest** | {' | '.join(write_share(max(own)) for own in means.values())} |")
     print(f"| **names the best** | {' | '.join(f'{n:.2g} of {len(problems)}' for n in hits.values())} |")
-    gained = np.subtract(means[SPLIT], means["ours"])
-    error = gained.std(ddof=1) / len(gained) ** 0.5
-    print(f"\none split costs {gained.mean():.1%} ± {error:.1%} more than ours, were the problems independent")
+    more = np.subtract(means[SPLIT], means["ours"])
+    mean, error = (write_share(value, 1) for value in (more.mean(), more.std(ddof=1) / len(more) ** 0.5))
+    print(f"\none split costs {mean} ± {error} more than ours, were the problems independent")
 
 
 def print_draws(rows: Sequence[Row]) -> None:
@@ -68,16 +70,15 @@ def print_draws(rows: Sequence[Row]) -> None:
     problems = list_problems(rows)
     drawn = [(cost, float(found[name]["split_chance"]) / len(problems)) for found in problems.values()
              for name, cost in measure_costs(found).items()]  # fmt: skip
-    told = [f"{sum(chance for cost, chance in drawn if cost > limit):.1%} above {limit:.0%}" for limit in COSTLY]
+    shares = {limit: sum(chance for cost, chance in drawn if cost > limit) for limit in COSTLY}
+    told = [f"{write_share(share, 1)} above {write_share(limit)}" for limit, share in shares.items()]
     worst = max(cost for cost, chance in drawn if chance)
-    print(f"draws of one split, by their cost: {', '.join(told)}, {worst:.0%} at most")
+    print(f"draws of one split, by their cost: {', '.join(told)}, {write_share(worst)} at most")
 
 
 def print_verdicts(rows: Sequence[Row]) -> None:
     """Print what the runs' verdicts on their picks were worth, and their scores."""
-    pairs: dict[str, list[tuple[float, bool]]] = defaultdict(
-        list
-    )  # by verdict: multiple of the pick's error, told apart
+    pairs = defaultdict(list)  # by verdict: the error as a multiple of the pick's, and whether they are apart
     scores = []
     for found in list_problems(rows).values():
         picked = next(row for row in found.values() if row["picked"] == "True")

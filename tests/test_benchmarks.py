@@ -55,18 +55,20 @@ def test_what_a_rule_costs_is_above_the_lowest_fresh_error_by_the_chance_of_its_
 ) -> None:
     rules.print_costs(ROWS)
     table = capsys.readouterr().out
-    assert "| a | 100% | 175% | 100% | 100% | 400% | 0% |" in table
-    assert "| b | 0% | 100% | 200% | 200% | 50% | 0% |" in table, "ridge is not shown to be better than everything"
-    assert "| **mean** | 50% | 138% | 150% | 150% | 225% | 0% |" in table
+    assert "| a | 100 % | 175 % | 100 % | 100 % | 400 % | 0 % |" in table
+    assert "| b | 0 % | 100 % | 200 % | 200 % | 50 % | 0 % |" in table, (
+        "ridge is not shown to be better than everything"
+    )
+    assert "| **mean** | 50 % | 138 % | 150 % | 150 % | 225 % | 0 % |" in table
     assert "| **names the best** | 1 of 2 | 0.5 of 2 | 0 of 2 | 0 of 2 | 0 of 2 | 2 of 2 |" in table
     shown = [row | {"verdict": "worse"} if row["strategy"] == "everything" and row["verdict"] else row for row in ROWS]
     rules.print_costs(shown)
-    assert "| b | 0% | 100% | 0% | 200% | 50% | 0% |" in capsys.readouterr().out
+    assert "| b | 0 % | 100 % | 0 % | 200 % | 50 % | 0 % |" in capsys.readouterr().out
 
 
 def test_draws_of_a_split_and_verdicts_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     rules.print_draws(ROWS)  # costs of 100 % (0.375), 400 % (0.125), 200 % (0.25) and 0 (0.25)
-    assert "75.0% above 20%, 75.0% above 50%, 37.5% above 100%, 400% at most" in capsys.readouterr().out
+    assert "75.0 % above 20 %, 75.0 % above 50 %, 37.5 % above 100 %, 400 % at most" in capsys.readouterr().out
     rules.print_verdicts(ROWS)
     told = capsys.readouterr().out
     assert "2 pairs, worse: 1.50 to 2.50 times the error of the pick, 1 above twice; 2 apart" in told
