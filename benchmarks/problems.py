@@ -1,7 +1,8 @@
 """Problems of others' networks that a choice between strategies is judged by: samples to tune on, and fresh ones.
 
-The airfoils of `examples/airfoil` are cases and sizes, `mach_small` for instance. The peptides of `examples/peptides`,
-which need the package `deeplc`, are draws of 100 from the same chromatography: `peptides_0`, `peptides_1` and so on.
+The airfoils of `examples/airfoil` are cases and sizes, `mach_small` for instance; the weights of `xxxlarge` are written
+by `python -m examples.airfoil.convert xxxlarge`. The peptides of `examples/peptides`, which need the package `deeplc`,
+are draws of 100 from the same chromatography: `peptides_0`, `peptides_1` and so on.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from ray_ft.config import Config, load_config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CASES = ("mach", "flap", "flap_onesided", "unusual", "plain")
-SIZES = ("small", "xlarge")
+SIZES = ("small", "xlarge", "xxxlarge")
 N_DRAWS = 3  # of peptides
 NAMES = (*(f"{case}_{size}" for case in CASES for size in SIZES), *(f"peptides_{seed}" for seed in range(N_DRAWS)))
 Samples = tuple[tuple[np.ndarray, ...], np.ndarray]  # the inputs of the network, and targets

@@ -41,8 +41,8 @@ GUIDED = ("head", "decoder_head", "full", "spec_bias")  # the guide's own strate
 RESULTS = Path(__file__).parent / "results" / "study.csv"
 FIGURE = Path(__file__).parents[1] / "docs" / "study.png"
 DEMO = "demo"  # the network that ships with the package
-COLUMNS = ("network", "case", "size", "deal", "strategy", "score", "std", "settled", "recipe", "verdict", "ratio")
-COLUMNS += ("low", "high", "p", "split_chance")
+COLUMNS = ("network", "case", "size", "deal", "seeds", "strategy", "score", "std", "settled", "recipe", "verdict")
+COLUMNS += ("ratio", "low", "high", "p", "split_chance")
 Row = dict[str, Any]
 Cell = tuple[str, int]  # a data set, and the samples of a training part
 FULL_SIZES = {"measured": 80, "novel": 80, "precise": 64}  # all but a fifth
@@ -62,7 +62,9 @@ def make(job: Job) -> Job:
     """Carry out a run, or find it done."""
     case, size, deal, n_seeds, checkpoint, root, alone = job
     torch.set_num_threads(1)
-    values: dict[str, Any] = {"cv.seeds": n_seeds, "cv.seed": deal, "compute.packing": "looped"}
+    values: dict[str, Any] = {"cv.seeds": n_seeds, "cv.seed": deal}
+    if not torch.cuda.is_available():  # beside other runs nothing is chosen by timing
+        values["compute.packing"] = "looped"
     if case != "measured":
         source = EXAMPLES / f"{case}.npz"
         values |= {"data.inputs": f"{source}::structure", "data.targets": f"{source}::spectra"}
@@ -84,6 +86,7 @@ def read_rows(root: Path, network: str) -> Iterator[Row]:
         pairs = {(pair.first, pair.second): pair for pair in found.comparisons}
         for name, own in found.strategies.items():
             row: Row = {"network": network, "case": case, "size": int(size), "deal": int(deal), "strategy": name}
+            row["seeds"] = found.n_seeds
             row["split_chance"] = chances.get(name, 0.0)
             row |= {"score": own.score_mean, "std": own.score_std, "settled": own.settled, "recipe": own.guide_score}
             pair = pairs.get((name, found.lowest)) or pairs.get((found.lowest, name))
@@ -204,7 +207,7 @@ def read_csv(path: Path) -> list[Row]:
             return text
         if column == "settled":
             return text == "True"
-        if column in ("size", "deal"):
+        if column in ("size", "deal", "seeds"):
             return int(text)
         return float(text) if text else None
 

@@ -91,7 +91,7 @@ def test_the_same_steps_give_the_same_bits_where_that_is_asked_for(toy_folder: P
 
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_a_candidate_goes_on_from_what_it_saved(toy_folder: Path, adapter: str | None) -> None:
-    own = {"strategies.top.adapter": adapter} if adapter else {}
+    own = {"strategies.top.adapter": {"kind": adapter, "rank": 1}} if adapter else {}
     whole, first, second = (start(toy_folder, CUDA, "packed", **own) for _ in range(3))
     for epoch in range(3):
         whole.run_epoch(epoch)
@@ -190,6 +190,7 @@ def test_predict_takes_a_gpu(run: Path) -> None:
         )
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch.export.load of 2.11 says so
 def test_an_export_runs_on_a_gpu(run: Path) -> None:
     ensemble, x = Ensemble.load(run), torch.from_numpy(np.load("x.npy"))
     program = torch.export.load(export_ensemble(ensemble, Path("toy.pt2")))

@@ -45,6 +45,7 @@ def main() -> None:
     network = DiffractionNet(**SHARED, **SIZES[args.size])  # type: ignore[arg-type]  # tables of literals
     with torch.no_grad():  # start from the mean spectrum, so that all of the training goes into structure
         network.spec_bias.copy_(torch.logit(torch.from_numpy(train[1].mean(0))).reshape(1, 4, -1))
+    network.to(args.device)
     averaged = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
     )
@@ -62,7 +63,7 @@ def main() -> None:
             ),
             flush=True,
         )
-        save_file({k: v.contiguous() for k, v in averaged.module.state_dict().items()}, args.out)
+        save_file({k: v.cpu().contiguous() for k, v in averaged.module.state_dict().items()}, args.out)
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,6 +76,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, help="the largest of the schedule; by itself 3e-3, and 1e-3 for full")
     parser.add_argument("--bf16", action="store_true", help="multiply in bf16: twice as fast where the CPU has it")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu, or cuda")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -97,11 +99,12 @@ def train_epoch(
 ) -> float:
     """Pass once over the samples, each batch under a random one of the 32 operations; return the mean loss."""
     views, scale, losses = DOMAIN.list_views(DOMAIN.operations), float(samples[1].var()), []
+    device = next(network.parameters()).device
     network.train()
     batches = np.array_split(rng.permutation(len(samples[0])), len(samples[0]) // batch_size)
     for step, batch in enumerate(batches):
-        x, y = build_batch(samples[0][batch], samples[1][batch], views[rng.integers(len(views))])
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        x, y = build_batch(samples[0][batch], samples[1][batch], views[rng.integers(len(views))], device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             predicted = network(x)
         loss = nn.functional.mse_loss(predicted.float(), y) / scale
         optimizer.zero_grad()
@@ -111,28 +114,29 @@ def train_epoch(
         if schedule.last_epoch < schedule.total_steps - 1:  # array_split may deal a batch more than planned
             schedule.step()
         averaged.update_parameters(network)
-        losses.append(loss.item())
+        losses.append(loss.detach())
         if step % N_STEPS_SHOWN == 0:
-            left = np.mean(losses[-N_STEPS_SHOWN:])
+            left = torch.stack(losses[-N_STEPS_SHOWN:]).mean().item()
             print(f"step {step} of {len(batches)}, share of the variance left {left:.3f}", file=sys.stderr, flush=True)
-    return float(np.mean(losses))
+    return torch.stack(losses).mean().item()
 
 
-def build_batch(packed: np.ndarray, spectra: np.ndarray, view: View) -> tuple[Tensor, Tensor]:
-    x = torch.from_numpy(DOMAIN.convert_inputs(packed, "the simulations"))
-    return view.move_inputs(x).contiguous(), view.move_targets(torch.from_numpy(spectra)).contiguous()
+def build_batch(packed: np.ndarray, spectra: np.ndarray, view: View, device: torch.device) -> tuple[Tensor, Tensor]:
+    x = torch.from_numpy(DOMAIN.convert_inputs(packed, "the simulations")).to(device)
+    return view.move_inputs(x).contiguous(), view.move_targets(torch.from_numpy(spectra).to(device)).contiguous()
 
 
 @torch.no_grad()
 def evaluate(network: nn.Module, packed: np.ndarray, spectra: np.ndarray) -> dict[str, float]:
     """Score on held-out samples: mse, and R2 per quadrant and wavelength about the mean, averaged."""
     network.eval()
+    device = next(network.parameters()).device
     (identity,) = DOMAIN.list_views(())
     starts = range(0, len(packed), 250)
     predicted = torch.cat(
-        [network(build_batch(packed[i : i + 250], spectra[i : i + 250], identity)[0]) for i in starts]
+        [network(build_batch(packed[i : i + 250], spectra[i : i + 250], identity, device)[0]) for i in starts]
     )
-    error = ((predicted.numpy() - spectra) ** 2).mean(0)
+    error = ((predicted.cpu().numpy() - spectra) ** 2).mean(0)
     r2 = 1 - error / spectra.var(0)
     return {"mse": float(error.mean()), "r2": round(float(r2.mean()), 4), "r2_worst": round(float(r2.min()), 4)}
 
