@@ -11,6 +11,7 @@ from ray_ft.results.records import load_history, load_judged, load_splits
 from ray_ft.runs.folder import RunFolder
 
 
+@pytest.mark.long
 def test_a_split_picks_what_has_the_lowest_loss_on_its_own_samples(run: Path) -> None:
     """Each sample is judged by the network of its own fold, and only the split's samples count."""
     folder = RunFolder(run)

@@ -192,6 +192,7 @@ def test_a_run_on_classes_goes_all_the_way(animals: Path) -> None:
     np.testing.assert_array_equal(in_set, found.in_set)
 
 
+@pytest.mark.long
 def test_smooth_labels_are_a_hyperparameter(animals: Path) -> None:
     """One value trains as torch's own loss does, and a range is searched; ridge has none."""
     Path("smooth.py").write_text(

@@ -170,6 +170,7 @@ def test_json_is_alone_on_the_standard_output(run: Path, ray_ft_here: Command) -
         assert (done.returncode, key in json.loads(done.stdout)) == (0, True), done.stderr
 
 
+@pytest.mark.long
 def test_quiet_and_verbose_are_about_progress_alone(toy_folder: Path, ray_ft: Command) -> None:
     words = ("cv", "--config", "toy.yaml", "--inline", "--candidates", "1", "--out")
     quiet, plain, verbose = (ray_ft(*words, out, *flags) for out, flags in (("a", ["-q"]), ("b", []), ("c", ["-v"])))

@@ -87,6 +87,7 @@ COUNT = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("inline", [True, pytest.param(False, marks=pytest.mark.ray)], ids=["inline", "ray"])
 def test_a_frozen_buffer_that_moves_fails_the_candidate(toy_folder: Path, inline: bool) -> None:

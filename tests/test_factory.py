@@ -263,6 +263,7 @@ def test_trust_runs_the_code_of_ones_own(toy_folder: Path, ray_ft_here: Command)
         assert ray_ft_here(command, *COMMANDS[command], "--trust").returncode == 0, command
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
 def test_workers_run_no_code_that_the_command_was_not_trusted_with(run: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def toy(toy_folder: Path) -> tuple[nn.Module, tuple[np.ndarray, np.ndarray]]:
     return Toy(), (np.load("x.npy"), np.load("y.npy"))
 
 
+@pytest.mark.long
 def test_a_module_and_arrays_give_what_a_config_and_files_give(toy: Any, toy_folder: Path) -> None:
     network, data = toy
     torch.save(network.state_dict(), "toy.pt")

@@ -66,6 +66,7 @@ def test_sizes_that_are_left_out_are_the_quarters_of_the_smallest_training_part(
     assert divide_training(toy_config) == [5, 10, 15, 20]
 
 
+@pytest.mark.long
 def test_a_curve_on_the_toy_goes_on_and_is_a_table(toy_config: Config, tmp_path: Path) -> None:
     arguments = (toy_config, tmp_path / "curve", [8, 12, 20], [10])
     found = ray_ft.learning_curve(*arguments, inline=True)

@@ -91,6 +91,7 @@ def test_what_is_told_beside_the_score_is_scikit_learns() -> None:
     assert found["auroc"] == pytest.approx(roc_auc_score(several, chances[:40], average="macro"))
 
 
+@pytest.mark.long
 def test_measures_beside_the_score_reach_the_summary_the_tables_and_the_report(toy_folder: Path) -> None:
     np.save("classes.npy", np.load("y.npy").argmax(1))
     values = {"cv.strategies": ["top", "last"], "cv.metric": "log_loss", "data.targets": "classes.npy", "cv.repeats": 2}

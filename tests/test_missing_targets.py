@@ -312,6 +312,7 @@ def test_baselines_and_stacking_are_fitted_to_what_is_there() -> None:
     )
 
 
+@pytest.mark.long
 def test_labels_that_are_not_known_are_left_out(small_folder: Path) -> None:
     """Of several labels each by itself, of one class a sample the sample."""
     known = (np.load("pair.npy") > 0).astype(np.float32)

@@ -9,6 +9,7 @@ from nbclient import NotebookClient
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "own_network" / "spots.ipynb"
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("inline", [True, pytest.param(False, marks=[pytest.mark.ray, pytest.mark.slow])])
 def test_the_notebook_of_an_own_network_runs(inline: bool, tmp_path: Path) -> None:

@@ -216,6 +216,7 @@ def test_losses_work_under_vmap() -> None:
         torch.testing.assert_close(together, alone)
 
 
+@pytest.mark.long
 def test_an_objective_of_ones_own_goes_all_the_way(questions: Path) -> None:
     config = load_config("toy.yaml", {"cv.metric": "yes_or_no", "cv.strategies": ["top", "last"], "cv.candidates": 1})
     summary = cross_validate(config, questions / "run", inline=True)

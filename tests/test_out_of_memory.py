@@ -117,6 +117,7 @@ def compare(found: dict[str, Any], expected: dict[str, Any], at: int) -> None:
             assert all(torch.allclose(found[key][2][index][name], slot, atol=1e-5) for name, slot in slots.items()), at
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stride", [pytest.param(199, id="some"), pytest.param(7, marks=pytest.mark.slow, id="many")])
 def test_a_candidate_is_tried_again_and_ends_to_the_bit_the_same(stride: int, toy_folder: Path) -> None:
     """From its preparation to its files, members one after the other."""
@@ -153,6 +154,7 @@ SHORT = """
 """
 
 
+@pytest.mark.long
 def test_memory_that_never_suffices_is_no_failure_of_a_first_call(toy_folder: Path) -> None:
     break_toy(toy_folder, "    def forward(self, x):", SHORT)
     values = {"cv.strategies": ["last"], "cv.candidates": 1, "cv.seeds": 1, "compute.max_failures": 1}

@@ -296,6 +296,7 @@ def test_from_python_it_is_a_pair(replay: Any) -> None:
         ray_ft.cross_validate(nn.Linear(2, 1), (np.ones((4, 2)), np.ones(4)), replay=replay, objective="mse")
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_workers_of_ray_replay_what_this_process_does(old: Path) -> None:
     own = {"data.replay.inputs": "old.npz::x", "cv.strategies": ["last"], "cv.candidates": 1}

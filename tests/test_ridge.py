@@ -154,6 +154,7 @@ def start(folder: Path, **options: object) -> tuple[RidgeFitter, Path]:
     return fitter, prepared
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("onto", ["residual", "targets"])
 def test_members_are_fits_to_the_training_part_of_their_fold(toy_folder: Path, onto: str) -> None:
     fitter, prepared = start(toy_folder, onto=onto)

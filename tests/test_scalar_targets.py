@@ -80,6 +80,7 @@ def list_scores(summary: Summary) -> dict[str, Any]:
     return scores | {name: own.scores for name, own in summary.baselines.items()} | {"all": summary.ensemble.scores}
 
 
+@pytest.mark.long
 def test_every_form_gives_the_same_run(scalar_folder: Path) -> None:
     right = run("right", "column", "y1.npy")
     x = np.load("x.npy")

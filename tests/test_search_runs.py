@@ -110,6 +110,7 @@ def test_later_seeds_are_those_that_all_seeds_at_once_would_have_trained(toy_fol
     assert one.ensemble.n_members == every.ensemble.n_members == 6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", [pytest.param("top-004", marks=pytest.mark.slow), "-r0-f1"])
 def test_a_run_that_was_cut_off_in_any_phase_gives_the_same_table(
     phase: str, config: Config, whole: Summary, tmp_path: Path
@@ -145,6 +146,7 @@ def test_a_process_that_is_killed_in_the_search_goes_on(path: str, whole: Summar
     assert_same(Summary.load(toy_folder / "killed"), whole)
 
 
+@pytest.mark.long
 def test_a_larger_budget_goes_on_and_does_nothing_twice(config: Config, whole: Summary, tmp_path: Path) -> None:
     few = config.model_copy(update={"cv": config.cv.model_copy(update={"candidates": 4})})
     cross_validate(few, tmp_path / "run", inline=True)
@@ -158,6 +160,7 @@ def test_a_larger_budget_goes_on_and_does_nothing_twice(config: Config, whole: S
     assert summary.strategies["top"].n_candidates == 6, "a smaller budget shows what is there"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", ["search", "reduction"])
 def test_a_budget_that_was_growing_when_it_was_cut_off_leaves_what_was_finished(
     phase: str, config: Config, whole: Summary, whole_run: Path, tmp_path: Path

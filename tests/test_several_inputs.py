@@ -64,6 +64,7 @@ PACKED = np.concatenate([X, TOKENS, MASK], 1).astype(np.float32)
 NAMED = {"0": X, "tokens": TOKENS, "mask": MASK}
 
 
+@pytest.mark.long
 def test_a_network_of_several_inputs_equals_its_twin_of_one(tmp_path: Path) -> None:
     several = ray_ft.cross_validate(
         Parts(), (NAMED, Y), options={**OPTIONS, "model.output": "logits"}, out=tmp_path / "several", **FEW

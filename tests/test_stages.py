@@ -137,6 +137,7 @@ def train_plainly(network: nn.Module, name: str, key: MemberKey, samples: np.nda
         return network(torch.from_numpy(np.load("x.npy"))) + beside, tensors
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_members_are_those_of_a_plain_loop_over_the_stages(toy_folder: Path, name: str) -> None:
     """One after the other, and packed."""
@@ -216,6 +217,7 @@ MEMBERS = {
 }
 
 
+@pytest.mark.long
 def test_an_ensemble_says_what_its_members_said(toy_folder: Path) -> None:
     """Whatever the stage at which they stopped, and beside members of another strategy; and so does its export."""
     values = {f"strategies.{name}.stages": stages for name, stages in MEMBERS.items()}

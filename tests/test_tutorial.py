@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.M | re.S)
 
 
+@pytest.mark.long
 def test_the_tutorial_runs_as_written(tmp_path: Path) -> None:
     said = ""
     installing, *blocks = BLOCK.findall(PAGE.read_text())
