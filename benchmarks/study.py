@@ -9,10 +9,11 @@ those rules that look at them. The rules:
 - guide: the strategy that the guide names for such data; full, head, ridge: always the same;
 - one split: as `benchmarks.fresh` draws it, one split into 80 and 20 with early stopping, as it is used by hand.
 
-With `--checkpoint FILE` the cells are of another pretrained DiffractionNet, and its rows bear the file's name.
+With `--checkpoint FILE` the cells are of another pretrained DiffractionNet, and its rows bear the file's name. On a
+machine with a GPU they train there, as many at once as it has CPUs.
 
 A run that is there is not made again. All scores are kept in `benchmarks/results/study.csv`; `--draw` needs that alone.
-The whole takes hours on two cores: name `--cases` and `--sizes` for a part of it.
+The whole takes an hour and a half on two cores: name `--cases` and `--sizes` for a part of it.
 """
 
 import argparse
@@ -235,7 +236,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--sizes", default="20,40,80", help="samples of a training part; 80 for all but a fifth")
     parser.add_argument("--deals", default="0,1", help="seeds of the deals of the folds")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each fold")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each fold")
     parser.add_argument("--checkpoint", type=Path, help="another pretrained DiffractionNet; by itself, the demo's")
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument(
