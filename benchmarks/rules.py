@@ -58,6 +58,7 @@ def print_costs(rows: Sequence[Row]) -> None:
     for place, problem in enumerate(problems):
         print(f"| {problem} | {' | '.join(write_share(own[place]) for own in means.values())} |")
     print(f"| **mean** | {' | '.join(write_share(np.mean(own)) for own in means.values())} |")
+    print(f"| **median** | {' | '.join(write_share(np.median(own)) for own in means.values())} |")
     print(f"| **largest** | {' | '.join(write_share(max(own)) for own in means.values())} |")
     print(f"| **names the best** | {' | '.join(f'{n:.2g} of {len(problems)}' for n in hits.values())} |")
     more = np.subtract(means[SPLIT], means["ours"])
