@@ -58,7 +58,6 @@ def print_costs(rows: Sequence[Row]) -> None:
     for place, problem in enumerate(problems):
         print(f"| {problem} | {' | '.join(write_share(own[place]) for own in means.values())} |")
     print(f"| **mean** | {' | '.join(write_share(np.mean(own)) for own in means.values())} |")
-    print(f"| **median** | {' | '.join(write_share(np.median(own)) for own in means.values())} |")
     print(f"| **largest** | {' | '.join(write_share(max(own)) for own in means.values())} |")
     print(f"| **names the best** | {' | '.join(f'{n:.2g} of {len(problems)}' for n in hits.values())} |")
     more = np.subtract(means[SPLIT], means["ours"])
@@ -67,14 +66,14 @@ def print_costs(rows: Sequence[Row]) -> None:
 
 
 def print_draws(rows: Sequence[Row]) -> None:
-    """Print how often one draw of a split is costly; all problems weigh the same."""
+    """Print how often a pick of the run, and one draw of a split, is costly; all problems weigh the same."""
     problems = list_problems(rows)
-    drawn = [(cost, float(found[name]["split_chance"]) / len(problems)) for found in problems.values()
-             for name, cost in measure_costs(found).items()]  # fmt: skip
-    shares = {limit: sum(chance for cost, chance in drawn if cost > limit) for limit in COSTLY}
-    told = [f"{write_share(share, 1)} above {write_share(limit)}" for limit, share in shares.items()]
-    worst = max(cost for cost, chance in drawn if chance)
-    print(f"draws of one split, by their cost: {', '.join(told)}, {write_share(worst)} at most")
+    for rule in ("ours", SPLIT):
+        drawn = [(measure_costs(found)[name], chance / len(problems)) for found in problems.values()
+                 for name, chance in pick(found)[rule].items() if chance]  # fmt: skip
+        shares = {limit: sum((chance for cost, chance in drawn if cost > limit), 0.0) for limit in COSTLY}
+        told = [f"{write_share(share, 1)} above {write_share(limit)}" for limit, share in shares.items()]
+        print(f"picks of {rule}, by their cost: {', '.join(told)}, {write_share(max(drawn)[0])} at most")
 
 
 def print_verdicts(rows: Sequence[Row]) -> None:

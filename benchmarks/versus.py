@@ -4,11 +4,12 @@ The problems are those of `benchmarks.problems`; each method has the same 100 sa
 `ray-ft` is read from `benchmarks.fresh`, which comes first: the ensemble that the run builds by itself.
 
 - ridge, kernel ridge, gradient boosting, Gaussian process: scikit-learn on what the network's last layer reads and on
-  its answers, hyperparameters by 5-fold cross-validation, fitted to what a linear calibration of the answers leaves.
-- AutoGluon: the same, in a minute; where it is installed.
+  its answers, fitted to what a linear calibration of the answers leaves; hyperparameters by 5-fold cross-validation,
+  of ridge by leaving one out, of the process by its likelihood.
+- AutoGluon: its tabular models on the same, in a minute; where it is installed.
 - ray tune: written by hand, with OptunaSearch and ASHAScheduler, one split into 80 and 20, in as many seconds as a run
-  of ray-ft took, on two cores. It searches how many of the last tensors learn, learning rate, weight decay and batch
-  size; the best epoch of all by the 20 samples predicts.
+  of ray-ft took on one core, on two. It searches how many of the last tensors learn, learning rate, weight decay and
+  batch size; the best epoch of all by the 20 samples predicts.
 - one split: the last layer at a learning rate of 1e-3, the later half at 3e-4 and everything at 1e-4, AdamW, up to 300
   epochs with early stopping by the same 20 samples; the best of the three predicts.
 - deeplc: what the package of the peptides' network does itself, by calibration and by fine-tuning.

@@ -69,7 +69,9 @@ def test_what_a_rule_costs_is_above_the_lowest_fresh_error_by_the_chance_of_its_
 
 def test_draws_of_a_split_and_verdicts_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     rules.print_draws(ROWS)  # costs of 100 % (0.375), 400 % (0.125), 200 % (0.25) and 0 (0.25)
-    assert "75.0 % above 20 %, 75.0 % above 50 %, 37.5 % above 100 %, 400 % at most" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "one split, by their cost: 75.0 % above 20 %, 75.0 % above 50 %, 37.5 % above 100 %, 400 % at most" in told
+    assert "ours, by their cost: 50.0 % above 20 %, 50.0 % above 50 %, 0.0 % above 100 %, 100 % at most" in told
     rules.print_verdicts(ROWS)
     told = capsys.readouterr().out
     assert "2 pairs, worse: 1.50 to 2.50 times the error of the pick, 1 above twice; 2 apart" in told
