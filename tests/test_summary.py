@@ -182,6 +182,6 @@ def test_advice_names_both_ends_and_promises_nothing(toy_folder: Path) -> None:
     for found, text in ends.items():
         said = say_repeats(pair.model_copy(update={"n_repeats_range": found}))
         assert said.startswith(text)
-        assert ("where it stays open, take the simpler of the two" in said) == (found != (None, None))
+        assert ("where it stays open, take the lower score, or add samples" in said) == (found != (None, None))
     summary = cross_validate_toy(toy_folder)
     assert "ratio" in say_pair(summary.against_baseline, unit_of(summary))

@@ -160,7 +160,7 @@ def say_repeats(pair: Comparison) -> str:
     small = "" if most is None else f", {most} if as small"
     return (
         f"--repeats {fewest} may settle it if the difference is as large as it may be{small}; {ANOTHER_RUN}; where it "
-        "stays open, take the simpler of the two, or add samples"
+        "stays open, take the lower score, or add samples"
     )
 
 
