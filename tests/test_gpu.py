@@ -190,7 +190,6 @@ def test_predict_takes_a_gpu(run: Path) -> None:
         )
 
 
-@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch.export.load of 2.11 says so
 def test_an_export_runs_on_a_gpu(run: Path) -> None:
     ensemble, x = Ensemble.load(run), torch.from_numpy(np.load("x.npy"))
     program = torch.export.load(export_ensemble(ensemble, Path("toy.pt2")))
